@@ -1,0 +1,167 @@
+from lorikeet.v1 import adapters_pb2 as _adapters_pb2
+from lorikeet.v1 import layout_pb2 as _layout_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FollowRequest(_message.Message):
+    __slots__ = ("acknowledged_revision",)
+    ACKNOWLEDGED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    acknowledged_revision: int
+    def __init__(self, acknowledged_revision: _Optional[int] = ...) -> None: ...
+
+class FollowResponse(_message.Message):
+    __slots__ = ("revision", "snapshot", "pointers")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    POINTERS_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    snapshot: bool
+    pointers: _containers.RepeatedCompositeFieldContainer[AdapterPointer]
+    def __init__(self, revision: _Optional[int] = ..., snapshot: _Optional[bool] = ..., pointers: _Optional[_Iterable[_Union[AdapterPointer, _Mapping]]] = ...) -> None: ...
+
+class AdapterPointer(_message.Message):
+    __slots__ = ("name", "digest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class RegisterLayoutRequest(_message.Message):
+    __slots__ = ("layout",)
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    layout: _layout_pb2.Layout
+    def __init__(self, layout: _Optional[_Union[_layout_pb2.Layout, _Mapping]] = ...) -> None: ...
+
+class RegisterLayoutResponse(_message.Message):
+    __slots__ = ("layout_digest", "arena_file", "arena_bytes")
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FILE_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    layout_digest: str
+    arena_file: str
+    arena_bytes: int
+    def __init__(self, layout_digest: _Optional[str] = ..., arena_file: _Optional[str] = ..., arena_bytes: _Optional[int] = ...) -> None: ...
+
+class LeaseRequest(_message.Message):
+    __slots__ = ("hello", "acquire", "release", "prefetch", "retired")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    ACQUIRE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
+    hello: LeaseHello
+    acquire: AcquireLease
+    release: ReleaseLease
+    prefetch: PrefetchPack
+    retired: RetiredAdapter
+    def __init__(self, hello: _Optional[_Union[LeaseHello, _Mapping]] = ..., acquire: _Optional[_Union[AcquireLease, _Mapping]] = ..., release: _Optional[_Union[ReleaseLease, _Mapping]] = ..., prefetch: _Optional[_Union[PrefetchPack, _Mapping]] = ..., retired: _Optional[_Union[RetiredAdapter, _Mapping]] = ...) -> None: ...
+
+class LeaseHello(_message.Message):
+    __slots__ = ("layout_digest", "incarnation", "held")
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    layout_digest: str
+    incarnation: str
+    held: _containers.RepeatedCompositeFieldContainer[HeldLease]
+    def __init__(self, layout_digest: _Optional[str] = ..., incarnation: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ...) -> None: ...
+
+class HeldLease(_message.Message):
+    __slots__ = ("digest", "header_offset", "generation")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HEADER_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    header_offset: int
+    generation: int
+    def __init__(self, digest: _Optional[str] = ..., header_offset: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class AcquireLease(_message.Message):
+    __slots__ = ("lease", "digest")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    digest: str
+    def __init__(self, lease: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class ReleaseLease(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    def __init__(self, lease: _Optional[int] = ...) -> None: ...
+
+class PrefetchPack(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class RetiredAdapter(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class LeaseResponse(_message.Message):
+    __slots__ = ("grant", "refusal", "retire")
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    RETIRE_FIELD_NUMBER: _ClassVar[int]
+    grant: LeaseGrant
+    refusal: LeaseRefusal
+    retire: RetireAdapter
+    def __init__(self, grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., refusal: _Optional[_Union[LeaseRefusal, _Mapping]] = ..., retire: _Optional[_Union[RetireAdapter, _Mapping]] = ...) -> None: ...
+
+class LeaseGrant(_message.Message):
+    __slots__ = ("lease", "header_offset", "pack_offset", "generation", "manifest")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    HEADER_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PACK_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    header_offset: int
+    pack_offset: int
+    generation: int
+    manifest: _layout_pb2.PackManifest
+    def __init__(self, lease: _Optional[int] = ..., header_offset: _Optional[int] = ..., pack_offset: _Optional[int] = ..., generation: _Optional[int] = ..., manifest: _Optional[_Union[_layout_pb2.PackManifest, _Mapping]] = ...) -> None: ...
+
+class LeaseRefusal(_message.Message):
+    __slots__ = ("lease", "code", "reason", "message")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    code: int
+    reason: str
+    message: str
+    def __init__(self, lease: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RetireAdapter(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class FetchPackRequest(_message.Message):
+    __slots__ = ("digest", "layout_digest")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    layout_digest: str
+    def __init__(self, digest: _Optional[str] = ..., layout_digest: _Optional[str] = ...) -> None: ...
+
+class PackChunk(_message.Message):
+    __slots__ = ("manifest", "data")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    manifest: _layout_pb2.PackManifest
+    data: bytes
+    def __init__(self, manifest: _Optional[_Union[_layout_pb2.PackManifest, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
