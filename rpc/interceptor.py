@@ -1,0 +1,96 @@
+"""One place where exceptions of handlers become gRPC statuses."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from grpc_status import rpc_status
+
+from rpc.errors import LorikeetError, internal, to_status
+
+log = logging.getLogger(__name__)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns a `LorikeetError` into a rich status, and anything else into INTERNAL without leaking its text.
+
+    grpc.aio sends the text of an uncaught exception to the client, and a handler that raises a CancelledError
+    of its own leaves the client waiting until its deadline; neither gets past here.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            factory = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            wrapped = _wrap_streaming(method, inner)
+        else:
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            factory = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            wrapped = _wrap_unary(method, inner)
+        return factory(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _wrap_unary(method: str, inner: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await inner(request, context)
+        except BaseException as error:
+            await _fail(method, context, error)
+
+    return call
+
+
+def _wrap_streaming(method: str, inner: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
+        # Written with context.write: one coroutine hop a message less than an async generator around another.
+        try:
+            responses = inner(request, context)
+            if isinstance(responses, AsyncIterator):
+                async for response in responses:
+                    await context.write(response)
+            else:
+                await responses
+        except BaseException as error:
+            await _fail(method, context, error)
+
+    return call
+
+
+async def _fail(method: str, context: grpc.aio.ServicerContext, error: BaseException) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise error
+        error = RuntimeError("a handler leaked a cancellation of its own")
+    elif not isinstance(error, Exception):
+        raise error
+    if not isinstance(error, LorikeetError):
+        incident = uuid.uuid4().hex[:12]
+        log.error("incident %s in %s", incident, method, exc_info=error)
+        error = internal(
+            "INTERNAL", f"internal error; the service's log has it as incident {incident}", incident=incident
+        )
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort raises")

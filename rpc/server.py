@@ -1,0 +1,130 @@
+"""The life cycle of a service: start, serve, drain, stop."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from rpc.channel import SERVER_OPTIONS
+from rpc.interceptor import ErrorInterceptor
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A gRPC server with health checking, reflection and our error mapping.
+
+    Use: `add` each servicer, `start`, `set_serving(True)` when ready, and `drain` at the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        options: Sequence[tuple[str, Any]] = (),
+        maximum_concurrent_rpcs: int | None = None,
+    ) -> None:
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor(), *interceptors],
+            options=[*SERVER_OPTIONS, *options],
+            maximum_concurrent_rpcs=maximum_concurrent_rpcs,
+        )
+        self._health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._names: list[str] = []
+
+    def add(self, name: str, register: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
+        """Adds a servicer under its full service name, with its generated `add_..._to_server`."""
+        register(servicer, self._server)
+        self._names.append(name)
+
+    async def start(self, address: str) -> str:
+        """Binds `host:port` (port 0: a free one) or `unix:/path` and serves; health is NOT_SERVING until told.
+
+        Returns the address that was bound. Raises OSError when it cannot be bound.
+        """
+        if address.startswith("unix:"):
+            _remove_stale_socket(Path(address.removeprefix("unix:")))
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        await self.set_serving(False)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is the address in use, or not allowed?") from error
+        await self._server.start()
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tells health checks of the whole server and of each service."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Health NOT_SERVING, no new calls, calls in flight get `grace_seconds`, then they are cancelled."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+    async def wait(self) -> None:
+        await self._server.wait_for_termination()
+
+
+def _remove_stale_socket(path: Path) -> None:
+    # A service that was killed leaves its socket file behind, and binding to it would fail for ever after.
+    if path.is_socket():
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_platform() -> None:
+    """Raises RuntimeError on a platform that Lorikeet is not made for."""
+    if sys.platform not in ("linux", "darwin"):
+        raise RuntimeError(f"Lorikeet runs on Linux and macOS, not on {sys.platform}; on Windows use WSL 2")
+
+
+def run_service(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, process_name: str) -> None:
+    """Runs a service's main coroutine on uvloop until it returns.
+
+    `main` gets an event that SIGTERM and SIGINT set; it drains and returns. A second signal ends the process.
+    """
+    import uvloop
+
+    check_platform()
+    configure_logging(process_name)
+
+    async def body() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            if stop.is_set():
+                os._exit(130)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        await main(stop)
+
+    uvloop.run(body())
+
+
+def configure_logging(process_name: str) -> None:
+    """One line per record on stderr; the level comes from LORIKEET_LOG_LEVEL (default INFO)."""
+    logging.basicConfig(
+        level=os.environ.get("LORIKEET_LOG_LEVEL", "INFO").upper(),
+        format=f"%(asctime)s %(levelname)s {process_name} %(name)s: %(message)s",
+        stream=sys.stderr,
+    )

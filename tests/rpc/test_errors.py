@@ -1,0 +1,102 @@
+"""Errors survive the wire, and nothing of a crash reaches a client."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from lorikeet.v1 import generation_pb2, generation_pb2_grpc
+from rpc.channel import MAX_MESSAGE_BYTES, open_channel
+from rpc.errors import LorikeetError, from_rpc, from_status, resource_exhausted, to_status, unavailable
+from rpc.server import Server
+
+SERVICE = "lorikeet.v1.GenerationService"
+
+
+class Misbehaving(generation_pb2_grpc.GenerationServiceServicer):
+    """Fails in the way that the request's text names."""
+
+    async def Tokenize(self, request, context):  # noqa: N802
+        if request.text == "known":
+            raise resource_exhausted("QUEUE_FULL", "wait a little", retry_after=0.25, queue="waiting")
+        if request.text == "cancel":
+            raise asyncio.CancelledError
+        raise RuntimeError("secret text")
+
+    async def Generate(self, request, context) -> AsyncIterator[generation_pb2.GenerateResponse]:  # noqa: N802
+        yield generation_pb2.GenerateResponse(text="first")
+        raise unavailable("EXECUTOR_GONE", "the executor is gone")
+
+
+@pytest.fixture
+async def target():
+    server = Server()
+    server.add(SERVICE, generation_pb2_grpc.add_GenerationServiceServicer_to_server, Misbehaving())
+    yield await server.start("127.0.0.1:0")
+    await server.drain(0)
+
+
+async def _tokenize_error(target: str, text: str) -> LorikeetError:
+    async with open_channel(target) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            await stub.Tokenize(generation_pb2.TokenizeRequest(text=text), timeout=10)
+    return from_rpc(caught.value)
+
+
+def test_status_round_trip() -> None:
+    error = resource_exhausted("QUEUE_FULL", "wait", retry_after=1.5, queue="waiting")
+    back = from_status(to_status(error))
+    assert (back.code, back.reason, back.message) == (error.code, error.reason, error.message)
+    assert back.metadata == {"queue": "waiting"}
+    assert back.retry_after == 1.5
+
+
+async def test_known_error_arrives_with_reason_and_delay(target: str) -> None:
+    error = await _tokenize_error(target, "known")
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (error.reason, error.message, error.retry_after) == ("QUEUE_FULL", "wait a little", 0.25)
+
+
+@pytest.mark.parametrize("text", ["crash", "cancel"])
+async def test_unknown_error_is_internal_and_says_nothing(target: str, text: str) -> None:
+    error = await _tokenize_error(target, text)
+    assert error.code is grpc.StatusCode.INTERNAL
+    assert "secret" not in error.message
+    assert error.metadata["incident"] in error.message
+
+
+async def test_stream_error_comes_after_its_messages(target: str) -> None:
+    async with open_channel(target) as channel:
+        call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(generation_pb2.GenerateRequest())
+        assert (await call.read()).text == "first"
+        with pytest.raises(grpc.RpcError) as caught:
+            await call.read()
+    assert from_rpc(caught.value).reason == "EXECUTOR_GONE"
+
+
+async def test_message_over_the_limit_is_refused_and_the_server_goes_on(target: str) -> None:
+    error = await _tokenize_error(target, "x" * (MAX_MESSAGE_BYTES + 1))
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await _tokenize_error(target, "known")).reason == "QUEUE_FULL"
+
+
+async def test_health_follows_serving(target: str) -> None:
+    async with open_channel(target) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_reflection_lists_the_services(target: str) -> None:
+    async with open_channel(target) as channel:
+        # The package types its stub for sync channels only.
+        stub = cast("Any", reflection_pb2_grpc.ServerReflectionStub)(channel)
+        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        names = [service.name async for answer in call for service in answer.list_services_response.service]
+    assert SERVICE in names
+    assert "grpc.health.v1.Health" in names
