@@ -48,7 +48,7 @@ class Server:
         self._names.append(name)
 
     async def start(self, address: str) -> str:
-        """Binds `host:port` (port 0: a free one) or `unix:/path` and serves; health is NOT_SERVING until told.
+        """Binds `host:port` (port 0: any) or `unix:/path` and serves; health is NOT_SERVING until told.
 
         Returns the address that was bound. Raises OSError when it cannot be bound.
         """
