@@ -15,7 +15,9 @@ def is_serving(target: str, timeout: float = _TIMEOUT_SECONDS) -> bool:
     """True when the server at `host:port` or `unix:/path` answers SERVING within `timeout` seconds."""
     with grpc.insecure_channel(target) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=timeout
+            )
         except grpc.RpcError:
             return False
     return answer.status == health_pb2.HealthCheckResponse.SERVING
