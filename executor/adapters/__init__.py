@@ -1,0 +1,1 @@
+"""How adapters reach the executor: leases of packs from the store, copied into the pool."""

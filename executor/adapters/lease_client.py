@@ -1,0 +1,254 @@
+"""The executor's side of the store's PackService: one Lease stream, kept up over restarts of the store."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from executor.adapters.arena_view import ArenaView
+from executor.adapters.manifest import ManifestError, check_manifest
+from lorikeet.v1 import layout_pb2, store_pb2, store_pb2_grpc
+from rpc.errors import LorikeetError, data_loss, from_code, from_rpc, internal, unavailable
+
+log = logging.getLogger(__name__)
+
+_BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_REGISTER_TIMEOUT_SECONDS = 10.0
+_MAX_QUEUED_HINTS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lease:
+    """A pack that stays where it is until released; `view` is None where its bytes must be fetched in
+    chunks.
+    """
+
+    number: int
+    header_offset: int
+    pack_offset: int
+    generation: int
+    manifest: layout_pb2.PackManifest
+    view: ArenaView | None
+
+
+class LeaseClient:
+    """Leases packs from one store. All methods belong to the event loop's thread.
+
+    `run` connects, publishes the layout and keeps the stream up until it is cancelled. While the store is
+    away an acquire waits for it for at least `patience_seconds` and at most twice as long.
+    """
+
+    def __init__(
+        self,
+        *,
+        channel: grpc.aio.Channel,
+        layout: layout_pb2.Layout,
+        layout_digest: str,
+        incarnation: str,
+        arena_dir: Path | None,
+        patience_seconds: float,
+    ) -> None:
+        self._stub = store_pb2_grpc.PackServiceStub(channel)
+        self._layout = layout
+        self._layout_digest = layout_digest
+        self._incarnation = incarnation
+        self._arena_dir = arena_dir
+        self._patience = patience_seconds
+        self._on_retire: Callable[[str], None] = lambda digest: None
+        self._outgoing: asyncio.Queue[store_pb2.LeaseRequest] | None = None
+        self._view: ArenaView | None = None
+        self._next = 1
+        self._asked: dict[int, tuple[str, asyncio.Future[Lease]]] = {}
+        self._held: dict[int, Lease] = {}
+        self.registered = asyncio.Event()
+        """Set once the store has taken the layout."""
+
+    @property
+    def connected(self) -> bool:
+        return self._outgoing is not None
+
+    @property
+    def held(self) -> int:
+        """Leases that are held now."""
+        return len(self._held)
+
+    @asynccontextmanager
+    async def lease(self, digest: str) -> AsyncIterator[Lease]:
+        """Leases a pack for the length of a block; the store may first have to read and pack it. Raises
+        LorikeetError.
+        """
+        number, self._next = self._next, self._next + 1
+        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._asked[number] = digest, granted
+        self._send(_acquire(number, digest))
+        try:
+            while not granted.done():
+                await asyncio.wait({granted}, timeout=self._patience)
+                if not granted.done() and not self.connected:
+                    raise unavailable(
+                        "ADAPTER_STORE_AWAY", "the adapter store cannot be reached: retry once it is back"
+                    )
+            self._asked.pop(number)
+            yield granted.result()
+        finally:
+            self._asked.pop(number, None)
+            if self._held.pop(number, None) is not None or not granted.done():
+                self._send(_release(number))
+            granted.cancel()
+
+    def prefetch(self, digest: str) -> None:
+        """Hints that a pack will be leased soon; dropped when the store is away or slow."""
+        if self._outgoing is not None and self._outgoing.qsize() < _MAX_QUEUED_HINTS:
+            self._send(store_pb2.LeaseRequest(prefetch=store_pb2.PrefetchPack(digest=digest)))
+
+    def retired(self, digest: str) -> None:
+        """Tells that nothing of a retired digest is left here."""
+        self._send(store_pb2.LeaseRequest(retired=store_pb2.RetiredAdapter(digest=digest)))
+
+    async def fetch(self, lease: Lease) -> bytearray:
+        """The pack's bytes through gRPC, for want of a shared arena. Raises LorikeetError."""
+        request = store_pb2.FetchPackRequest(digest=lease.manifest.digest, layout_digest=self._layout_digest)
+        pack = bytearray()
+        try:
+            async for chunk in self._stub.FetchPack(request):
+                pack += chunk.data
+                if len(pack) > lease.manifest.total_bytes:
+                    break
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from error
+        if len(pack) != lease.manifest.total_bytes:
+            raise data_loss(
+                "PACK_SIZE", f"the store sent {len(pack)} bytes of a pack of {lease.manifest.total_bytes}"
+            )
+        return pack
+
+    async def run(self, on_retire: Callable[[str], None]) -> None:
+        """Keeps the stream up; returns only by cancellation. `on_retire` hears of digests that no name points
+        to.
+        """
+        self._on_retire = on_retire
+        failures = 0
+        while True:
+            try:
+                await self._connect()
+                failures = 0
+                log.info("the adapter store closed the lease stream")
+            except (grpc.aio.AioRpcError, LorikeetError) as error:
+                reason = from_rpc(error) if isinstance(error, grpc.aio.AioRpcError) else error
+                failures = 0 if self.connected else failures + 1
+                if failures in (0, 1, 10) or failures % 60 == 0:
+                    log.warning("no adapter store, trying again: %s", reason)
+            finally:
+                self._outgoing = None
+            await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
+
+    async def _connect(self) -> None:
+        """One life of the stream: ends with it, or raises what ended it."""
+        registered = await self._stub.RegisterLayout(
+            store_pb2.RegisterLayoutRequest(layout=self._layout), timeout=_REGISTER_TIMEOUT_SECONDS
+        )
+        if registered.layout_digest != self._layout_digest:
+            raise internal(
+                "LAYOUT_DIGEST", "the store computes another digest of our layout: versions differ"
+            )
+        self._view = self._map(registered)
+        outgoing: asyncio.Queue[store_pb2.LeaseRequest] = asyncio.Queue()
+        call = self._stub.Lease(_requests(self._hello(), outgoing))
+        try:
+            self._outgoing = outgoing
+            for number, (digest, _) in self._asked.items():
+                self._send(_acquire(number, digest))
+            self.registered.set()
+            async for response in call:
+                self._receive(response)
+        finally:
+            call.cancel()
+
+    def _map(self, registered: store_pb2.RegisterLayoutResponse) -> ArenaView | None:
+        if self._arena_dir is None:
+            return None
+        path = self._arena_dir / Path(registered.arena_file).name
+        try:
+            return ArenaView(path, registered.arena_bytes)
+        except (OSError, ValueError) as error:
+            log.warning("cannot map the store's arena, fetching packs through gRPC instead: %s", error)
+            return None
+
+    def _hello(self) -> store_pb2.LeaseHello:
+        return store_pb2.LeaseHello(
+            layout_digest=self._layout_digest,
+            incarnation=self._incarnation,
+            held=[
+                store_pb2.HeldLease(
+                    digest=lease.manifest.digest,
+                    header_offset=lease.header_offset,
+                    generation=lease.generation,
+                )
+                for lease in self._held.values()
+            ],
+        )
+
+    def _receive(self, response: store_pb2.LeaseResponse) -> None:
+        match response.WhichOneof("message"):
+            case "grant":
+                self._granted(response.grant)
+            case "refusal":
+                refusal = response.refusal
+                _, future = self._asked.get(refusal.lease, ("", None))
+                if future is not None and not future.done():
+                    future.set_exception(from_code(refusal.code, refusal.reason, refusal.message))
+            case "retire":
+                self._on_retire(response.retire.digest)
+            case _:
+                log.warning("the adapter store sent a message that this version does not know")
+
+    def _granted(self, grant: store_pb2.LeaseGrant) -> None:
+        digest, future = self._asked.get(grant.lease, ("", None))
+        if future is None or future.done():
+            return  # given up meanwhile; its release is on the way
+        try:
+            check_manifest(
+                grant.manifest, digest=digest, layout=self._layout, layout_digest=self._layout_digest
+            )
+        except ManifestError as error:
+            self._send(_release(grant.lease))
+            future.set_exception(
+                internal("BAD_MANIFEST", f"the adapter store sent a wrong manifest: {error}")
+            )
+            return
+        lease = Lease(
+            number=grant.lease,
+            header_offset=grant.header_offset,
+            pack_offset=grant.pack_offset,
+            generation=grant.generation,
+            manifest=grant.manifest,
+            view=self._view,
+        )
+        self._held[lease.number] = lease
+        future.set_result(lease)
+
+    def _send(self, request: store_pb2.LeaseRequest) -> None:
+        # Without a stream there is nothing to tell: the store forgot our leases with it, and acquires are
+        # sent anew.
+        if self._outgoing is not None:
+            self._outgoing.put_nowait(request)
+
+
+async def _requests(
+    hello: store_pb2.LeaseHello, outgoing: asyncio.Queue[store_pb2.LeaseRequest]
+) -> AsyncIterator[store_pb2.LeaseRequest]:
+    yield store_pb2.LeaseRequest(hello=hello)
+    while True:
+        yield await outgoing.get()
+
+
+def _acquire(number: int, digest: str) -> store_pb2.LeaseRequest:
+    return store_pb2.LeaseRequest(acquire=store_pb2.AcquireLease(lease=number, digest=digest))
+
+
+def _release(number: int) -> store_pb2.LeaseRequest:
+    return store_pb2.LeaseRequest(release=store_pb2.ReleaseLease(lease=number))

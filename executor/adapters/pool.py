@@ -1,0 +1,40 @@
+"""The port to the memory that resident packs live in, and one for runners that compute nothing."""
+
+from typing import Protocol
+
+import numpy as np
+
+from executor.adapters.manifest import UNIT_BYTES
+from lorikeet.v1 import layout_pb2
+
+
+class Pool(Protocol):
+    """`write` may run on any thread, into a range that no slot shows; the rest comes between launches."""
+
+    def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None: ...
+
+    def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None: ...
+
+    def clear_slot(self, slot: int) -> None: ...
+
+
+class PlainPool:
+    """Bytes without a model: what the arithmetic runner's adapters are copied to."""
+
+    def __init__(self, *, units: int) -> None:
+        self.bytes = np.zeros(units * UNIT_BYTES, np.uint8)
+        self.slots: dict[int, tuple[int, str]] = {}
+        """The unit offset and the digest that each slot shows."""
+
+    def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
+        source = np.frombuffer(pack, np.uint8)
+        start = unit_offset * UNIT_BYTES
+        if start + source.size > self.bytes.size:
+            raise ValueError(f"a pack of {source.size} bytes at unit {unit_offset} does not fit the pool")
+        self.bytes[start : start + source.size] = source
+
+    def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
+        self.slots[slot] = unit_offset, manifest.digest
+
+    def clear_slot(self, slot: int) -> None:
+        self.slots.pop(slot, None)

@@ -1,0 +1,1 @@
+"""The executor as a gRPC service: streams of frontends in, engine steps out."""
