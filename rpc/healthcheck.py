@@ -4,6 +4,7 @@ Made for containers: needs nothing but grpcio, and answers within two seconds.
 """
 
 import sys
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,10 +15,9 @@ _TIMEOUT_SECONDS = 2.0
 def is_serving(target: str, timeout: float = _TIMEOUT_SECONDS) -> bool:
     """True when the server at `host:port` or `unix:/path` answers SERVING within `timeout` seconds."""
     with grpc.insecure_channel(target) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=timeout
-            )
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError:
             return False
     return answer.status == health_pb2.HealthCheckResponse.SERVING
