@@ -1,0 +1,245 @@
+"""The loader against a small real store: leases, races, restarts."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from executor.adapters.lease_client import LeaseClient
+from executor.adapters.loader import StoreLoader
+from executor.adapters.pool import PlainPool
+from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
+from executor.control.request import Code
+from rpc.channel import open_channel
+from rpc.digests import layout_digest
+from tests.support.execsvc_store import SmallStore, small_layout
+
+LAYOUT = small_layout()
+
+
+class Engine:
+    """Stands where the engine does: calls the port and collects its events."""
+
+    def __init__(self, loader: StoreLoader, pool: PlainPool, woken: asyncio.Event) -> None:
+        self.loader = loader
+        self.pool = pool
+        self.woken = woken
+
+    async def next(self) -> LoaderEvent:
+        async with asyncio.timeout(20):
+            while True:
+                self.woken.clear()
+                events = self.loader.poll()
+                if events:
+                    assert len(events) == 1, events
+                    return events[0]
+                await self.woken.wait()
+
+    async def load(self, digest: str, *, unit_offset: int, slot: int) -> LoaderEvent:
+        self.loader.acquire(digest)
+        granted = await self.next()
+        if isinstance(granted, LoadFailed):
+            return granted
+        assert isinstance(granted, Granted)
+        self.loader.copy(digest, unit_offset, slot)
+        return await self.next()
+
+    def content(self, unit_offset: int, size: int) -> bytes:
+        return self.pool.bytes[unit_offset * 128 : unit_offset * 128 + size].tobytes()
+
+
+@asynccontextmanager
+async def engine_of(
+    address: str, arena_dir: Path | None, *, patience: float = 20.0, pool: PlainPool | None = None
+) -> AsyncIterator[Engine]:
+    woken = asyncio.Event()
+    pool = pool or PlainPool(units=256)
+    async with open_channel(address) as channel:
+        client = LeaseClient(
+            channel=channel,
+            layout=LAYOUT,
+            layout_digest=layout_digest(LAYOUT),
+            incarnation="e1",
+            arena_dir=arena_dir,
+            patience_seconds=patience,
+        )
+        with ThreadPoolExecutor(1) as copier:
+            loader = StoreLoader(
+                loop=asyncio.get_running_loop(), client=client, pool=pool, copier=copier, wake=woken.set
+            )
+            running = asyncio.create_task(loader.run())
+            yield Engine(loader, pool, woken)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@asynccontextmanager
+async def store_at(folder: Path, address: str | None = None) -> AsyncIterator[tuple[SmallStore, str]]:
+    store = SmallStore(folder, LAYOUT)
+    bound = await store.start(address or f"unix:{folder}/store.sock")
+    try:
+        yield store, bound
+    finally:
+        await store.kill()
+
+
+async def test_bytes_reach_the_pool_and_the_lease_ends_with_the_copy(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        assert await engine.load(digest, unit_offset=3, slot=1) == Copied(digest=digest)
+        assert engine.content(3, 1024) == b"a" * 1024
+        assert engine.content(11, 128) == bytes(128)
+        engine.loader.install(1, digest)
+        assert engine.pool.slots == {1: (3, digest)}
+        await store.until(lambda: store.leases == 0)
+        engine.loader.clear(1)
+        engine.loader.release(digest)
+        assert engine.pool.slots == {}
+
+
+async def test_a_pack_moved_before_the_copy_is_asked_for_again(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        engine.loader.acquire(digest)
+        assert isinstance(await engine.next(), Granted)
+        store.move(digest)
+        engine.loader.copy(digest, 0, 0)
+        assert await engine.next() == Copied(digest=digest)
+        assert engine.content(0, 1024) == b"a" * 1024
+        assert store.acquires == [digest, digest]
+        await store.until(lambda: store.leases == 0)
+
+
+class MovingPool(PlainPool):
+    """Has the store move the pack while its bytes are being copied, a few times over."""
+
+    def __init__(self, *, units: int, moves: int) -> None:
+        super().__init__(units=units)
+        self.moves = moves
+        self.move = lambda: None
+
+    def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
+        if self.moves:
+            self.moves -= 1
+            self.move()
+        super().write(unit_offset, pack)
+
+
+async def test_a_pack_moved_during_the_copy_is_asked_for_again(tmp_path: Path) -> None:
+    pool = MovingPool(units=256, moves=2)
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
+        digest = store.put("a")
+        pool.move = lambda: store.move(digest)
+        assert await engine.load(digest, unit_offset=0, slot=0) == Copied(digest=digest)
+        assert engine.content(0, 1024) == b"a" * 1024
+        assert len(store.acquires) == 3
+
+
+async def test_a_pack_that_never_stays_fails_as_unavailable(tmp_path: Path) -> None:
+    pool = MovingPool(units=256, moves=100)
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
+        digest = store.put("a")
+        pool.move = lambda: store.move(digest)
+        event = await engine.load(digest, unit_offset=0, slot=0)
+        assert isinstance(event, LoadFailed)
+        assert (event.code, event.reason) == (Code.UNAVAILABLE, "ADAPTER_KEEPS_MOVING")
+        await store.until(lambda: store.leases == 0)
+
+
+async def test_a_refusal_reaches_the_engine_word_for_word(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (_, address), engine_of(address, tmp_path) as engine:
+        event = await engine.load("f" * 64, unit_offset=0, slot=0)
+        assert event == LoadFailed(
+            digest="f" * 64, code=Code.NOT_FOUND, reason="PACK_NOT_FOUND", message="no such pack"
+        )
+
+
+async def test_a_lying_manifest_is_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        store.packs[digest].manifest.slices[0].b_offset += 128
+        event = await engine.load(digest, unit_offset=0, slot=0)
+        assert isinstance(event, LoadFailed)
+        assert (event.code, event.reason) == (Code.INTERNAL, "BAD_MANIFEST")
+        assert not engine.pool.bytes.any()
+        await store.until(lambda: store.leases == 0)
+
+
+@pytest.mark.parametrize("arena", ["none", "missing"])
+async def test_without_an_arena_the_bytes_come_in_chunks(tmp_path: Path, arena: str) -> None:
+    arena_dir = None if arena == "none" else tmp_path / "elsewhere"
+    async with store_at(tmp_path) as (store, address), engine_of(address, arena_dir) as engine:
+        digest = store.put("c", rank=16)
+        assert await engine.load(digest, unit_offset=5, slot=0) == Copied(digest=digest)
+        assert engine.content(5, 2048) == b"c" * 2048
+
+
+async def test_a_released_acquire_is_silent_and_gives_its_lease_back(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        first, second = store.put("a"), store.put("b")
+        store.granting.clear()
+        engine.loader.acquire(first)
+        await store.until(lambda: store.acquires == [first])
+        engine.loader.release(first)
+        engine.loader.acquire(first)
+        engine.loader.acquire(second)
+        await store.until(lambda: store.acquires == [first, first, second] and store.leases == 2)
+        store.granting.set()
+        assert await engine.next() == Granted(digest=first, units=8)
+        assert await engine.next() == Granted(digest=second, units=8)
+        engine.loader.release(first)
+        engine.loader.release(second)
+        await store.until(lambda: store.leases == 0)
+
+
+async def test_an_event_already_queued_is_not_delivered_after_release(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        engine.loader.acquire(digest)
+        await engine.woken.wait()
+        engine.loader.release(digest)
+        assert engine.loader.poll() == []
+
+
+async def test_hints_and_retirements_pass_in_both_directions(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        await store.until(lambda: len(store.streams) == 1)
+        assert store.streams[0].hello.layout_digest == layout_digest(LAYOUT)
+        engine.loader.prefetch(digest)
+        await store.until(lambda: store.prefetches == [digest])
+        store.retire(digest)
+        assert await engine.next() == Retire(digest=digest)
+        engine.loader.retired(digest)
+        await store.until(lambda: store.retired == [digest])
+
+
+async def test_a_restarted_store_learns_of_leases_and_gets_waiting_acquires_again(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        held, waiting = store.put("a"), store.put("b")
+        engine.loader.acquire(held)
+        assert await engine.next() == Granted(digest=held, units=8)
+        store.granting.clear()
+        engine.loader.acquire(waiting)
+        await store.until(lambda: store.leases == 2)
+        await store.kill()
+        again = SmallStore(tmp_path, LAYOUT)
+        again.packs = store.packs
+        await again.start(address)
+        assert await engine.next() == Granted(digest=waiting, units=8)
+        (declared,) = again.streams[0].hello.held
+        assert (declared.digest, declared.generation) == (held, 2)
+        engine.loader.copy(held, 0, 0)
+        assert await engine.next() == Copied(digest=held)
+        assert engine.content(0, 1024) == b"a" * 1024
+        await again.kill()
+
+
+async def test_an_acquire_while_the_store_is_away_fails_after_a_while(tmp_path: Path) -> None:
+    async with engine_of(f"unix:{tmp_path}/nobody.sock", tmp_path, patience=0.05) as engine:
+        event = await engine.load("a" * 64, unit_offset=0, slot=0)
+        assert isinstance(event, LoadFailed)
+        assert (event.code, event.reason) == (Code.UNAVAILABLE, "ADAPTER_STORE_AWAY")
