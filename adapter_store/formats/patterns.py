@@ -1,0 +1,80 @@
+"""Module patterns of PEFT configs, matched exactly as PEFT matches them, and never for long.
+
+Python's `re` backtracks and holds the interpreter lock meanwhile, so a hostile pattern would stop the whole
+store. Patterns that could take exponential time are refused; what is left is bounded by a polynomial in the
+length of a module's path, and whoever matches many modules looks at the clock between them.
+"""
+
+import re
+from functools import lru_cache
+
+from rpc.errors import LorikeetError, invalid_argument
+
+_MAX_LENGTH = 2_000
+# Each may be tried at every position of a path of some 40 characters. Six admits what Unsloth writes.
+_MAX_UNBOUNDED = 6
+_MAX_OPTIONAL = 8
+
+# A construct that backtracking makes exponential or that we need not have: a repeated group, a
+# back-reference, a look-around, a conditional or inline flags. "(?:...)" is harmless, and so is an optional
+# group, "(...)?".
+_FORBIDDEN = re.compile(r"\)[*+{]|\\[1-9]|\\g|\(\?(?!:)")
+_UNBOUNDED = re.compile(r"[*+]|\{\d*,\d*\}|\{\d+\}")
+_OPTIONAL = re.compile(r"(?<![(*+?}])\?")
+_SKIP = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+def pattern_key_regex(key: str, option: str) -> re.Pattern[str]:
+    """How PEFT matches a key of rank_pattern or alpha_pattern against a module path (use `.match`)."""
+    return _compile(rf"(.*\.)?({key})$", key, option)
+
+
+def target_regex(pattern: str, option: str) -> re.Pattern[str]:
+    """How PEFT matches target_modules or exclude_modules given as one string (use `.fullmatch`)."""
+    return _compile(pattern, pattern, option)
+
+
+def layers_regex(pattern: str, option: str) -> re.Pattern[str]:
+    """How PEFT finds the layer index with a layers_pattern (use `.match`, group "idx")."""
+    return _compile(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", pattern, option)
+
+
+def _compile(expression: str, written: str, option: str) -> re.Pattern[str]:
+    _check(written, option)
+    try:
+        return _cached(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise invalid_argument(
+            "BAD_PATTERN", f"{option}: {written[:100]!r} is not a regular expression: {error}", option=option
+        ) from error
+
+
+@lru_cache(maxsize=4096)
+def _cached(expression: str) -> re.Pattern[str]:
+    return re.compile(expression)
+
+
+def _check(pattern: str, option: str) -> None:
+    forbidden = len(pattern) > _MAX_LENGTH or _FORBIDDEN.search(_SKIP.sub(_placeholder, pattern)) is not None
+    bare = _SKIP.sub("x", pattern)
+    if (
+        forbidden
+        or len(_UNBOUNDED.findall(bare)) > _MAX_UNBOUNDED
+        or len(_OPTIONAL.findall(bare)) > _MAX_OPTIONAL
+    ):
+        raise _too_complex(pattern, option)
+
+
+def _placeholder(match: re.Match[str]) -> str:
+    # Back-references stay visible to _FORBIDDEN; other escapes and character classes become one plain letter.
+    text = match.group()
+    return text if text[0] == "\\" and (text[1] in "123456789g") else "x"
+
+
+def _too_complex(pattern: str, option: str) -> LorikeetError:
+    return invalid_argument(
+        "PATTERN_TOO_COMPLEX",
+        f"{option}: the pattern {pattern[:100]!r} could take very long to match; write it without repeated "
+        f"groups, back-references and look-arounds, at most {_MAX_UNBOUNDED} repetitions, or list modules",
+        option=option,
+    )

@@ -1,0 +1,190 @@
+"""safetensors files, read with a parser of our own that believes nothing it has not checked.
+
+A file is: the header's length (uint64, little endian), the header (JSON), the data. Every range of the data
+must belong to exactly one tensor of the right size, so a truncated, padded, overlapping or lying file is
+refused before a byte of it is used.
+"""
+
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from adapter_store.formats.strict_json import load_object, printable
+from rpc.errors import LorikeetError, invalid_argument
+
+CONFIG_NAME = "adapter_config.json"
+SINGLE_NAME = "adapter_model.safetensors"
+INDEX_NAME = "adapter_model.safetensors.index.json"
+
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_DIMENSIONS = 8
+_MAX_EXTENT = 1 << 40
+
+_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+NUMPY_DTYPES = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""The dtypes that LoRA weights may have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies: `begin` and `nbytes` within the file named `file`."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+class TensorFiles:
+    """All tensors of an adapter folder that we own, mapped read-only.
+
+    Maps the files, so hand it only folders that nobody else writes to: a file that shrinks under a map ends
+    the process.
+
+    Raises:
+        LorikeetError: INVALID_ARGUMENT, naming the file and what is wrong with it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.entries: dict[str, TensorEntry] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        index = read_index(folder)
+        for name in [SINGLE_NAME] if index is None else sorted(set(index.values())):
+            self._add_file(folder / name)
+        if index is not None:
+            _check_index(index, self.entries)
+
+    def bytes_of(self, entry: TensorEntry) -> memoryview:
+        """The tensor's raw bytes; no copy."""
+        return memoryview(self._maps[entry.file])[entry.begin : entry.begin + entry.nbytes]
+
+    def array(self, entry: TensorEntry) -> np.ndarray:
+        """The tensor as an array of its own dtype (one of NUMPY_DTYPES); no copy."""
+        dtype = NUMPY_DTYPES[entry.dtype]
+        count = entry.nbytes // dtype.itemsize
+        flat = np.frombuffer(self._maps[entry.file], dtype=dtype, count=count, offset=entry.begin)
+        return flat.reshape(entry.shape)
+
+    def _add_file(self, path: Path) -> None:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 8:
+                raise _bad(path.name, f"it is truncated: {size} bytes cannot hold a header")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for entry in read_header(path.name, mapped):
+            if entry.name in self.entries:
+                raise _bad(path.name, f"tensor {entry.name} stands in {self.entries[entry.name].file} too")
+            self.entries[entry.name] = entry
+        self._maps[path.name] = mapped
+
+
+def read_index(folder: Path) -> dict[str, str] | None:
+    """The weight_map of a sharded adapter: tensor name to file name; None for a single file."""
+    path = folder / INDEX_NAME
+    if not path.exists():
+        return None
+    if path.stat().st_size > _MAX_HEADER_BYTES:
+        raise _bad(path.name, f"it is larger than {_MAX_HEADER_BYTES} bytes")
+    return parse_index(path.read_bytes())
+
+
+def parse_index(data: bytes) -> dict[str, str]:
+    """Reads an index.json. File names in it are plain names, so nothing outside the folder can be meant."""
+    weight_map = _load_json(INDEX_NAME, data).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _bad(INDEX_NAME, "it has no weight_map")
+    for name in weight_map.values():
+        plain = isinstance(name, str) and os.path.basename(name) == name and name.isprintable()
+        if not plain or len(name) > 200 or not name.endswith(".safetensors"):
+            raise _bad(INDEX_NAME, f"{str(name)[:100]!r} is not the name of a safetensors file beside it")
+    return weight_map
+
+
+def _check_index(index: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> None:
+    for name, file in index.items():
+        if name not in entries or entries[name].file != file:
+            raise _bad(INDEX_NAME, f"tensor {printable(name)} is not in {file}")
+    for name, entry in entries.items():
+        if name not in index:
+            raise _bad(entry.file, f"tensor {printable(name)} is not in {INDEX_NAME}")
+
+
+def read_header(file: str, data: mmap.mmap | bytes) -> Iterator[TensorEntry]:
+    """Yields a file's tensors in the order of their data, having checked all of them."""
+    size = len(data)
+    length = int.from_bytes(data[:8], "little")
+    if length > _MAX_HEADER_BYTES:
+        raise _bad(file, f"its header claims {length} bytes; more than {_MAX_HEADER_BYTES} is never honest")
+    if 8 + length > size:
+        raise _bad(file, f"it is truncated: the header takes {length} bytes of a file of {size}")
+    header = _load_json(file, data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    start = 8 + length
+    entries = [_entry(file, name, value, start, size - start) for name, value in header.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.nbytes))
+    position = start
+    for entry in entries:
+        if entry.begin != position:
+            problem = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
+            raise _bad(file, f"tensor {entry.name} {problem}")
+        position += entry.nbytes
+    if position != size:
+        raise _bad(file, f"{size - position} bytes at its end belong to no tensor")
+    yield from entries
+
+
+def _entry(file: str, name: str, value: Any, start: int, available: int) -> TensorEntry:
+    shown = printable(name)
+    if shown != name:
+        raise _bad(file, f"a tensor has the impossible name {shown}")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _bad(file, f"tensor {shown} needs dtype, shape and data_offsets, and nothing else")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BYTES:
+        raise _bad(file, f"tensor {shown} has the unknown dtype {str(dtype)[:50]!r}")
+    if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise _bad(file, f"tensor {shown} has the impossible shape {str(shape)[:100]}")
+    if not _are_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1]:
+        raise _bad(file, f"tensor {shown} has the impossible offsets {str(offsets)[:100]}")
+    begin, end = offsets
+    if end > available:
+        raise _bad(file, f"tensor {shown} ends at byte {end} of {available}: the file is truncated or lies")
+    if end - begin != math.prod(shape) * _BYTES[dtype]:
+        raise _bad(file, f"tensor {shown}: {dtype}{shape} does not take {end - begin} bytes")
+    return TensorEntry(
+        name=name, file=file, dtype=dtype, shape=tuple(shape), begin=start + begin, nbytes=end - begin
+    )
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _MAX_EXTENT for item in value)
+
+
+def _load_json(file: str, data: bytes) -> dict[str, Any]:
+    try:
+        return load_object(data)
+    except ValueError as error:
+        raise _bad(file, f"its header is not valid JSON: {error}") from error
+
+
+def _bad(file: str, what: str) -> LorikeetError:
+    return invalid_argument("BAD_FILE", f"{file}: {what}", file=file)
