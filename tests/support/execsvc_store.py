@@ -136,8 +136,9 @@ class SmallStore(store_pb2_grpc.PackServiceServicer):
         async with self.changed:
             await asyncio.wait_for(self.changed.wait_for(predicate), 20)
 
-    async def RegisterLayout(self, request: Any, context: Any) -> store_pb2.RegisterLayoutResponse:  # noqa:
-    N802
+    async def RegisterLayout(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> store_pb2.RegisterLayoutResponse:
         return store_pb2.RegisterLayoutResponse(
             layout_digest=layout_digest(request.layout), arena_file="arena", arena_bytes=ARENA_BYTES
         )
