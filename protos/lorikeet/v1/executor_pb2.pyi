@@ -223,3 +223,41 @@ class Failed(_message.Message):
     reason: str
     message: str
     def __init__(self, request: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class GetExecutorStatisticsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExecutorStatistics(_message.Message):
+    __slots__ = ("steps", "preemptions", "frontends", "requests_waiting", "requests_running", "pages", "pages_held", "pages_cached", "adapters_resident", "adapters_arriving", "adapter_pool_bytes", "adapter_pool_bytes_free", "leases", "commands_queued", "outbox_bytes")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    FRONTENDS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_HELD_FIELD_NUMBER: _ClassVar[int]
+    PAGES_CACHED_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_ARRIVING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_POOL_BYTES_FREE_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    COMMANDS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    preemptions: int
+    frontends: int
+    requests_waiting: int
+    requests_running: int
+    pages: int
+    pages_held: int
+    pages_cached: int
+    adapters_resident: int
+    adapters_arriving: int
+    adapter_pool_bytes: int
+    adapter_pool_bytes_free: int
+    leases: int
+    commands_queued: int
+    outbox_bytes: int
+    def __init__(self, steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., frontends: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., requests_running: _Optional[int] = ..., pages: _Optional[int] = ..., pages_held: _Optional[int] = ..., pages_cached: _Optional[int] = ..., adapters_resident: _Optional[int] = ..., adapters_arriving: _Optional[int] = ..., adapter_pool_bytes: _Optional[int] = ..., adapter_pool_bytes_free: _Optional[int] = ..., leases: _Optional[int] = ..., commands_queued: _Optional[int] = ..., outbox_bytes: _Optional[int] = ...) -> None: ...

@@ -39,6 +39,11 @@ class ExecutorServiceStub:
                 request_serializer=lorikeet_dot_v1_dot_executor__pb2.ConnectRequest.SerializeToString,
                 response_deserializer=lorikeet_dot_v1_dot_executor__pb2.ConnectResponse.FromString,
                 _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/lorikeet.v1.ExecutorService/GetStatistics',
+                request_serializer=lorikeet_dot_v1_dot_executor__pb2.GetExecutorStatisticsRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_executor__pb2.ExecutorStatistics.FromString,
+                _registered_method=True)
 
 
 class ExecutorServiceServicer:
@@ -56,6 +61,13 @@ class ExecutorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatistics(self, request, context):
+        """What the executor holds at this moment, for people and tests. Cheap; anyone may retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -63,6 +75,11 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=lorikeet_dot_v1_dot_executor__pb2.ConnectRequest.FromString,
                     response_serializer=lorikeet_dot_v1_dot_executor__pb2.ConnectResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=lorikeet_dot_v1_dot_executor__pb2.GetExecutorStatisticsRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_executor__pb2.ExecutorStatistics.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +109,33 @@ class ExecutorService:
             '/lorikeet.v1.ExecutorService/Connect',
             lorikeet_dot_v1_dot_executor__pb2.ConnectRequest.SerializeToString,
             lorikeet_dot_v1_dot_executor__pb2.ConnectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorikeet.v1.ExecutorService/GetStatistics',
+            lorikeet_dot_v1_dot_executor__pb2.GetExecutorStatisticsRequest.SerializeToString,
+            lorikeet_dot_v1_dot_executor__pb2.ExecutorStatistics.FromString,
             options,
             channel_credentials,
             insecure,

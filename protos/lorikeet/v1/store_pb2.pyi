@@ -165,3 +165,23 @@ class PackChunk(_message.Message):
     manifest: _layout_pb2.PackManifest
     data: bytes
     def __init__(self, manifest: _Optional[_Union[_layout_pb2.PackManifest, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class GetPackStatisticsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PackStatistics(_message.Message):
+    __slots__ = ("executors", "leases", "packs_warm", "arena_bytes", "arena_bytes_used", "packs_cold")
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    PACKS_WARM_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_USED_FIELD_NUMBER: _ClassVar[int]
+    PACKS_COLD_FIELD_NUMBER: _ClassVar[int]
+    executors: int
+    leases: int
+    packs_warm: int
+    arena_bytes: int
+    arena_bytes_used: int
+    packs_cold: int
+    def __init__(self, executors: _Optional[int] = ..., leases: _Optional[int] = ..., packs_warm: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., arena_bytes_used: _Optional[int] = ..., packs_cold: _Optional[int] = ...) -> None: ...

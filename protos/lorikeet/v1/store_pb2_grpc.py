@@ -386,6 +386,11 @@ class PackServiceStub:
                 request_serializer=lorikeet_dot_v1_dot_store__pb2.FetchPackRequest.SerializeToString,
                 response_deserializer=lorikeet_dot_v1_dot_store__pb2.PackChunk.FromString,
                 _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/lorikeet.v1.PackService/GetStatistics',
+                request_serializer=lorikeet_dot_v1_dot_store__pb2.GetPackStatisticsRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_store__pb2.PackStatistics.FromString,
+                _registered_method=True)
 
 
 class PackServiceServicer:
@@ -415,6 +420,13 @@ class PackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatistics(self, request, context):
+        """What the store holds at this moment, for people and tests. Cheap; anyone may retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PackServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -432,6 +444,11 @@ def add_PackServiceServicer_to_server(servicer, server):
                     servicer.FetchPack,
                     request_deserializer=lorikeet_dot_v1_dot_store__pb2.FetchPackRequest.FromString,
                     response_serializer=lorikeet_dot_v1_dot_store__pb2.PackChunk.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=lorikeet_dot_v1_dot_store__pb2.GetPackStatisticsRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_store__pb2.PackStatistics.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -516,6 +533,33 @@ class PackService:
             '/lorikeet.v1.PackService/FetchPack',
             lorikeet_dot_v1_dot_store__pb2.FetchPackRequest.SerializeToString,
             lorikeet_dot_v1_dot_store__pb2.PackChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorikeet.v1.PackService/GetStatistics',
+            lorikeet_dot_v1_dot_store__pb2.GetPackStatisticsRequest.SerializeToString,
+            lorikeet_dot_v1_dot_store__pb2.PackStatistics.FromString,
             options,
             channel_credentials,
             insecure,
