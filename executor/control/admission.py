@@ -1,0 +1,70 @@
+"""Who gets a row next."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from executor.control.accounts import Accounts
+from executor.control.outputs import Admitted
+from executor.control.queue_policy import QueuePolicy
+from executor.control.request_queue import RequestQueue
+from executor.control.roster import Roster
+from executor.control.running import Running
+from executor.control.sequence import Sequence
+from executor.control.slots import Residency
+from executor.control.table import RowTable
+
+
+class Admission:
+    """Admits in the policy's order, whose first is waited for if there are no pages for it: a small request
+    must not pass a large one for ever."""
+
+    def __init__(
+        self,
+        *,
+        table: RowTable,
+        accounts: Accounts,
+        queue: RequestQueue,
+        running: Running,
+        roster: Roster,
+        policy: QueuePolicy,
+    ) -> None:
+        self._table = table
+        self._accounts = accounts
+        self._queue = queue
+        self._running = running
+        self._roster = roster
+        self._policy = policy
+        self._eligible: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._refused: tuple[Sequence, int] | None = None
+
+    def begin(self) -> None:
+        """Once a plan, before `next`."""
+        accounts = self._accounts
+        ready = accounts.residency == Residency.RESIDENT
+        self._eligible = (accounts.waiting > 0) & ready & ~accounts.draining
+
+    def next(self) -> Sequence | None:
+        """Admits one request and returns it; None when no more can be admitted in this plan."""
+        if not self._table.free or not self._eligible.any():
+            return None
+        account = self._policy.choose(self._accounts, self._eligible)
+        sequence = self._queue.head(account)
+        if (
+            self._refused is not None
+            and self._refused[0] is sequence
+            and self._running.room <= self._refused[1]
+        ):
+            return None
+        if not self._running.enter(sequence):
+            self._refused = sequence, self._running.room
+            return None
+        self._refused = None
+        self._queue.remove(sequence)
+        self._eligible[account] = self._accounts.waiting[account] > 0
+        if sequence.cached_tokens is None:
+            cached = min(int(self._table.planned[sequence.row]), len(sequence.request.prompt_ids))
+            sequence.cached_tokens = cached
+            self._roster.report(Admitted(key=sequence.request.key, cached_tokens=cached))
+        return sequence

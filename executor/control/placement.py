@@ -1,0 +1,195 @@
+"""Which adapters come to the GPU next, and which must leave for them.
+
+Leases and room are given in the queue policy's order. The first adapter that finds no room is waited for:
+nobody overtakes it, and where idle adapters do not make enough room, running ones are *drained*: no more of
+their requests are admitted until they have left. So an adapter gets its slot within the time that the
+running requests of others take, however busy those others are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from executor.control.accounts import Accounts
+from executor.control.config import SchedulerConfig
+from executor.control.kv_cache import KvCache
+from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
+from executor.control.outputs import AdapterReady
+from executor.control.queue_policy import QueuePolicy
+from executor.control.request import BASE_DIGEST, Code
+from executor.control.request_queue import RequestQueue
+from executor.control.roster import Roster
+from executor.control.slots import Adapter, AdapterSlots, Residency
+
+_UNIT_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Victims:
+    """Resident adapters by what it takes to make them leave; the busy ones with their accounts."""
+
+    unwanted: list[Adapter]
+    idle: list[Adapter]
+    busy: list[tuple[int, Adapter]]
+
+
+class Placement:
+    """Drives `AdapterSlots` by what the accounts want, and keeps `Accounts.residency` and `draining` true."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        slots: AdapterSlots,
+        accounts: Accounts,
+        queue: RequestQueue,
+        roster: Roster,
+        cache: KvCache,
+        policy: QueuePolicy,
+    ) -> None:
+        self._config = config
+        self._slots = slots
+        self._accounts = accounts
+        self._queue = queue
+        self._roster = roster
+        self._cache = cache
+        self._policy = policy
+
+    def handle(self, event: LoaderEvent) -> None:
+        """Takes a report of the loader."""
+        match event:
+            case Granted():
+                self._granted(event)
+            case Copied():
+                self._copied(event.digest)
+            case LoadFailed():
+                self._slots.failed(event.digest)
+                self._sync(event.digest)
+                self._fail_waiting(event.digest, event.code, event.reason, event.message)
+            case Retire():
+                self._slots.retire(event.digest)
+                self._cache.drop(event.digest)
+
+    def update(self) -> None:
+        """Begins what can begin now. Once a plan, before admission."""
+        for digest in self._slots.retiring:
+            if self._accounts.find(digest) is None and self._slots.leave_retired(digest):
+                self._cache.drop(digest)
+        for adapter in tuple(self._slots.arriving):
+            if adapter.residency < Residency.COPYING and self._accounts.find(adapter.digest) is None:
+                self._slots.release(adapter.digest)
+        if len(self._queue):
+            self._lease()
+            self._place()
+
+    def _granted(self, event: Granted) -> None:
+        self._slots.granted(event.digest, event.units)
+        if event.units > self._slots.units:
+            self._slots.release(event.digest)
+            sizes = f"{event.units * _UNIT_BYTES} bytes, the pool has {self._slots.units * _UNIT_BYTES}"
+            message = f"the adapter takes {sizes}: enlarge the executor's adapter pool, or use a lower rank"
+            self._sync(event.digest)
+            self._fail_waiting(event.digest, Code.FAILED_PRECONDITION, "ADAPTER_TOO_LARGE", message)
+        self._sync(event.digest)
+
+    def _copied(self, digest: str) -> None:
+        self._slots.copied(digest)
+        self._sync(digest)
+        account = self._accounts.find(digest)
+        if account is None:
+            return
+        self._accounts.quantum_start[account] = self._accounts.served[account]
+        for sequence in self._queue.of(account):
+            if not sequence.adapter_ready:
+                sequence.adapter_ready = True
+                self._roster.report(AdapterReady(key=sequence.request.key))
+
+    def _lease(self) -> None:
+        accounts = self._accounts
+        absent = (accounts.waiting > 0) & (accounts.residency == Residency.ABSENT)
+        while self._slots.leases < self._config.max_leases and absent.any():
+            account = self._policy.choose(accounts, absent)
+            absent[account] = False
+            self._slots.acquire(accounts.digest(account))
+            accounts.residency[account] = Residency.LEASING
+
+    def _place(self) -> None:
+        accounts = self._accounts
+        staged = (accounts.waiting > 0) & (accounts.residency == Residency.STAGED)
+        while staged.any():
+            account = self._policy.choose(accounts, staged)
+            digest = accounts.digest(account)
+            victims = self._victims()
+            evicted = self._slots.place(digest, victims.unwanted)
+            if evicted is None:
+                evicted = self._slots.place(digest, victims.unwanted + victims.idle)
+            if evicted is None:
+                self._drain_for(digest, victims)
+                return
+            staged[account] = False
+            for gone in (digest, *evicted):
+                self._sync(gone)
+        accounts.draining[:] = False
+
+    def _victims(self) -> _Victims:
+        """A busy adapter with nothing waiting is easily drained; one with its line must have had its
+        quantum.
+        """
+        accounts = self._accounts
+        victims = _Victims([], [], [])
+        had_quantum = accounts.served - accounts.quantum_start >= self._config.slot_quantum
+        for adapter in self._slots.resident:
+            account = accounts.find(adapter.digest)
+            wanted = account is not None and bool(accounts.waiting[account])
+            if wanted and not had_quantum[account] and not accounts.draining[account]:
+                continue
+            if adapter.pins:
+                assert account is not None, f"{adapter.digest} is pinned without an account"
+                victims.busy.append((account, adapter))
+            else:
+                (victims.idle if wanted else victims.unwanted).append(adapter)
+        return victims
+
+    def _drain_for(self, digest: str, victims: _Victims) -> None:
+        """Drains as few busy adapters as make room, those served most first; none while all would not be
+        enough.
+        """
+        accounts = self._accounts
+
+        def cost(candidate: tuple[int, Adapter]) -> tuple[bool, int]:
+            account, _ = candidate
+            return not accounts.draining[account], -int(accounts.served[account])
+
+        leaving = victims.unwanted + victims.idle
+        drained: list[int] = []
+        for account, adapter in sorted(victims.busy, key=cost):
+            leaving.append(adapter)
+            drained.append(account)
+            if self._slots.fits(digest, leaving):
+                accounts.draining[:] = False
+                accounts.draining[drained] = True
+                return
+
+    def _fail_waiting(self, digest: str, code: Code, reason: str, message: str) -> None:
+        account = self._accounts.find(digest)
+        if account is not None:
+            for sequence in tuple(self._queue.of(account)):
+                self._roster.fail(sequence, code, reason, message)
+
+    def _sync(self, digest: str) -> None:
+        account = self._accounts.find(digest)
+        if account is not None:
+            self._accounts.residency[account] = self._slots.residency(digest)
+
+    def check_integrity(self) -> None:
+        accounts = self._accounts
+        for account in np.flatnonzero((accounts.waiting > 0) | (accounts.running > 0)).tolist():
+            digest = accounts.digest(account)
+            if digest != BASE_DIGEST:
+                assert accounts.residency[account] == self._slots.residency(digest), "a stale residency"
+        for adapter in self._slots.resident:
+            account = accounts.find(adapter.digest)
+            running = 0 if account is None else int(accounts.running[account])
+            assert adapter.pins == running, f"{adapter.digest} has {adapter.pins} pins, {running} rows"

@@ -1,0 +1,237 @@
+"""Sequences that hold a row: how they come, share their pages, and leave.
+
+Pages of one row, and who owns them (page_size 4, prompt of 10 tokens, 4 of them found in the prefix tree):
+
+    admission          [tree][own][own]         locks the tree's path up to the matched page
+    prompt computed    [tree][tree][own]        full prompt pages go to the tree, the lock moves to the last
+    while decoding     [tree][tree][own][own]
+    release            [tree][tree][tree]       what is not full is freed; unlocked, the rest can be evicted
+
+Where the tree already has a page for the same tokens, because another request was faster, the row changes
+to that one and its own is freed after the steps in flight.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from executor.control.accounts import Accounts
+from executor.control.config import SchedulerConfig
+from executor.control.kv_cache import KvCache
+from executor.control.lifecycle import State, Trigger
+from executor.control.plan import BASE_SLOT
+from executor.control.prefix_tree import NO_PAGE
+from executor.control.request import BASE_DIGEST, Int32Array, no_ids
+from executor.control.request_queue import RequestQueue
+from executor.control.sequence import Sequence
+from executor.control.slots import AdapterSlots
+from executor.control.table import RowTable
+
+_PageUpdate = tuple[Int32Array, Int32Array, Int32Array]
+
+
+class Running:
+    """Keeps row, pages, pins and accounts of a running sequence together: it gets all of them and gives
+    back all.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        table: RowTable,
+        cache: KvCache,
+        slots: AdapterSlots,
+        accounts: Accounts,
+        queue: RequestQueue,
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._cache = cache
+        self._slots = slots
+        self._accounts = accounts
+        self._queue = queue
+        self._page_updates: list[_PageUpdate] = []
+        self.planned = -1
+        self.retired = -1
+        self.preemptions = 0
+
+    @property
+    def room(self) -> int:
+        """Pages that an admission may use. Each running row will soon need another, so as many are left
+        alone.
+        """
+        return self._cache.available - min(self._table.used, self._cache.pages // 8)
+
+    @property
+    def pages_soon(self) -> int:
+        """Pages available at the latest when the steps in flight have retired; a lower bound."""
+        table = self._table
+        leaving = int((table.pages - table.shared)[table.leaving].sum())
+        return self._cache.available_soon + leaving
+
+    def enter(self, sequence: Sequence) -> bool:
+        """Admits a waiting sequence with all pages of its known tokens; False, with nothing changed, if
+        there is no room.
+
+        There is a free row, and the adapter is resident.
+        """
+        table, cache, request = self._table, self._cache, sequence.request
+        ids = sequence.ids
+        pages = -(-len(ids) // table.page_size)
+        matched: list[int] = []
+        if not sequence.wants_prompt_logprobs:
+            matched = cache.match(request.namespace, ids, (len(ids) - 1) // table.page_size)
+        node = matched[-1] if matched else NO_PAGE
+        cache.lock(node)
+        if pages - len(matched) > self.room:
+            cache.unlock(node)
+            return False
+
+        slot = BASE_SLOT if request.digest == BASE_DIGEST else self._slots.pin(request.digest)
+        row = table.seat(sequence, slot=slot, limit=self.limit(sequence), stop_ids=self.stop_ids(sequence))
+        table.page_table[row, :pages] = matched + cache.take(pages - len(matched)).tolist()
+        table.pages[row] = pages
+        table.shared[row] = len(matched)
+        table.node[row] = node
+        table.planned[row] = len(matched) * table.page_size
+        self._announce(row, 0, pages)
+        self._accounts.running[sequence.account] += 1
+        self._accounts.admissions += 1
+        sequence.move(Trigger.ADMIT)
+        return True
+
+    def limit(self, sequence: Sequence) -> int:
+        """The length at which a sequence ends, whatever it says."""
+        request = sequence.request
+        return min(len(request.prompt_ids) + request.sampling.max_tokens, self._config.longest)
+
+    def stop_ids(self, sequence: Sequence) -> tuple[int, ...]:
+        sampling = sequence.request.sampling
+        return sampling.stop_token_ids + (() if sampling.ignore_eos else self._config.eos_token_ids)
+
+    def grow(self, rows: Int32Array) -> None:
+        """Gives each of the rows, int32[n], one more page; there are enough."""
+        table = self._table
+        columns, page_ids = table.pages[rows], self._cache.take(len(rows))
+        table.page_table[rows, columns] = page_ids
+        table.pages[rows] = columns + 1
+        self._page_updates.append((rows, columns, page_ids))
+
+    def share_prompt(self, row: int, tokens: int) -> None:
+        """The first `tokens` tokens are in KV for certain: others may use their full pages."""
+        first = int(self._table.shared[row])
+        duplicates = self._share(row, tokens // self._table.page_size)
+        if len(duplicates):
+            self._cache.give_after(self.planned, duplicates)
+            self._announce(row, first, int(self._table.shared[row]))
+
+    def youngest(self) -> int | None:
+        """The row admitted last of those that stay, or None where only one is left: the oldest always goes
+        on.
+        """
+        table = self._table
+        staying = np.flatnonzero(table.live & ~table.leaving)
+        if len(staying) < 2:
+            return None
+        return int(staying[table.admission[staying].argmax()])
+
+    def preempt(self, row: int) -> None:
+        """Sends a sequence back to the queue once the steps in flight have retired; a token in flight still
+        counts.
+        """
+        self.preemptions += 1
+        self._leave(row, Trigger.PREEMPT)
+
+    def end(self, sequence: Sequence) -> None:
+        """Ends a sequence that holds a row: its results count no longer."""
+        self._table.live[sequence.row] = False
+        self._leave(sequence.row, Trigger.END)
+
+    def retire(self, step: int) -> None:
+        """Steps up to `step` are over: rows and pages that waited for them are freed."""
+        self.retired = step
+        self._cache.retire(step)
+        table = self._table
+        for row in np.flatnonzero(table.leaving & (table.last_step <= step)).tolist():
+            self._release(row)
+
+    def take_page_updates(self) -> _PageUpdate:
+        """The changes of page tables since the last call: rows, columns, page ids, int32[K] each; no entry
+        twice.
+        """
+        updates, self._page_updates = self._page_updates, []
+        if not updates:
+            return no_ids(), no_ids(), no_ids()
+        if len(updates) == 1:
+            return updates[0]
+        rows, columns, page_ids = (np.concatenate(part)[::-1] for part in zip(*updates, strict=True))
+        _, latest = np.unique(rows.astype(np.int64) * self._cache.pages + columns, return_index=True)
+        return rows[latest], columns[latest], page_ids[latest]
+
+    def announce_all(self) -> None:
+        """Sends every page table again, since a failed launch may have lost changes."""
+        for row in self._table.taken().tolist():
+            self._announce(row, 0, int(self._table.pages[row]))
+
+    def _leave(self, row: int, trigger: Trigger) -> None:
+        table = self._table
+        table.sequence(row).move(trigger)
+        table.leaving[row] = True
+        table.decoding[row] = False
+        if table.last_step[row] <= self.retired:
+            self._release(row)
+
+    def _release(self, row: int) -> None:
+        """Gives everything back. No step in flight touches the row."""
+        table, sequence = self._table, self._table.sequence(row)
+        if not sequence.tainted:
+            known = min(int(table.planned[row]), int(table.length[row]))
+            self._cache.give(self._share(row, known // table.page_size))
+        self._cache.unlock(int(table.node[row]))
+        self._cache.give(table.private_pages(row))
+        if sequence.request.digest != BASE_DIGEST:
+            self._slots.unpin(sequence.request.digest)
+        sequence.emitted = table.emitted(row)
+        table.vacate(row)
+        sequence.move(Trigger.RELEASE)
+        self._accounts.running[sequence.account] -= 1
+        if sequence.state == State.WAITING:
+            self._queue.push(sequence)
+        else:
+            self._accounts.close_if_idle(sequence.account)
+
+    def _share(self, row: int, full_pages: int) -> Int32Array:
+        """Moves the row's first pages to the tree; returns those of its own that the tree had already,
+        int32[n].
+        """
+        table = self._table
+        first, old = int(table.shared[row]), int(table.node[row])
+        if full_pages <= first:
+            return no_ids()
+        own = table.page_table[row, first:full_pages].copy()
+        ids = table.history[row, first * table.page_size : full_pages * table.page_size]
+        kept = self._cache.insert(table.sequence(row).request.namespace, old, ids, own.tolist())
+        self._cache.lock(kept[-1])
+        self._cache.unlock(old)
+        table.page_table[row, first:full_pages] = kept
+        table.shared[row] = full_pages
+        table.node[row] = kept[-1]
+        return own[own != kept]
+
+    def _announce(self, row: int, first: int, end: int) -> None:
+        columns = np.arange(first, end, dtype=np.int32)
+        page_ids = self._table.page_table[row, first:end].copy()
+        self._page_updates.append((np.full(end - first, row, np.int32), columns, page_ids))
+
+    def check_integrity(self) -> None:
+        table = self._table
+        counts = np.zeros_like(self._accounts.running)
+        for row in table.taken().tolist():
+            state, account = table.sequence(row).state, int(table.account[row])
+            counts[account] += 1
+            assert table.leaving[row] == (state in (State.PREEMPTING, State.ENDING))
+            assert table.live[row] == (state != State.ENDING)
+            assert table.decoding[row] == (state == State.DECODE)
+            assert not table.leaving[row] or table.last_step[row] > self.retired, f"row {row} stays too long"
+        assert np.array_equal(counts, self._accounts.running), "accounts miscount their rows"
