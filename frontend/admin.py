@@ -1,0 +1,76 @@
+"""What AdapterService does: passes calls on to the store, with their deadlines, and its statuses back."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from frontend.catalog import Catalog
+from lorikeet.v1 import adapters_pb2, store_pb2_grpc
+from rpc.errors import failed_precondition, from_rpc
+
+Response = TypeVar("Response")
+
+# The store has waited for this frontend's acknowledgement; this is for a stream that was lost in between.
+_CATCH_UP_SECONDS = 2.0
+
+
+class AdapterAdmin:
+    """The admin API on top of the store's catalog.
+
+    Args:
+        stub: of the store's CatalogService; None where there is no store.
+        catalog: of this frontend, which an answer about a load waits for.
+    """
+
+    def __init__(self, *, stub: store_pb2_grpc.CatalogServiceStub | None, catalog: Catalog) -> None:
+        self._stub = stub
+        self._catalog = catalog
+
+    @property
+    def store(self) -> store_pb2_grpc.CatalogServiceStub:
+        """The store. Raises FAILED_PRECONDITION where there is none."""
+        if self._stub is None:
+            raise failed_precondition(
+                "NO_ADAPTER_STORE",
+                "this server runs without an adapter store: start it with one to load adapters",
+            )
+        return self._stub
+
+    async def load(
+        self, request: adapters_pb2.LoadAdapterRequest, remaining_seconds: float | None
+    ) -> adapters_pb2.LoadAdapterResponse:
+        """Loads an adapter; when this returns, this frontend serves it."""
+        response = await self.unary(self.store.Load, request, remaining_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_SECONDS):
+                await self._catalog.reach(response.adapter.revision)
+        return response
+
+    async def unary(
+        self,
+        call: Callable[..., Awaitable[Response]],
+        request: Message,
+        remaining_seconds: float | None,
+    ) -> Response:
+        """Passes a call on. Raises the store's status as it is."""
+        try:
+            return await call(request, timeout=remaining_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+
+    async def watch(
+        self, request: adapters_pb2.WatchAdaptersRequest
+    ) -> AsyncGenerator[adapters_pb2.AdapterEvent]:
+        """The store's events. A slow client slows the store's stream down, which the store bounds."""
+        call = self.store.Watch(request)
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        finally:
+            call.cancel()

@@ -1,0 +1,169 @@
+"""Puts a frontend together and runs it."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+
+import grpc
+
+from frontend.admin import AdapterAdmin
+from frontend.catalog import Catalog
+from frontend.catalog_follower import CatalogFollower
+from frontend.config import FrontendConfig
+from frontend.executor_client import ExecutorClient
+from frontend.flights import FlightTable
+from frontend.generation import Generation
+from frontend.model_folder import ModelFolder, read_model_folder
+from frontend.prompts import PromptReader
+from frontend.service import ADAPTER_SERVICE, GENERATION_SERVICE, AdapterServicer, GenerationServicer
+from frontend.tokenizer import TextWorkers
+from lorikeet.v1 import adapters_pb2_grpc, executor_pb2_grpc, generation_pb2_grpc, store_pb2_grpc
+from rpc.channel import open_channel
+from rpc.server import Server
+
+log = logging.getLogger(__name__)
+
+
+class Frontend:
+    """One frontend in this process: `start`, then `stop`. Raises ValueError for a broken model folder."""
+
+    def __init__(self, config: FrontendConfig) -> None:
+        self._config = config
+        model = read_model_folder(config.model_dir, max_prompt_bytes=config.max_prompt_bytes)
+        self.flights = FlightTable(max_flights=config.max_requests)
+        self.catalog = Catalog(has_store=bool(config.store))
+        self._workers = TextWorkers()
+        self._channels: list[grpc.aio.Channel] = []
+        self._changed = asyncio.Event()
+        self._executor_available = False
+        self._executor = self._connect_executor(model)
+        stub = self._connect_store() if config.store else None
+        self._follower = (
+            CatalogFollower(stub=stub, catalog=self.catalog, on_snapshot=self._changed.set) if stub else None
+        )
+        self._server = Server(options=[("grpc.max_receive_message_length", config.max_message_bytes)])
+        self._add_services(model, stub)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready = asyncio.Event()
+
+    def _connect_executor(self, model: ModelFolder) -> ExecutorClient:
+        channel = open_channel(self._config.executor)
+        self._channels.append(channel)
+        return ExecutorClient(
+            stub=executor_pb2_grpc.ExecutorServiceStub(channel),
+            incarnation=uuid.uuid4().hex,
+            tokenizer_digest=model.tokenizer_digest,
+            flights=self.flights,
+            patience_seconds=self._config.patience_seconds,
+            on_availability=self._on_availability,
+        )
+
+    def _connect_store(self) -> store_pb2_grpc.CatalogServiceStub:
+        channel = open_channel(self._config.store)
+        self._channels.append(channel)
+        return store_pb2_grpc.CatalogServiceStub(channel)
+
+    def _add_services(self, model: ModelFolder, stub: store_pb2_grpc.CatalogServiceStub | None) -> None:
+        prompts = PromptReader(
+            codec=model.codec,
+            template=model.template,
+            workers=self._workers,
+            max_prompt_bytes=self._config.max_prompt_bytes,
+        )
+        generation = Generation(
+            model=model,
+            prompts=prompts,
+            workers=self._workers,
+            executor=self._executor,
+            catalog=self.catalog,
+        )
+        self._server.add(
+            GENERATION_SERVICE,
+            generation_pb2_grpc.add_GenerationServiceServicer_to_server,
+            GenerationServicer(generation),
+        )
+        self._server.add(
+            ADAPTER_SERVICE,
+            adapters_pb2_grpc.add_AdapterServiceServicer_to_server,
+            AdapterServicer(AdapterAdmin(stub=stub, catalog=self.catalog)),
+        )
+
+    async def start(self) -> str:
+        """Listens, and returns the bound address; healthy once executor and store are met. Raises OSError."""
+        address = await self._server.start(self._config.listen)
+        self._tasks = [asyncio.create_task(self._executor.run()), asyncio.create_task(self._follow_health())]
+        if self._follower is not None:
+            self._tasks.append(asyncio.create_task(self._follower.run()))
+        log.info("listening on %s", address)
+        return address
+
+    async def ready(self) -> None:
+        """Returns once the frontend is healthy for the first time."""
+        await self._ready.wait()
+
+    async def serve_until(self, stop: asyncio.Event) -> None:
+        """Returns when `stop` is set. Raises what broke a part of the frontend."""
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([stopped, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def stop(self) -> None:
+        """Health NOT_SERVING, no new calls, those in flight get the drain time; then everything is closed."""
+        await self._server.drain(self._config.drain_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._workers.close()
+        for channel in self._channels:
+            await channel.close()
+
+    def _on_availability(self, available: bool) -> None:
+        self._executor_available = available
+        self._changed.set()
+
+    async def _follow_health(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            serving = self._executor_available and self.catalog.known
+            await self._server.set_serving(serving)
+            if serving:
+                self._ready.set()
+
+
+async def run(
+    config: FrontendConfig,
+    *,
+    stop: asyncio.Event | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serves until `stop` is set (for ever without one), then drains.
+
+    Args:
+        config: what to serve.
+        stop: set from outside to end the service.
+        ready: called with the bound address once executor and store have been met and requests are served.
+
+    Raises ValueError for a broken model folder, OSError for an address that cannot be bound.
+    """
+    frontend = Frontend(config)
+    address = await frontend.start()
+    announcing = asyncio.create_task(_announce(frontend, address, ready))
+    try:
+        await frontend.serve_until(stop or asyncio.Event())
+    finally:
+        announcing.cancel()
+        await frontend.stop()
+
+
+async def _announce(frontend: Frontend, address: str, ready: Callable[[str], None] | None) -> None:
+    await frontend.ready()
+    log.info("ready on %s", address)
+    if ready is not None:
+        ready(address)

@@ -1,0 +1,65 @@
+"""Settings of one frontend process, validated once."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpc.channel import MAX_MESSAGE_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontendConfig:
+    """What one frontend process listens on, talks to and bounds.
+
+    Raises ValueError, saying what to change, for values that cannot work.
+
+    Args:
+        model_dir: folder with config.json, tokenizer.json and the chat template; weights are not read.
+        listen: `host:port` (port 0 takes a free one) or `unix:/path`.
+        executor: the executor's address.
+        store: the adapter store's address; empty serves the base model only.
+        max_requests: completions generated at once; one more is refused with RESOURCE_EXHAUSTED.
+        max_message_bytes: largest message accepted from a client.
+        max_prompt_bytes: largest prompt in bytes of UTF-8, a rendered chat included.
+        patience_seconds: how long requests wait for an executor that is away before they fail.
+        drain_seconds: how long requests may go on after a shutdown began.
+    """
+
+    model_dir: Path
+    listen: str = "127.0.0.1:50051"
+    executor: str = "127.0.0.1:50052"
+    store: str = "127.0.0.1:50053"
+    max_requests: int = 1024
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_prompt_bytes: int = 4 << 20
+    patience_seconds: float = 30.0
+    drain_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check_address("listen", self.listen)
+        _check_address("executor", self.executor)
+        if self.store:
+            _check_address("store", self.store)
+        for name, least, most in (
+            ("max_requests", 1, 1 << 20),
+            ("max_message_bytes", 1 << 10, 1 << 30),
+            ("max_prompt_bytes", 1, 1 << 30),
+            ("patience_seconds", 0, 86_400),
+            ("drain_seconds", 0, 86_400),
+        ):
+            value = getattr(self, name)
+            if not math.isfinite(value) or not least <= value <= most:
+                raise ValueError(f"{name} is {value}: choose from {least} to {most}")
+        for file in ("config.json", "tokenizer.json"):
+            if not (self.model_dir / file).is_file():
+                raise ValueError(
+                    f"{self.model_dir} holds no {file}: give the folder of a Hugging Face checkpoint"
+                )
+
+
+def _check_address(name: str, address: str) -> None:
+    if address.startswith("unix:") and len(address) > len("unix:"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{name} is {address!r}: give host:port or unix:/path")

@@ -1,0 +1,219 @@
+"""What GenerationService does: a request's way from its arrival to its last message."""
+
+import asyncio
+import importlib.metadata
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import grpc
+
+from frontend.catalog import Catalog
+from frontend.completion import Alternatives, Completion
+from frontend.executor_client import ExecutorClient
+from frontend.flights import Sink
+from frontend.model_folder import ModelFolder
+from frontend.prompts import PromptReader
+from frontend.request_stream import Identity, RequestStream
+from frontend.sampling import check_token_ids, completion_seed
+from frontend.stop_strings import StopMatcher, StopStrings
+from frontend.tokenizer import TextWorkers
+from frontend.validation import GeneratePlan, fit_to_context, plan_generation
+from lorikeet.v1 import executor_pb2, generation_pb2
+from rpc.errors import LorikeetError, aborted
+
+Write: TypeAlias = Callable[[generation_pb2.GenerateResponse], Awaitable[None]]
+
+_INLINE_TOKENS = 1024
+
+
+class CompletionSink:
+    """What the executor's side calls for one completion of a request."""
+
+    __slots__ = ("_index", "_stream")
+
+    def __init__(self, stream: RequestStream, index: int) -> None:
+        self._stream = stream
+        self._index = index
+
+    def on_admitted(self, admitted: executor_pb2.Admitted, submitted: float) -> None:
+        self._stream.on_admitted(admitted, submitted)
+
+    def on_tokens(
+        self,
+        token_ids: Sequence[int],
+        finish: int,
+        logprobs: Sequence[float] | None,
+        alternatives: Mapping[int, Alternatives] | None,
+    ) -> bool:
+        return self._stream.on_tokens(self._index, token_ids, finish, logprobs, alternatives)
+
+    def on_prompt_logprobs(self, chunk: executor_pb2.PromptLogprobs) -> None:
+        self._stream.on_prompt_logprobs(chunk)
+
+    def on_failed(self, error: LorikeetError) -> None:
+        self._stream.on_failed(error)
+
+
+class Generation:
+    """Answers generation requests with one executor and what is known of adapters.
+
+    Args:
+        model: the base model's folder, read.
+        prompts: renders and tokenises.
+        workers: threads for long texts.
+        executor: where completions are computed.
+        catalog: which digest a name points to.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelFolder,
+        prompts: PromptReader,
+        workers: TextWorkers,
+        executor: ExecutorClient,
+        catalog: Catalog,
+    ) -> None:
+        self._model = model
+        self._codec = model.codec
+        self._prompts = prompts
+        self._workers = workers
+        self._executor = executor
+        self._catalog = catalog
+
+    async def generate(
+        self, request: generation_pb2.GenerateRequest, write: Write, *, remaining_seconds: float | None
+    ) -> None:
+        """Writes the responses of one Generate call; returns after the last. Raises LorikeetError.
+
+        However it is left, also by cancellation, the executor works for this request no longer.
+        """
+        clock = asyncio.get_running_loop().time
+        arrived = clock()
+        deadline = None if remaining_seconds is None else arrived + remaining_seconds
+        engine = self._executor.engine
+        plan = plan_generation(request, limits=engine.limits, defaults=self._model.defaults)
+        digest = self._catalog.resolve(plan.adapter)
+        prompt_ids = await self._prompts.read(request)
+        fit_to_context(plan.sampling, prompt_ids, engine.limits)
+        while True:
+            stream = self._open_stream(plan, prompt_ids, digest, engine.model_name, arrived)
+            try:
+                await self._run(stream, plan, prompt_ids, digest, deadline, write)
+                return
+            except LorikeetError as error:
+                if not (plan.adapter.name and error.code is grpc.StatusCode.NOT_FOUND):
+                    raise
+                if stream.begun:
+                    raise aborted(
+                        "ADAPTER_REPLACED",
+                        f'the version of "{plan.adapter.name}" that answered so far is gone: send it again',
+                    ) from error
+                # The name may have moved while the request was on its way.
+                current = self._catalog.resolve(plan.adapter)
+                if current == digest:
+                    raise
+                digest = current
+
+    async def _run(
+        self,
+        stream: RequestStream,
+        plan: GeneratePlan,
+        prompt_ids: Sequence[int],
+        digest: str,
+        deadline: float | None,
+        write: Write,
+    ) -> None:
+        submits = [_submit_of(plan, prompt_ids, digest, index) for index in range(plan.completions)]
+        sinks: list[Sink] = [CompletionSink(stream, index) for index in range(plan.completions)]
+        flights = self._executor.submit(submits, deadline=deadline, sinks=sinks)
+        take = stream.take
+        try:
+            while not stream.done:
+                await stream.wait()
+                while (response := take()) is not None:
+                    await write(response)
+        finally:
+            for flight in flights:
+                self._executor.abort(flight)
+
+    def _open_stream(
+        self, plan: GeneratePlan, prompt_ids: Sequence[int], digest: str, model: str, arrived: float
+    ) -> RequestStream:
+        stop = StopStrings(plan.stop) if plan.stop else None
+        stop_token_ids = frozenset(plan.sampling.stop_token_ids)
+        completions = [
+            Completion(
+                index=index,
+                detokenizer=self._codec.detokenizer(
+                    skip_special_tokens=not plan.include_special_tokens, prompt_ids=prompt_ids
+                ),
+                matcher=StopMatcher(stop) if stop is not None else None,
+                stop_token_ids=stop_token_ids,
+                include_special_tokens=plan.include_special_tokens,
+                describe_token=lambda token_id: self._codec.decode([token_id], skip_special_tokens=False),
+            )
+            for index in range(plan.completions)
+        ]
+        return RequestStream(
+            identity=Identity(
+                request_id=plan.request_id,
+                model=model,
+                adapter=f"b3:{plan.adapter.digest}" if plan.adapter.digest else plan.adapter.name,
+                digest=digest,
+                arrived=arrived,
+            ),
+            completions=completions,
+            prompt_ids=prompt_ids,
+            wants_prompt_logprobs=plan.sampling.HasField("prompt_logprobs"),
+            clock=asyncio.get_running_loop().time,
+        )
+
+    async def tokenize(self, request: generation_pb2.TokenizeRequest) -> generation_pb2.TokenizeResponse:
+        """Token ids as Generate would use them. Raises INVALID_ARGUMENT."""
+        ids = await self._prompts.read(request)
+        token_bytes = self._codec.token_bytes
+        return generation_pb2.TokenizeResponse(
+            token_ids=ids, tokens=[token_bytes(token_id) for token_id in ids]
+        )
+
+    async def detokenize(
+        self, request: generation_pb2.DetokenizeRequest
+    ) -> generation_pb2.DetokenizeResponse:
+        """The text of token ids. Raises INVALID_ARGUMENT."""
+        ids = list(request.token_ids)
+        check_token_ids("token_ids", ids, self._model.vocab_size)
+        skip = not request.include_special_tokens
+        if len(ids) <= _INLINE_TOKENS:
+            text = self._codec.decode(ids, skip_special_tokens=skip)
+        else:
+            text = await self._workers.run(lambda: self._codec.decode(ids, skip_special_tokens=skip))
+        return generation_pb2.DetokenizeResponse(text=text)
+
+    def describe_model(self) -> generation_pb2.GetModelResponse:
+        """The base model and its limits. Raises UNAVAILABLE before an executor has been reached."""
+        engine = self._executor.engine
+        return generation_pb2.GetModelResponse(
+            name=engine.model_name,
+            model_type=engine.model_type or self._model.model_type,
+            base_digest=engine.base_digest,
+            vocab_size=engine.limits.vocab_size,
+            context_length=engine.limits.context_length,
+            eos_token_ids=engine.eos_token_ids,
+            has_chat_template=self._model.template is not None,
+            default_sampling=self._model.defaults.to_proto(),
+            adapter_slots=engine.limits.adapter_slots,
+            max_lora_rank=engine.limits.max_lora_rank,
+            version=importlib.metadata.version("lorikeet"),
+        )
+
+
+def _submit_of(plan: GeneratePlan, prompt_ids: Sequence[int], digest: str, index: int) -> executor_pb2.Submit:
+    submit = executor_pb2.Submit(
+        prompt_ids=prompt_ids, adapter_digest=digest, cache_salt=plan.cache_salt, sampling=plan.sampling
+    )
+    submit.sampling.seed = completion_seed(plan.sampling.seed, index)
+    if index:
+        # The prompt is the same for all: once is enough.
+        submit.sampling.ClearField("prompt_logprobs")
+    return submit

@@ -1,0 +1,192 @@
+"""One Generate call on its way to the client: its completions, its timings, and who waits for them."""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from frontend.completion import Alternatives, Completion, add_alternatives
+from lorikeet.v1 import executor_pb2, generation_pb2
+from rpc.errors import LorikeetError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What responses say about who asked for what. `arrived` is a time of the stream's clock, in seconds."""
+
+    request_id: str
+    model: str
+    adapter: str
+    digest: str
+    arrived: float
+
+
+class PromptLogprobs:
+    """Collects the log probabilities of a prompt's tokens: in chunks, some twice if the executor restarts."""
+
+    def __init__(self, prompt_ids: Sequence[int]) -> None:
+        self._prompt_ids = prompt_ids
+        self._logprobs = [math.nan] * len(prompt_ids)
+        self._alternatives: list[Alternatives | None] = [None] * len(prompt_ids)
+        # The first token has no probability, so a chunk that leaves it out is complete too.
+        self._missing = set(range(1, len(prompt_ids)))
+
+    @property
+    def complete(self) -> bool:
+        return not self._missing
+
+    def add(self, chunk: executor_pb2.PromptLogprobs) -> None:
+        """Raises ValueError for a chunk that does not lie within the prompt."""
+        count, top = len(chunk.logprobs), chunk.top
+        if chunk.start + count > len(self._prompt_ids) or len(chunk.top_ids) != count * top:
+            raise ValueError("prompt log probabilities do not fit the prompt")
+        for offset, logprob in enumerate(chunk.logprobs):
+            position = chunk.start + offset
+            self._missing.discard(position)
+            self._logprobs[position] = logprob
+            if top:
+                entries = slice(offset * top, (offset + 1) * top)
+                self._alternatives[position] = (chunk.top_ids[entries], chunk.top_logprobs[entries])
+
+    def write_to(self, response: generation_pb2.GenerateResponse) -> None:
+        """One entry a prompt token; the first names its token and no probability."""
+        for position, token_id in enumerate(self._prompt_ids):
+            entry = response.prompt_logprobs.add(token_id=token_id)
+            if position:
+                entry.logprob = self._logprobs[position]
+                if (alternatives := self._alternatives[position]) is not None:
+                    add_alternatives(entry, *alternatives)
+
+
+class RequestStream:
+    """Gathers what the engine does for a request and hands it out as messages; one reader, woken once a step.
+
+    The executor's side calls `on_*` (through a `CompletionSink`); the client's side awaits `wait` and then
+    takes messages until there are none. A failure ends the stream: `wait` raises it.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        completions: Sequence[Completion],
+        prompt_ids: Sequence[int],
+        wants_prompt_logprobs: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._identity = identity
+        self._completions = completions
+        self._prompt_tokens = len(prompt_ids)
+        self._prompt_logprobs = PromptLogprobs(prompt_ids) if wants_prompt_logprobs else None
+        self._clock = clock
+        self._waiter: asyncio.Future[None] | None = None
+        self._news = False
+        self._error: LorikeetError | None = None
+        self._first_taken = False
+        self._cached_tokens = 0
+        self._queued_us = self._adapter_wait_us = self._first_token_us = 0
+        self._without_token = set(range(len(completions)))
+
+    @property
+    def begun(self) -> bool:
+        """True once any completion has a token."""
+        return len(self._without_token) < len(self._completions)
+
+    @property
+    def done(self) -> bool:
+        """True once the last message has been taken."""
+        return all(completion.sent_all for completion in self._completions)
+
+    async def wait(self) -> None:
+        """Returns when there may be something to take. Raises the LorikeetError that ended the request."""
+        if not self._news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._news = False
+        if self._error is not None:
+            raise self._error
+
+    def take(self) -> generation_pb2.GenerateResponse | None:
+        """The next message for the client, None when there is none now."""
+        if not self._first_taken and self._prompt_logprobs is not None and not self._prompt_logprobs.complete:
+            return None
+        for completion in self._completions:
+            response = completion.take()
+            if response is not None:
+                break
+        else:
+            return None
+        if not self._first_taken:
+            self._first_taken = True
+            response.adapter_digest = self._identity.digest
+            if self._prompt_logprobs is not None:
+                self._prompt_logprobs.write_to(response)
+        if response.finish_reason and self.done:
+            response.summary.CopyFrom(self._summary())
+        return response
+
+    def on_tokens(
+        self,
+        index: int,
+        token_ids: Sequence[int],
+        finish: int,
+        logprobs: Sequence[float] | None,
+        alternatives: Mapping[int, Alternatives] | None,
+    ) -> bool:
+        """Adds a step's tokens; returns True where a stop string ended the completion."""
+        if index in self._without_token:
+            self._without_token.discard(index)
+            self._first_token_us = max(self._first_token_us, self._since_arrival_us())
+        ended = self._completions[index].push(token_ids, finish, logprobs, alternatives)
+        self._wake()
+        return ended
+
+    def on_admitted(self, admitted: executor_pb2.Admitted, submitted: float) -> None:
+        """The completion's first step began; `submitted` is when it was sent to the executor."""
+        self._cached_tokens = max(self._cached_tokens, admitted.cached_tokens)
+        before = round((submitted - self._identity.arrived) * 1e6)
+        self._queued_us = max(self._queued_us, before + admitted.queued_us)
+        self._adapter_wait_us = max(self._adapter_wait_us, admitted.adapter_wait_us)
+
+    def on_prompt_logprobs(self, chunk: executor_pb2.PromptLogprobs) -> None:
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs.add(chunk)
+            self._wake()
+
+    def on_failed(self, error: LorikeetError) -> None:
+        """Ends the request; of several failures the first counts."""
+        if self._error is None:
+            self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news = True
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _since_arrival_us(self) -> int:
+        return round((self._clock() - self._identity.arrived) * 1e6)
+
+    def _summary(self) -> generation_pb2.Summary:
+        identity = self._identity
+        return generation_pb2.Summary(
+            request_id=identity.request_id,
+            model=identity.model,
+            adapter=identity.adapter,
+            adapter_digest=identity.digest,
+            usage=generation_pb2.Usage(
+                prompt_tokens=self._prompt_tokens,
+                cached_tokens=self._cached_tokens,
+                completion_tokens=sum(completion.completion_tokens for completion in self._completions),
+            ),
+            timings=generation_pb2.Timings(
+                queued_us=self._queued_us,
+                adapter_wait_us=self._adapter_wait_us,
+                first_token_us=self._first_token_us,
+                total_us=self._since_arrival_us(),
+            ),
+        )

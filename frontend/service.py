@@ -1,0 +1,76 @@
+"""The servicers: decode, call, encode. Errors are mapped by the interceptor in `rpc`."""
+
+# ruff: noqa: N802 - gRPC names methods as the protos do
+
+import contextlib
+
+import grpc
+
+from frontend.admin import AdapterAdmin
+from frontend.generation import Generation
+from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
+
+GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+ADAPTER_SERVICE = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    async def Generate(
+        self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        await self._generation.generate(request, context.write, remaining_seconds=context.time_remaining())
+
+    async def Tokenize(
+        self, request: generation_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> generation_pb2.TokenizeResponse:
+        return await self._generation.tokenize(request)
+
+    async def Detokenize(
+        self, request: generation_pb2.DetokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> generation_pb2.DetokenizeResponse:
+        return await self._generation.detokenize(request)
+
+    async def GetModel(
+        self, request: generation_pb2.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> generation_pb2.GetModelResponse:
+        return self._generation.describe_model()
+
+
+class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
+    def __init__(self, admin: AdapterAdmin) -> None:
+        self._admin = admin
+
+    async def LoadAdapter(
+        self, request: adapters_pb2.LoadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.LoadAdapterResponse:
+        return await self._admin.load(request, context.time_remaining())
+
+    async def UnloadAdapter(
+        self, request: adapters_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.UnloadAdapterResponse:
+        return await self._admin.unary(self._admin.store.Unload, request, context.time_remaining())
+
+    async def GetAdapter(
+        self, request: adapters_pb2.GetAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.Adapter:
+        return await self._admin.unary(self._admin.store.Get, request, context.time_remaining())
+
+    async def ListAdapters(
+        self, request: adapters_pb2.ListAdaptersRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.ListAdaptersResponse:
+        return await self._admin.unary(self._admin.store.List, request, context.time_remaining())
+
+    async def PrefetchAdapter(
+        self, request: adapters_pb2.PrefetchAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.PrefetchAdapterResponse:
+        return await self._admin.unary(self._admin.store.Prefetch, request, context.time_remaining())
+
+    async def WatchAdapters(
+        self, request: adapters_pb2.WatchAdaptersRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        async with contextlib.aclosing(self._admin.watch(request)) as events:
+            async for event in events:
+                await context.write(event)

@@ -1,0 +1,111 @@
+"""The model's tokenizer: text to ids and back, long texts off the event loop."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from tokenizers import Tokenizer
+
+from frontend.detokenizer import Detokenizer
+from rpc.errors import resource_exhausted
+
+T = TypeVar("T")
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TextCodec:
+    """Encodes prompts and decodes completions with one tokenizer, which is never changed."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._token_bytes = _token_bytes_reader(tokenizer)
+        self._added_ids = frozenset(tokenizer.get_added_tokens_decoder())
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that have a token; the model may have more ids than that."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self, *, skip_special_tokens: bool, prompt_ids: Sequence[int]) -> Detokenizer:
+        """A detokenizer for one completion of the prompt."""
+        return Detokenizer(self._tokenizer, skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to the text, as UTF-8, or part of a character's UTF-8; b"" for an unknown id."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        return token.encode() if token_id in self._added_ids else self._token_bytes(token)
+
+
+def _token_bytes_reader(tokenizer: Tokenizer) -> Callable[[str], bytes]:
+    """How this vocabulary spells bytes: GPT-2's alphabet, or SentencePiece's "<0xE6>" and "▁"."""
+    decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+    if '"ByteLevel"' in decoder:
+        alphabet = _byte_alphabet()
+
+        def read_byte_level(token: str) -> bytes:
+            if all(character in alphabet for character in token):
+                return bytes(alphabet[character] for character in token)
+            return token.encode()
+
+        return read_byte_level
+
+    def read_sentence_piece(token: str) -> bytes:
+        if match := _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(match[1], 16)])
+        return token.replace("\u2581", " ").encode()
+
+    return read_sentence_piece
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if chr(byte) not in alphabet]
+    return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+class TextWorkers:
+    """A few threads for texts that would hold up the event loop; refuses when too many wait."""
+
+    def __init__(self, *, threads: int = 2, max_waiting: int = 64) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="text")
+        self._max_waiting = max_waiting
+        self._waiting = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Runs `work` in a thread. Raises RESOURCE_EXHAUSTED when too many texts wait."""
+        if self._waiting >= self._max_waiting:
+            raise resource_exhausted(
+                "TEXT_QUEUE_FULL", "too many long prompts are being tokenised: retry shortly", retry_after=0.5
+            )
+        # Counted until the thread is done with it, also when the caller has gone.
+        future = self._pool.submit(work)
+        self._waiting += 1
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
+        return await asyncio.wrap_future(future)
+
+    def _done(self) -> None:
+        self._waiting -= 1
+
+    def statistics(self) -> dict[str, int]:
+        return {"texts_waiting": self._waiting}
+
+    def close(self) -> None:
+        """Drops what waits; a text in work is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,187 @@
+"""Decides whether a request can work at all, before anything is computed for it. Pure."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from frontend.sampling import (
+    SamplingDefaults,
+    check_token_ids,
+    complete_sampling,
+    out_of_range,
+)
+from lorikeet.v1 import executor_pb2, generation_pb2
+from rpc.digests import is_digest
+from rpc.errors import invalid_argument, unimplemented
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_COMPLETIONS = 16
+MAX_LOGPROBS = 20
+MAX_ID_CHARACTERS = 128
+# As one message holds them all, and clients receive at most 4 MiB by default.
+MAX_PROMPT_LOGPROBS = 250_000
+
+_PIN = "b3:"
+_KEPT_FOR_LATER = ("tenant", "priority", "session_id")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterRef:
+    """Which adapter a request asks for: by name, by digest, or (both empty) the base model."""
+
+    name: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratePlan:
+    """A checked request. `sampling` still has to `fit_to_context`; its seed is that of completion 0."""
+
+    request_id: str
+    adapter: AdapterRef
+    sampling: executor_pb2.EngineSampling
+    stop: tuple[str, ...]
+    completions: int
+    include_special_tokens: bool
+    cache_salt: str
+
+
+def plan_generation(
+    request: generation_pb2.GenerateRequest,
+    *,
+    limits: executor_pb2.EngineLimits,
+    defaults: SamplingDefaults,
+) -> GeneratePlan:
+    """Checks everything but the prompt.
+
+    Raises INVALID_ARGUMENT, naming field, value and what is allowed, and UNIMPLEMENTED for fields kept for
+    later.
+    """
+    _refuse_kept_for_later(request)
+    if request.WhichOneof("prompt") is None:
+        raise invalid_argument("PROMPT_MISSING", "the request has no prompt: set text, chat or tokens")
+    sampling = complete_sampling(request.sampling, defaults=defaults, vocab_size=limits.vocab_size)
+    if not request.sampling.HasField("seed"):
+        sampling.seed = secrets.randbits(64)
+    _set_logprobs(sampling, request, limits)
+    if request.n > MAX_COMPLETIONS:
+        raise out_of_range("n", request.n, f"1 to {MAX_COMPLETIONS}")
+    return GeneratePlan(
+        request_id=_checked_id("request_id", request.request_id) or secrets.token_hex(8),
+        adapter=parse_adapter(request.adapter),
+        sampling=sampling,
+        stop=_checked_stop(request.stop),
+        completions=request.n or 1,
+        include_special_tokens=request.include_special_tokens,
+        cache_salt=_checked_id("cache_salt", request.cache_salt),
+    )
+
+
+def fit_to_context(
+    sampling: executor_pb2.EngineSampling, prompt_ids: Sequence[int], limits: executor_pb2.EngineLimits
+) -> None:
+    """Checks the prompt's ids and cuts max_tokens to what the context has left.
+
+    An explicit max_tokens past the context is cut as well: the completion then ends with LENGTH, as it would
+    at the end of the context. Raises INVALID_ARGUMENT.
+    """
+    if not prompt_ids:
+        raise invalid_argument("PROMPT_EMPTY", "the prompt has no tokens: send at least one")
+    check_token_ids("the prompt", prompt_ids, limits.vocab_size)
+    left = limits.context_length - len(prompt_ids)
+    if left < 1:
+        raise invalid_argument(
+            "PROMPT_TOO_LONG",
+            f"the prompt has {len(prompt_ids)} tokens: at most {limits.context_length - 1} fit into the "
+            f"context of {limits.context_length} with room for one more; shorten it",
+            prompt_tokens=str(len(prompt_ids)),
+            context_length=str(limits.context_length),
+        )
+    if sampling.HasField("prompt_logprobs"):
+        entries = len(prompt_ids) * (1 + sampling.prompt_logprobs)
+        if entries > MAX_PROMPT_LOGPROBS:
+            raise out_of_range(
+                "prompt_logprobs",
+                f"{sampling.prompt_logprobs} for {len(prompt_ids)} prompt tokens",
+                f"at most {MAX_PROMPT_LOGPROBS} probabilities in all; ask for fewer alternatives",
+            )
+    sampling.max_tokens = min(sampling.max_tokens, left)
+    sampling.min_tokens = min(sampling.min_tokens, sampling.max_tokens)
+
+
+def parse_adapter(adapter: str) -> AdapterRef:
+    """Reads the `adapter` field. Raises INVALID_ARGUMENT for a malformed digest or an absurd name."""
+    if adapter.startswith(_PIN):
+        digest = adapter.removeprefix(_PIN)
+        if not is_digest(digest):
+            raise invalid_argument(
+                "ADAPTER_DIGEST_MALFORMED", 'adapter begins with "b3:": 64 lower-case hex digits must follow'
+            )
+        return AdapterRef(digest=digest)
+    return AdapterRef(name=_checked_id("adapter", adapter))
+
+
+def check_text(text: str, max_bytes: int) -> None:
+    """Checks a prompt's text, plain or rendered. Raises INVALID_ARGUMENT."""
+    # A character has at most 4 bytes: most texts need not be encoded for this.
+    if len(text) * 4 > max_bytes and len(text.encode()) > max_bytes:
+        raise invalid_argument("PROMPT_TOO_LARGE", f"the prompt is over {max_bytes} bytes: shorten it")
+
+
+def check_chat(chat: generation_pb2.ChatPrompt) -> None:
+    """Checks what every template relies on. Raises INVALID_ARGUMENT."""
+    if not chat.messages:
+        raise invalid_argument("CHAT_EMPTY", "chat.messages is empty: send at least one message")
+    for index, message in enumerate(chat.messages):
+        if not message.role:
+            raise invalid_argument(
+                "CHAT_ROLE_MISSING",
+                f'chat.messages[{index}] has no role: usually "system", "user" or "assistant"',
+            )
+
+
+def _refuse_kept_for_later(request: generation_pb2.GenerateRequest) -> None:
+    fields = [name for name in _KEPT_FOR_LATER if getattr(request, name)]
+    fields += ["response_format"] if request.HasField("response_format") else []
+    fields += ["tools"] if request.tools else []
+    if fields:
+        raise unimplemented(
+            "FIELD_NOT_SUPPORTED",
+            f"{', '.join(fields)} cannot be used yet: leave it unset",
+            fields=",".join(fields),
+        )
+
+
+def _set_logprobs(
+    sampling: executor_pb2.EngineSampling,
+    request: generation_pb2.GenerateRequest,
+    limits: executor_pb2.EngineLimits,
+) -> None:
+    most = min(MAX_LOGPROBS, limits.max_logprobs)
+    for name in ("logprobs", "prompt_logprobs"):
+        if request.HasField(name):
+            value = getattr(request, name)
+            if value > most:
+                raise out_of_range(name, value, f"0 to {most}")
+            setattr(sampling, name, value)
+
+
+def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    if len(stop) > MAX_STOP_STRINGS:
+        raise out_of_range("stop", f"{len(stop)} strings", f"at most {MAX_STOP_STRINGS}")
+    for index, string in enumerate(stop):
+        if not 1 <= len(string) <= MAX_STOP_CHARACTERS:
+            raise out_of_range(
+                f"stop[{index}]", f"{len(string)} characters long", f"1 to {MAX_STOP_CHARACTERS} characters"
+            )
+    return tuple(stop)
+
+
+def _checked_id(field: str, value: str) -> str:
+    if len(value) > MAX_ID_CHARACTERS:
+        raise out_of_range(field, f"{len(value)} characters long", f"at most {MAX_ID_CHARACTERS}")
+    # These go into logs.
+    if not value.isprintable():
+        raise invalid_argument("VALUE_NOT_PRINTABLE", f"{field} holds control characters: leave them out")
+    return value
