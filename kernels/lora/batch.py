@@ -1,0 +1,60 @@
+"""Which tokens of a flat batch belong to which adapter slot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class PackedSlice(NamedTuple):
+    """A slice whose output is columns `[start, stop)` of a packed projection (q,k,v or gate,up fused in the
+    base).
+    """
+
+    slice: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraBatch:
+    """Segments of a flat batch whose tokens are sorted by slot, base tokens (slot -1) first.
+
+    Running example: tokens with slots [-1, -1, 0, 0, 0, 3] make two segments, `slots` (0, 3) and `splits`
+    (2, 5, 6): tokens 2..4 are slot 0's, token 5 is slot 3's, tokens 0 and 1 belong to no segment and cost
+    nothing.
+    """
+
+    slots: tuple[int, ...]
+    splits: tuple[int, ...]
+
+    @classmethod
+    def of_rows(cls, slots_R: np.ndarray, lengths_R: np.ndarray) -> "LoraBatch":
+        """From each row's slot and number of tokens, rows in batch order.
+
+        Raises ValueError when rows are not sorted by slot: segments must be contiguous.
+        """
+        if not len(slots_R) or slots_R[-1] < 0:
+            return NO_LORA
+        steps = np.diff(slots_R)
+        if (steps < 0).any():
+            raise ValueError("rows must be sorted by slot")
+        first_rows = np.flatnonzero(np.concatenate(([slots_R[0] >= 0], steps > 0)))
+        token_splits = np.concatenate(([0], np.cumsum(lengths_R)))
+        return cls(
+            slots=tuple(slots_R[first_rows].tolist()),
+            splits=(*token_splits[first_rows].tolist(), int(token_splits[-1])),
+        )
+
+    @classmethod
+    def of_tokens(cls, slots_T: Sequence[int]) -> "LoraBatch":
+        """From each token's slot, sorted."""
+        return cls.of_rows(np.asarray(slots_T), np.ones(len(slots_T), dtype=np.int64))
+
+    @property
+    def empty(self) -> bool:
+        return not self.slots
+
+
+NO_LORA = LoraBatch(slots=(), splits=(0,))

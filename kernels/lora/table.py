@@ -1,0 +1,130 @@
+"""Where each resident adapter's weights lie: one flat pool and one row of addresses per adapter slot.
+
+Legend: S adapter slots, L slices, R rank (padded to a multiple of 8), K in features, N out features, V
+vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+UNIT_BYTES = 128
+"""Offsets in a slot row count units of this many bytes, so that a kernel may load whole vectors from any of
+them.
+"""
+
+RANK_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceShape:
+    """One place that LoRA can touch.
+
+    `linear` keeps lora_a as `[R, K]`; `embedding` keeps it transposed, `[V, R]`, so that one token's row is
+    contiguous. lora_b is `[N, R]` in both.
+    """
+
+    kind: Literal["linear", "embedding"]
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceEntry:
+    """One slice of one adapter: its place in the pool (units from the pool's start), padded rank and
+    scaling.
+    """
+
+    slice: int
+    a_unit: int
+    b_unit: int
+    rank: int
+    scaling: float
+
+
+class LoraWeights(NamedTuple):
+    """Views into the pool: `a` is `[R, K]` (linear) or `[V, R]` (embedding), `b` is `[N, R]`."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+class SlotTable:
+    """Addresses of all resident adapters, as tensors for kernels and as views for plain torch.
+
+    `rows_SL3` int64 holds (A unit, B unit, padded rank) and `scaling_SL` float32 the scaling of each slice
+    of each slot; rank 0 means untouched. The base model is slot -1 and has no row. Rows change only between
+    steps.
+    """
+
+    def __init__(self, *, pool: Tensor, shapes: Sequence[SliceShape], slots: int) -> None:
+        """`pool` is flat, in the compute dtype, and a whole number of units long."""
+        if pool.dim() != 1 or pool.numel() * pool.element_size() % UNIT_BYTES:
+            raise ValueError(
+                f"the pool must be flat and a multiple of {UNIT_BYTES} bytes, got {tuple(pool.shape)}"
+            )
+        self.pool = pool
+        self.shapes = tuple(shapes)
+        self.rows_SL3 = torch.zeros(slots, len(self.shapes), 3, dtype=torch.int64, device=pool.device)
+        self.scaling_SL = torch.zeros(slots, len(self.shapes), dtype=torch.float32, device=pool.device)
+        self._unit_elements = UNIT_BYTES // pool.element_size()
+        self._views: list[list[LoraWeights | None]] = [[None] * len(self.shapes) for _ in range(slots)]
+
+    @property
+    def slots(self) -> int:
+        return len(self._views)
+
+    def set_row(self, slot: int, entries: Sequence[SliceEntry]) -> None:
+        """Point a slot at weights that already lie in the pool; slices not named become untouched.
+
+        Raises ValueError, leaving the row as it was, when an entry does not fit its slice or the pool.
+        """
+        views: list[LoraWeights | None] = [None] * len(self.shapes)
+        for entry in entries:
+            if not 0 <= entry.slice < len(self.shapes):
+                raise ValueError(f"slice {entry.slice} is outside the layout of {len(self.shapes)} slices")
+            if views[entry.slice] is not None:
+                raise ValueError(f"slice {entry.slice} is named twice")
+            views[entry.slice] = self._view(entry)
+        rows_L3 = torch.zeros(len(self.shapes), 3, dtype=torch.int64)
+        scaling_L = torch.zeros(len(self.shapes), dtype=torch.float32)
+        for entry in entries:
+            rows_L3[entry.slice] = torch.tensor([entry.a_unit, entry.b_unit, entry.rank])
+            scaling_L[entry.slice] = entry.scaling
+        self.rows_SL3[slot].copy_(rows_L3)
+        self.scaling_SL[slot].copy_(scaling_L)
+        self._views[slot] = views
+
+    def clear_row(self, slot: int) -> None:
+        self.rows_SL3[slot].zero_()
+        self.scaling_SL[slot].zero_()
+        self._views[slot] = [None] * len(self.shapes)
+
+    def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
+        """The weights of one slice of one slot, or None where the adapter leaves it untouched."""
+        return self._views[slot][slice_index]
+
+    def _view(self, entry: SliceEntry) -> LoraWeights:
+        shape = self.shapes[entry.slice]
+        rank = entry.rank
+        if rank <= 0 or rank % RANK_MULTIPLE:
+            raise ValueError(
+                f"slice {entry.slice}: rank {rank} is not a positive multiple of {RANK_MULTIPLE}"
+            )
+        a_shape = (rank, shape.in_features) if shape.kind == "linear" else (shape.in_features, rank)
+        return LoraWeights(
+            a=self._matrix(entry.a_unit, a_shape, f"lora_a of slice {entry.slice}"),
+            b=self._matrix(entry.b_unit, (shape.out_features, rank), f"lora_b of slice {entry.slice}"),
+            scaling=entry.scaling,
+        )
+
+    def _matrix(self, unit: int, shape: tuple[int, int], what: str) -> Tensor:
+        start = unit * self._unit_elements
+        end = start + shape[0] * shape[1]
+        if start < 0 or end > self.pool.numel():
+            raise ValueError(f"{what}, {shape} at unit {unit}, reaches outside the pool")
+        return self.pool[start:end].view(shape)
