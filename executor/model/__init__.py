@@ -1,0 +1,1 @@
+"""The decoder: configuration, weights, KV cache, attention, and where adapters lie."""

@@ -1,0 +1,282 @@
+"""What a checkpoint's `config.json` says about its arithmetic: honoured or refused, never ignored."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from executor.model.options import flag, integer, number
+from executor.model.rope import RopeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """Where the supported families differ from one another."""
+
+    attention_bias: Literal["option", "qkv", "none"]
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    window: Literal["none", "all_layers", "by_layer"] = "none"
+    default_head_dim: int | None = None  # None: hidden_size // num_attention_heads
+    default_kv_heads: int | None = None  # None: as many as query heads
+    default_window: int | None = None
+
+
+_FAMILIES = {
+    "llama": _Family(attention_bias="option", mlp_bias=True),
+    "mistral": _Family(attention_bias="none", window="all_layers", default_kv_heads=8, default_window=4096),
+    "qwen2": _Family(attention_bias="qkv", window="by_layer", default_kv_heads=32, default_window=4096),
+    "qwen3": _Family(
+        attention_bias="option",
+        qk_norm=True,
+        window="by_layer",
+        default_head_dim=128,
+        default_kv_heads=32,
+        default_window=4096,
+    ),
+}
+
+# Options of other architectures that would change the arithmetic here, each with its values that change
+# nothing.
+_INACTIVE: dict[str, tuple[Any, ...]] = {
+    "attention_chunk_size": (None, 0),
+    "attention_multiplier": (None,),
+    "attn_logit_softcapping": (None,),
+    "clip_qkv": (None,),
+    "embedding_multiplier": (None, 1.0),
+    "final_logit_softcapping": (None,),
+    "layernorm_zero_centered": (None, False),
+    "logit_scale": (None, 1.0),
+    "logits_scaling": (None, 1.0),
+    "no_rope_layers": (None, []),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "quantization_config": (None,),
+    "query_pre_attn_scalar": (None,),
+    "residual_multiplier": (None, 1.0),
+    "use_mrope": (None, False),
+}
+
+_HONOURED = {
+    "attention_bias",
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_types",
+    "max_position_embeddings",
+    "max_window_layers",
+    "mlp_bias",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "use_sliding_window",
+    "vocab_size",
+}
+
+# Training, bookkeeping and generation defaults: without effect on a forward pass.
+_WITHOUT_EFFECT = {
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "hidden_dropout",
+    "initializer_range",
+    "pad_token_id",
+    "pretraining_tp",
+    "transformers_version",
+    "use_cache",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A dense decoder, whatever family it came from. `windows` holds each layer's sliding window, None for
+    all.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: RopeConfig
+    context_length: int
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied_head: bool
+    windows: tuple[int | None, ...]
+    dtype: str
+    eos_ids: tuple[int, ...]
+    unrecognised: tuple[str, ...] = ()
+    """Options of `config.json` that neither this package nor the family's own implementation reads; for the
+    log.
+    """
+
+    @property
+    def q_size(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @classmethod
+    def load(cls, folder: Path) -> "ModelConfig":
+        """Read `config.json` and, where present, `generation_config.json` of a model folder.
+
+        Raises ValueError saying which option is missing, malformed or not supported.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no config.json; name a folder with a Hugging Face checkpoint")
+        generation = folder / "generation_config.json"
+        return cls.parse(_read_object(path), _read_object(generation) if generation.is_file() else {})
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> "ModelConfig":
+        """From the two files' contents. Raises ValueError as `load` does."""
+        name = raw.get("model_type")
+        family = _FAMILIES.get(str(name))
+        if family is None:
+            raise ValueError(f"model_type {name!r} is not supported; supported are {', '.join(_FAMILIES)}")
+        _refuse_active(raw, str(name), family)
+        layers = integer(raw, "num_hidden_layers")
+        hidden_size, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
+        kv_heads = integer(raw, "num_key_value_heads", default=family.default_kv_heads or heads)
+        if heads % kv_heads:
+            raise ValueError(
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            )
+        head_dim = integer(raw, "head_dim", default=family.default_head_dim or hidden_size // heads)
+        if head_dim % 2:
+            raise ValueError(f"head_dim {head_dim} is odd; rotary embedding needs pairs")
+        max_positions = integer(raw, "max_position_embeddings")
+        rope = RopeConfig.parse(raw, max_positions=max_positions)
+        eos = generation.get("eos_token_id")
+        vocab_size = integer(raw, "vocab_size")
+        attention_bias = family.attention_bias == "option" and flag(raw, "attention_bias")
+        return cls(
+            family=str(name),
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=integer(raw, "intermediate_size"),
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            norm_eps=number(raw, "rms_norm_eps", default=1e-6, above=0),
+            rope=rope,
+            context_length=_context_length(rope, max_positions),
+            qkv_bias=attention_bias or family.attention_bias == "qkv",
+            o_bias=attention_bias,
+            mlp_bias=family.mlp_bias and flag(raw, "mlp_bias"),
+            qk_norm=family.qk_norm,
+            tied_head=flag(raw, "tie_word_embeddings"),
+            windows=_windows(raw, str(name), family, layers),
+            dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
+            eos_ids=_eos_ids(eos if eos is not None else raw.get("eos_token_id"), vocab_size),
+            unrecognised=tuple(sorted(raw.keys() - _HONOURED - _WITHOUT_EFFECT - _INACTIVE.keys())),
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return raw
+
+
+def _refuse_active(raw: Mapping[str, Any], name: str, family: _Family) -> None:
+    for option, inactive in _INACTIVE.items():
+        if raw.get(option) not in inactive:
+            raise ValueError(
+                f"{option} = {raw[option]!r} is not supported for {name} checkpoints; remove the option"
+            )
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act {raw['hidden_act']!r} is not supported; supported is silu")
+    if family.attention_bias == "none" and flag(raw, "attention_bias"):
+        raise ValueError(f"attention_bias is not supported for {name} checkpoints, which have no biases")
+    if not family.mlp_bias and flag(raw, "mlp_bias"):
+        raise ValueError(f"mlp_bias is not supported for {name} checkpoints")
+
+
+def _windows(raw: Mapping[str, Any], name: str, family: _Family, layers: int) -> tuple[int | None, ...]:
+    """Each layer's window. Raises ValueError where the window options contradict each other or the family."""
+    window = raw.get("sliding_window", family.default_window)
+    if window is not None:
+        window = integer({"sliding_window": window}, "sliding_window")
+    if family.window == "none":
+        if window is not None:
+            raise ValueError(f"sliding_window is not supported for {name} checkpoints")
+        expected = "full_attention"
+    elif family.window == "all_layers":
+        expected = "full_attention" if window is None else "sliding_attention"
+    else:
+        return _windows_by_layer(raw, window, layers)
+    kinds = raw.get("layer_types")
+    if kinds is not None and list(kinds) != [expected] * layers:
+        raise ValueError(
+            f"layer_types {kinds!r} is not supported for {name}: each of {layers} layers is {expected}"
+        )
+    return (window if family.window == "all_layers" else None,) * layers
+
+
+def _windows_by_layer(raw: Mapping[str, Any], window: int | None, layers: int) -> tuple[int | None, ...]:
+    if not flag(raw, "use_sliding_window"):
+        window = None
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        first = integer(raw, "max_window_layers", default=28, least=0)
+        return tuple(window if layer >= first else None for layer in range(layers))
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise ValueError(f"layer_types must name a kind for each of {layers} layers, got {kinds!r}")
+    unknown = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ValueError(
+            f"layer type {unknown[0]!r} is not supported; supported are full_attention and sliding_attention"
+        )
+    if window is None and "sliding_attention" in kinds:
+        raise ValueError(
+            "layer_types asks for sliding_attention, but use_sliding_window and sliding_window are not set"
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _eos_ids(raw: Any, vocab_size: int) -> tuple[int, ...]:
+    ids = raw if isinstance(raw, list) else [] if raw is None else [raw]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ValueError(f"eos_token_id {token!r} is not a token id below vocab_size {vocab_size}")
+    return tuple(sorted(set(ids)))
+
+
+def _context_length(rope: RopeConfig, max_positions: int) -> int:
+    # YaRN checkpoints state either the original or the extended length as their maximum.
+    return (
+        max(max_positions, int(rope.original_context * rope.factor))
+        if rope.rope_type == "yarn"
+        else max_positions
+    )

@@ -1,0 +1,74 @@
+"""The pool of resident packs and the slot table that points into it."""
+
+import numpy as np
+import torch
+
+from executor.model.config import ModelConfig
+from executor.model.layout import named_slices
+from kernels.lora import UNIT_BYTES, SliceEntry, SlotTable
+from lorikeet.v1 import layout_pb2
+
+
+class AdapterPool:
+    """Flat memory for packs of any rank, and one slot row for each resident adapter.
+
+    Which range and slot belong to whom is decided elsewhere. `write` may run on any thread, into a range
+    that no slot shows; `install_slot` and `clear_slot` come between launches, on the engine's thread.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        units: int,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        """`units` of 128 bytes for packs in all; `slots` adapters at most."""
+        pool = torch.zeros(units * UNIT_BYTES // dtype.itemsize, dtype=dtype, device=device)
+        self.units = units
+        self.table = SlotTable(pool=pool, shapes=[named.shape for named in named_slices(config)], slots=slots)
+        self._bytes = pool.view(torch.uint8).numpy()
+
+    def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
+        """Copy a pack into the pool. Raises ValueError where it does not fit there."""
+        source = np.frombuffer(pack, dtype=np.uint8)
+        start = unit_offset * UNIT_BYTES
+        if start < 0 or start + source.size > self._bytes.size:
+            raise ValueError(f"a pack of {source.size} bytes at unit {unit_offset} does not fit the pool")
+        self._bytes[start : start + source.size] = source
+
+    def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
+        """Point a slot at the pack that lies at `unit_offset`.
+
+        Raises ValueError, leaving the slot as it was, when the manifest does not fit the layout, the pack
+        or the pool.
+        """
+        self.table.set_row(slot, [self._entry(unit_offset, place, manifest) for place in manifest.slices])
+
+    def clear_slot(self, slot: int) -> None:
+        """Make the slot show nothing."""
+        self.table.clear_row(slot)
+
+    def _entry(
+        self, unit_offset: int, place: layout_pb2.SlicePlacement, manifest: layout_pb2.PackManifest
+    ) -> SliceEntry:
+        if place.a_offset % UNIT_BYTES or place.b_offset % UNIT_BYTES:
+            raise ValueError(
+                f"slice {place.slice} of pack {manifest.digest} is not aligned to {UNIT_BYTES} bytes"
+            )
+        if place.slice < len(self.table.shapes):
+            shape = self.table.shapes[place.slice]
+            row_bytes = place.padded_rank * self.table.pool.element_size()
+            a_end = place.a_offset + row_bytes * shape.in_features
+            b_end = place.b_offset + row_bytes * shape.out_features
+            if max(a_end, b_end) > manifest.total_bytes:
+                raise ValueError(f"slice {place.slice} reaches beyond pack {manifest.digest}")
+        return SliceEntry(
+            slice=place.slice,
+            a_unit=unit_offset + place.a_offset // UNIT_BYTES,
+            b_unit=unit_offset + place.b_offset // UNIT_BYTES,
+            rank=place.padded_rank,
+            scaling=place.scaling,
+        )

@@ -1,0 +1,110 @@
+"""Packs in the pool, slot rows over them, and manifests that do not fit."""
+
+import pytest
+import torch
+
+from executor.model.config import ModelConfig
+from executor.model.layout import build_layout, named_slices
+from executor.model.slots import AdapterPool
+from lorikeet.v1 import layout_pb2
+from tests.support.oracle_adapters import Pack, make_adapters, pack_adapter
+from tests.support.oracle_checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    return ModelConfig.load(make_checkpoint(tmp_path_factory.getbasetemp() / "slots", "qwen3"))
+
+
+@pytest.fixture(scope="module")
+def pack(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    base = tmp_path_factory.getbasetemp()
+    folder = make_adapters(base / "slots", base / "slots_adapters", ["ends"])["ends"]
+    return pack_adapter(folder, layout_of(config))
+
+
+def layout_of(config: ModelConfig, dtype: torch.dtype = torch.float32) -> layout_pb2.Layout:
+    return build_layout(
+        config, base_digest="b", base_name="tiny", dtype=dtype, max_rank=64, max_pack_bytes=1 << 20
+    )
+
+
+def pool_of(config: ModelConfig, units: int = 400) -> AdapterPool:
+    return AdapterPool(config, units=units, slots=3, dtype=torch.float32)
+
+
+def test_layout_lists_slices_in_pack_order(config: ModelConfig) -> None:
+    layout = layout_of(config, torch.bfloat16)
+    assert layout.compute_dtype == layout_pb2.TENSOR_TYPE_BFLOAT16
+    assert [s.module for s in layout.slices][6:9] == [
+        "model.layers.0.mlp.down_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.k_proj",
+    ]
+    assert [s.module for s in layout.slices][-2:] == ["model.embed_tokens", "lm_head"]
+    assert [(s.in_features, s.out_features) for s in layout.slices[:4]] == [
+        (64, 128),
+        (64, 64),
+        (64, 64),
+        (128, 64),
+    ]
+    embedding, head = layout.slices[-2:]
+    assert embedding.kind == layout_pb2.SLICE_KIND_EMBEDDING
+    assert (embedding.in_features, embedding.out_features, head.out_features) == (256, 64, 256)
+    assert len(named_slices(config)) == 7 * config.layers + 2
+
+
+def test_a_pack_is_found_where_it_was_written(config: ModelConfig, pack: Pack) -> None:
+    pool = pool_of(config)
+    pool.write(11, memoryview(pack.data).toreadonly())
+    pool.install_slot(2, unit_offset=11, manifest=pack.manifest)
+    place = pack.manifest.slices[0]
+    weights = pool.table.weights(2, place.slice)
+    assert weights is not None
+    assert weights.a.shape == (256, 8)
+    assert weights.scaling == place.scaling
+    raw = pack.data[place.a_offset : place.a_offset + 256 * 8 * 4]
+    assert weights.a.contiguous().view(torch.uint8).numpy().tobytes() == raw
+    assert not weights.a[:, 6:].any(), "ranks 6 and 7 are padding"
+    assert pool.table.weights(2, 0) is None
+    pool.clear_slot(2)
+    assert pool.table.weights(2, place.slice) is None
+
+
+def test_writes_stay_inside_the_pool(config: ModelConfig, pack: Pack) -> None:
+    pool = pool_of(config, units=len(pack.data) // 128)
+    pool.write(0, pack.data)
+    for unit in (1, -1):
+        with pytest.raises(ValueError, match="does not fit the pool"):
+            pool.write(unit, pack.data)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("slice", 99, "outside the layout"),
+        ("a_offset", 64, "not aligned"),
+        ("b_offset", 128 * 10_000, "reaches beyond pack"),
+        ("padded_rank", 1 << 20, "reaches beyond pack"),
+        ("padded_rank", 7, "multiple of 8"),
+    ],
+)
+def test_manifests_that_do_not_fit_are_refused(
+    config: ModelConfig, pack: Pack, field: str, value: int, says: str
+) -> None:
+    pool = pool_of(config)
+    pool.install_slot(0, unit_offset=0, manifest=pack.manifest)
+    before = pool.table.rows_SL3.clone()
+    lying = layout_pb2.PackManifest()
+    lying.CopyFrom(pack.manifest)
+    setattr(lying.slices[0], field, value)
+    with pytest.raises(ValueError, match=says):
+        pool.install_slot(0, unit_offset=0, manifest=lying)
+    assert torch.equal(pool.table.rows_SL3, before)
+
+
+def test_a_pack_of_another_base_is_refused(config: ModelConfig, pack: Pack) -> None:
+    lying = layout_pb2.PackManifest()
+    lying.CopyFrom(pack.manifest)
+    with pytest.raises(ValueError, match="outside the pool"):
+        pool_of(config).install_slot(0, unit_offset=390, manifest=lying)

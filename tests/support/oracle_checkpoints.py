@@ -1,0 +1,49 @@
+"""Tiny random checkpoints of every supported family, written by transformers itself."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+
+_SHAPE = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_FAMILY = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "mistral": {"head_dim": 24, "sliding_window": None, "tie_word_embeddings": False},
+}
+
+
+def make_checkpoint(folder: Path, family: str, *, max_shard_size: str = "5GB", **options: Any) -> Path:
+    """Write a checkpoint whose every parameter is random, biases and norms too, with logits far apart."""
+    config = AutoConfig.for_model(family, **(_SHAPE | _FAMILY[family] | options))
+    torch.manual_seed(sum(map(ord, family)))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+            else:
+                parameter.copy_(
+                    torch.randn_like(parameter)
+                    * (1.0 if "embed" in name else 1.3 * parameter.shape[1] ** -0.5)
+                )
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
