@@ -1,6 +1,6 @@
 """Settings of one executor, validated once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -60,7 +60,7 @@ class ExecutorConfig:
     max_lora_rank: int = 256
     queue_policy: QueuePolicy = "fair"
     runner: Runner = "torch"
-    outbox_bytes: int = field(default=4 << 20)
+    outbox_bytes: int = 4 << 20
     drain_seconds: float = 10.0
     store_patience_seconds: float = 30.0
 

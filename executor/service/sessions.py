@@ -1,0 +1,47 @@
+"""All streams of frontends: opened, closed and drained in one place."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from executor.service.commands import RequestLimits
+from executor.service.outbox import Outboxes
+from executor.service.session import Engine, Session
+from rpc.errors import unavailable
+
+
+class Sessions:
+    """Gives each stream a client number, never used again, and its outbox; takes both back at its end."""
+
+    def __init__(self, *, engine: Engine, outboxes: Outboxes, limits: RequestLimits) -> None:
+        self._engine = engine
+        self._outboxes = outboxes
+        self._limits = limits
+        self._numbers = itertools.count(1)
+        self._draining = asyncio.Event()
+
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """A stream's session; its requests are aborted when the block ends. Raises UNAVAILABLE while
+        draining.
+        """
+        if self._draining.is_set():
+            raise unavailable("DRAINING", "the executor is shutting down: connect again")
+        client = next(self._numbers)
+        outbox = self._outboxes.open(client)
+        try:
+            yield Session(
+                client=client,
+                engine=self._engine,
+                outbox=outbox,
+                limits=self._limits,
+                draining=self._draining,
+            )
+        finally:
+            self._outboxes.close(client)
+            self._engine.abort_client(client)
+
+    def drain(self) -> None:
+        """No new streams and requests from now on; each stream is cut once its requests have ended."""
+        self._draining.set()
