@@ -1,0 +1,1 @@
+"""From logits to tokens: penalties, filters, counter-based noise and log probabilities."""
