@@ -85,6 +85,9 @@ class Scheduler:
         """Requests that have not ended."""
         return len(self._roster)
 
+    def __contains__(self, key: RequestKey) -> bool:
+        return key in self._roster
+
     def add(self, request: Request) -> None:
         """Takes a request, or reports why it is refused; never raises for what a client sent."""
         failed = refusal(request, self.config) or self._overload(request)

@@ -15,7 +15,7 @@ def refusal(request: Request, config: SchedulerConfig) -> Failed | None:
         reason, message = "EMPTY_PROMPT", "the prompt has no tokens: send at least one"
     elif prompt >= config.context:
         reason = "PROMPT_TOO_LONG"
-        message = f"the prompt has {prompt} tokens, the context {config.context}, which must hold an answer too: shorten it"
+        message = f"the prompt has {prompt} tokens, the context {config.context}, answer included: shorten it"
     elif prompt >= config.longest:
         reason = "PROMPT_EXCEEDS_PAGES"
         held = f"the KV pages of this executor hold {config.longest}, an answer included"
