@@ -1,0 +1,56 @@
+"""Options that several commands share, and what they resolve to."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cli.client import Connection
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+PANEL = "Connection and output"
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="LORIKEET_CONFIG",
+        metavar="FILE",
+        help="Settings from a YAML file; flags and LORIKEET_... variables go before it.",
+        rich_help_panel=PANEL,
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="The server to call: host:port or unix:/path. [dim]\\[default: 127.0.0.1:50051][/dim]",
+        rich_help_panel=PANEL,
+        show_default=False,
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Give a call up after so long; 0 waits for ever. [dim]\\[default: 600][/dim]",
+        rich_help_panel=PANEL,
+        show_default=False,
+    ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON, one object a line, errors too.", rich_help_panel=PANEL),
+]
+
+
+def connection(target: str | None, timeout: float | None, config: Path | None) -> "Connection":
+    """Where to call, from flags, environment and file. Raises CliError."""
+    from cli.client import Connection
+    from cli.settings import Settings
+
+    settings = Settings.load({"target": target, "timeout": timeout}, config)
+    return Connection(target=settings.target, timeout=settings.timeout)

@@ -1,0 +1,141 @@
+"""What commands print: text for people, JSON lines for programs, progress only where a person watches."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.errors import EXIT_ERROR, CliError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Console
+    from rich.progress import Progress
+
+# What a model says is data: on a terminal its control characters (escape sequences above all) are shown.
+_CONTROL = {code: "�" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+
+@contextlib.contextmanager
+def reporting(*, as_json: bool = False) -> Iterator[None]:
+    """Prints a `CliError` of its body on stderr, as a line or as JSON, and exits with its code."""
+    try:
+        yield
+    except CliError as error:
+        if as_json:
+            record = {"code": error.code, "reason": error.reason, "message": error.message}
+            print_error(json.dumps({"error": record}, ensure_ascii=False))
+        else:
+            print_error(f"lorikeet: {error}")
+        raise typer.Exit(error.exit_code or EXIT_ERROR) from None
+
+
+def print_line(text: str = "") -> None:
+    """A line on stdout, at once."""
+    write(text + "\n")
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def print_error(text: str) -> None:
+    """A line on stderr, at once."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """A JSON object on one line of stdout."""
+    print_line(json.dumps(value, ensure_ascii=False))
+
+
+def to_json(message: "Message", *, defaults: bool = True) -> dict[str, Any]:
+    """Protobuf's own JSON mapping with the field names of the .proto files (64-bit numbers are strings).
+
+    Args:
+        message: any message.
+        defaults: include fields that have their default value.
+    """
+    from google.protobuf import json_format
+
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=defaults
+    )
+
+
+def printable(text: str) -> str:
+    """Text of a model, safe for the terminal that stdout may be."""
+    return text.translate(_CONTROL) if sys.stdout.isatty() else text
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns for people; tab-separated lines without headings when stdout is not a terminal."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print_line("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """One `name: value` a line, aligned."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        print_line(f"{name + ':':<{width + 1}} {value}")
+
+
+def progress(console: "Console | None" = None) -> "Progress":
+    """A context manager: a progress display on stderr, silent when stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+    from rich.text import Text
+
+    class Bytes(DownloadColumn):
+        """Bytes done of bytes to do, blank where a task counts none."""
+
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.total else Text("")
+
+    console = console or Console(stderr=True)
+    return Progress(
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        Bytes(binary_units=True),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def human_bytes(count: int) -> str:
+    """1536 as "1.5 KiB"."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

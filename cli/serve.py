@@ -1,0 +1,165 @@
+"""`lorikeet serve`: store, executor and frontend as three processes, kept running and stopped together."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.errors import usage_error
+from cli.options import DEFAULT_TARGET, AsJson, ConfigFile
+from cli.output import print_json, print_line, reporting
+
+if TYPE_CHECKING:
+    from cli.serving import Running
+    from cli.settings import Settings
+
+SETTINGS = "More settings"
+
+
+def serve(
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", metavar="DIR", help="Folder of the base model.", show_default=False),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            "-a",
+            metavar="NAME=SOURCE",
+            help="Load this PEFT folder under this name; repeatable.",
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where clients connect; port 0 picks a free one. [dim]\\[default: 127.0.0.1:50051][/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Let clients load adapters from under this folder; repeatable."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where adapters are kept between runs. [dim]\\[default: a folder of yours per model][/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.FIELD=VALUE",
+            help="Any setting of a service, such as executor.max_running=128; repeatable. "
+            "`lorikeet executor --help` and the like list them.",
+            rich_help_panel=SETTINGS,
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="Of the services: DEBUG, INFO, WARNING or ERROR. [dim]\\[default: WARNING][/dim]",
+            rich_help_panel=SETTINGS,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Serve a model and its adapters: starts store, executor and frontend, and stops them on Ctrl-C.
+
+    A service that dies is started again. The exit code is 0 after a clean stop.
+
+    [bold]Examples[/bold]
+
+        lorikeet serve --model ./checkpoint --adapter alice=./adapters/alice
+
+        lorikeet serve --config lorikeet.yaml --set executor.max_running=128
+    """
+    with reporting(as_json=as_json):
+        from cli.settings import Settings
+
+        flags: dict[str, Any] = {
+            "model": model,
+            "adapters": _pairs("--adapter", adapter) or None,
+            "listen": listen,
+            "adapter_roots": adapter_root or None,
+            "data_dir": data_dir,
+            "log_level": log_level.upper() if log_level else None,
+        }
+        for name, value in _pairs("--set", set_).items():
+            section, _, field = name.partition(".")
+            if section not in ("frontend", "executor", "store") or not field:
+                raise usage_error(
+                    f"--set {name}=...: write SECTION.FIELD=VALUE, as in executor.max_running=128"
+                )
+            flags.setdefault(section, {})[field] = value
+        asyncio.run(_serve(Settings.load(flags, config), as_json=as_json))
+
+
+def _pairs(flag: str, texts: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise usage_error(f"{flag} {text}: write NAME=VALUE")
+        if name in pairs:
+            raise usage_error(f"{flag} {text}: {name} was given before")
+        pairs[name] = value
+    return pairs
+
+
+async def _serve(settings: "Settings", *, as_json: bool) -> None:
+    """Until SIGINT or SIGTERM, which drain; a second one does not wait. Raises CliError."""
+    from rich.console import Console
+
+    from cli.serving import Services
+
+    console = Console(stderr=True)
+    services = Services(settings, console)
+    task = asyncio.current_task()
+    assert task is not None
+    stopping = False
+
+    def on_signal() -> None:
+        nonlocal stopping
+        if stopping:
+            services.kill()
+        else:
+            stopping = True
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        _announce(await services.start(), as_json=as_json)
+        await services.failed()
+    except asyncio.CancelledError:
+        if not stopping:
+            raise
+        task.uncancel()
+        console.print("stopping; once more does not wait for running requests", highlight=False)
+    finally:
+        stopping = True
+        await services.stop()
+
+
+def _announce(running: "Running", *, as_json: bool) -> None:
+    if as_json:
+        names = list(running.adapters)
+        print_json({"model": running.model, "target": running.target, "adapters": names})
+        return
+    adapters = ", ".join(running.adapters) or "no adapters yet"
+    print_line(f"{running.model} on {running.target}, {adapters}")
+    target = "" if running.target == DEFAULT_TARGET else f" --target {running.target}"
+    adapter = f" --adapter {running.adapters[0]}" if running.adapters else ""
+    print_line(f'try: lorikeet generate "Hello" --max-tokens 32{adapter}{target}')

@@ -1,0 +1,152 @@
+"""`lorikeet frontend|executor|store`: one service in this process."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from cli.child_progress import print_progress
+from cli.errors import CliError
+from cli.flags import with_flags
+from cli.options import ConfigFile
+from cli.output import reporting
+
+log = logging.getLogger(__name__)
+
+# What `lorikeet serve` gives its children.
+_Supervised = Annotated[
+    bool, typer.Option("--supervised", hidden=True, help="Stop when stdin ends; tell progress on stdout.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Service:
+    """How one service is configured and run.
+
+    Args:
+        config_class: its settings.
+        build: the settings from all sources.
+        main: takes the settings, the event that asks for the end, and whether progress is to be told.
+        help: for `--help`.
+    """
+
+    config_class: type[Any]
+    build: Callable[[Any], Any]
+    main: Callable[[Any, asyncio.Event, bool], Coroutine[Any, Any, None]]
+    help: str
+
+
+def service_app(name: str) -> typer.Typer:
+    """The command of one service, with a flag for each of its settings."""
+    service = {"frontend": _frontend, "executor": _executor, "store": _store}[name]()
+
+    def command(config: ConfigFile = None, supervised: _Supervised = False, **flags: Any) -> None:
+        with reporting():
+            from cli.settings import Settings
+
+            settings = service.build(Settings.load({name: flags}, config))
+            _run(name, service, settings, supervised=supervised)
+
+    command.__doc__ = service.help
+    app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+    app.command(name)(with_flags(service.config_class, command))
+    return app
+
+
+def _frontend() -> _Service:
+    from frontend.config import FrontendConfig
+
+    async def main(config: FrontendConfig, stop: asyncio.Event, _: bool) -> None:
+        from frontend.app import run
+
+        await run(config, stop=stop)
+
+    return _Service(
+        config_class=FrontendConfig,
+        build=lambda settings: settings.frontend_config(),
+        main=main,
+        help="""Run a frontend: text in, text out, for clients. Reads tokenizer and chat template, no weights.
+
+        Any number of frontends may share one executor and one store.
+
+        [bold]Example[/bold]
+
+            lorikeet frontend --model-dir ./checkpoint --executor gpu1:50052
+        """,
+    )
+
+
+def _executor() -> _Service:
+    from executor.config import ExecutorConfig
+
+    async def main(config: ExecutorConfig, stop: asyncio.Event, supervised: bool) -> None:
+        from executor.app import run
+
+        await run(config, stop=stop, progress=print_progress() if supervised else None)
+
+    return _Service(
+        config_class=ExecutorConfig,
+        build=lambda settings: settings.executor_config(),
+        main=main,
+        help="""Run an executor: the model, its KV cache, its scheduler and the resident adapters.
+
+        Frontends wait for one that is away, and hand it their unfinished requests again.
+
+        [bold]Example[/bold]
+
+            lorikeet executor --model-dir ./checkpoint --store unix:/run/store
+        """,
+    )
+
+
+def _store() -> _Service:
+    from adapter_store.config import StoreConfig
+
+    async def main(config: StoreConfig, stop: asyncio.Event, _: bool) -> None:
+        from adapter_store.app import run
+
+        await run(config, stop=stop)
+
+    return _Service(
+        config_class=StoreConfig,
+        build=lambda settings: settings.store_config(),
+        main=main,
+        help="""Run an adapter store: the catalog, and the adapters' weights on disk and in shared memory.
+
+        One store serves all executors of a host, over the folder that both see as --arena-dir.
+
+        [bold]Example[/bold]
+
+            lorikeet store --data-dir ./data --roots ./adapters
+        """,
+    )
+
+
+def _run(name: str, service: _Service, config: Any, *, supervised: bool) -> None:
+    from rpc.server import run_service
+
+    if supervised:
+        threading.Thread(target=_stop_at_end_of_stdin, daemon=True).start()
+    try:
+        run_service(lambda stop: service.main(config, stop, supervised), process_name=name)
+    except ModuleNotFoundError as error:
+        raise CliError(
+            f"`lorikeet {name}` needs the package {error.name}: install Lorikeet with its extra, as in "
+            f"pip install '.[{name}]'",
+            reason="NOT_INSTALLED",
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        log.debug("the error in full", exc_info=True)
+        raise CliError(f"{name}: {error}", reason="SERVICE_FAILED") from error
+
+
+def _stop_at_end_of_stdin() -> None:
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,241 @@
+"""Bringing the three services up, keeping them up and taking them down."""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from rich.console import Console
+from rich.progress import Progress
+
+from adapter_store.config import StoreConfig
+from cli.adapters import all_adapters
+from cli.client import Client, Connection, explain
+from cli.errors import usage_error
+from cli.flags import to_flags
+from cli.loading import load_adapter
+from cli.output import progress
+from cli.places import default_data_dir, dial_address, make_arena_dir, make_runtime_dir, reserve
+from cli.processes import ChildSpec, Supervisor
+from cli.settings import Settings
+from executor.config import ExecutorConfig
+from frontend.config import FrontendConfig
+from rpc.errors import from_rpc
+
+T = TypeVar("T")
+
+_WAITING = {
+    "store": "opening the catalog",
+    "executor": "loading weights",
+    "frontend": "connecting",
+}
+
+# How long the services may need to agree after each is healthy.
+_SETTLE_SECONDS = 30.0
+_RETRY_SECONDS = 0.2
+
+# On top of the time that a service has for draining.
+_STOP_MARGIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to run.
+
+    Args:
+        store, executor, frontend: the services' settings.
+        adapters: name to source.
+        log_level: of all three.
+    """
+
+    store: StoreConfig
+    executor: ExecutorConfig
+    frontend: FrontendConfig
+    adapters: Mapping[str, str]
+    log_level: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What is being served: where clients on this machine reach it, and the adapters' names."""
+
+    model: str
+    target: str
+    adapters: tuple[str, ...]
+
+
+def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path) -> Plan:
+    """Fits the services' settings together; what was set for a service stays. Raises CliError."""
+    if settings.model is None:
+        raise usage_error(
+            "no model: give its folder with --model, LORIKEET_MODEL or `model:` in a settings file"
+        )
+    sources = {name: Path(source).expanduser().resolve() for name, source in settings.adapters.items()}
+    for name, source in sources.items():
+        if not source.is_dir():
+            raise usage_error(f"adapter {name}: there is no folder {source}")
+    store = settings.store_config(
+        listen=f"unix:{runtime_dir / 'store.sock'}",
+        data_dir=settings.data_dir or default_data_dir(settings.model),
+        arena_dir=arena_dir,
+        roots=(*settings.adapter_roots, *sources.values()),
+    )
+    executor = settings.executor_config(
+        listen=f"unix:{runtime_dir / 'executor.sock'}", store=store.listen, arena_dir=store.arena_dir
+    )
+    frontend = settings.frontend_config(
+        listen=reserve(settings.listen), executor=executor.listen, store=store.listen
+    )
+    return Plan(
+        store=store,
+        executor=executor,
+        frontend=frontend,
+        adapters={name: str(source) for name, source in sources.items()},
+        log_level=settings.log_level,
+    )
+
+
+def make_specs(plan: Plan) -> list[ChildSpec]:
+    """The three processes, in the order of their start."""
+    services: Mapping[str, Any] = {"store": plan.store, "executor": plan.executor, "frontend": plan.frontend}
+    return [
+        ChildSpec(
+            name=name,
+            # -P: a folder named like one of our packages, where the user happens to stand, is none of ours.
+            command=[sys.executable, "-P", "-m", "cli", name, "--supervised", *to_flags(config)],
+            environment={"LORIKEET_LOG_LEVEL": plan.log_level},
+            address=dial_address(config.listen),
+            stop_seconds=config.drain_seconds + _STOP_MARGIN_SECONDS,
+        )
+        for name, config in services.items()
+    ]
+
+
+class Services:
+    """Store, executor and frontend of one machine, with the folders that live as long as they do.
+
+    Use: `start`, then work, and `stop` in a `finally`, also when `start` failed.
+    """
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self._settings = settings
+        self._console = console
+        self._folders = contextlib.ExitStack()
+        self._supervisor: Supervisor | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> Running:
+        """Returns once all three are healthy and the adapters are loaded. Raises CliError."""
+        plan = make_plan(self._settings, **self._make_folders())
+        listener = _Screen(self._console)
+        self._supervisor = Supervisor(make_specs(plan), listener)
+        self._keeping = asyncio.create_task(self._supervisor.run())
+        with progress(self._console) as display:
+            for name in self._supervisor.children:
+                task = display.add_task(f"{name}: {_WAITING[name]}", total=None)
+                listener.follow(
+                    name, lambda done, total, t=task: display.update(t, completed=done, total=total)
+                )
+                await self._unless_failed(self._supervisor.wait_ready(name))
+                display.update(task, description=f"{name}: ready", total=1, completed=1)
+            return await self._unless_failed(_load_adapters(plan, display))
+
+    async def failed(self) -> None:
+        """Waits until one service is given up, and raises the CliError that says why."""
+        assert self._keeping is not None
+        await self._keeping
+
+    async def stop(self) -> None:
+        """Frontend, executor, store; then the folders. Leaves nothing behind."""
+        try:
+            if self._supervisor is not None:
+                await self._supervisor.stop()
+            if self._keeping is not None:
+                self._keeping.cancel()
+                await asyncio.gather(self._keeping, return_exceptions=True)
+        finally:
+            self._folders.close()
+
+    def kill(self) -> None:
+        """Ends all three without draining."""
+        if self._supervisor is not None:
+            self._supervisor.kill()
+
+    def _make_folders(self) -> dict[str, Path]:
+        folders = {
+            "runtime_dir": make_runtime_dir(),
+            "arena_dir": make_arena_dir(self._settings.store.arena_bytes or StoreConfig.arena_bytes),
+        }
+        for folder in folders.values():
+            self._folders.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folders
+
+    async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
+        assert self._keeping is not None
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait({task, self._keeping}, return_when=asyncio.FIRST_COMPLETED)
+            if self._keeping.done():
+                self._keeping.result()
+            return await task
+        finally:
+            task.cancel()
+
+
+class _Screen:
+    """What the children say, on the console that the progress display uses too."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._followed: dict[str, Callable[[int, int], None]] = {}
+
+    def follow(self, name: str, show: Callable[[int, int], None]) -> None:
+        """From now on `show(done, total)` gets the progress of the child of this name."""
+        self._followed[name] = show
+
+    def notify(self, text: str) -> None:
+        self._console.print(f"lorikeet: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def line(self, name: str, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        if show := self._followed.get(name):
+            show(done, total)
+
+
+async def _load_adapters(plan: Plan, display: Progress) -> Running:
+    connection = Connection(target=dial_address(plan.frontend.listen), timeout=0)
+    client = Client(connection)
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    try:
+        for name, source in plan.adapters.items():
+            await _load(client, name, source, display, deadline)
+        names = tuple([adapter.name async for adapter in all_adapters(client)])
+    except grpc.RpcError as error:
+        raise explain(from_rpc(error), connection) from error
+    finally:
+        await client.close()
+    return Running(model=plan.executor.served_name, target=connection.target, adapters=names)
+
+
+async def _load(client: Client, name: str, source: str, display: Progress, deadline: float) -> None:
+    """Loads one adapter; until the deadline, again when the services are not ready for each other."""
+    while True:
+        try:
+            await load_adapter(client, name, source, display)
+            return
+        except grpc.RpcError as error:
+            settling = from_rpc(error).code in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.FAILED_PRECONDITION,
+            )
+            if not settling or time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(_RETRY_SECONDS)

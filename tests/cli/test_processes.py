@@ -1,0 +1,155 @@
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cli.errors import CliError
+from cli.processes import ChildSpec, Supervisor
+
+PYTHON = sys.executable
+
+
+class Log:
+    """What the supervisor said, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.lines: list[tuple[str, str]] = []
+        self.steps: list[tuple[str, int, int]] = []
+        self._changed = asyncio.Event()
+
+    def notify(self, text: str) -> None:
+        self.said.append(text)
+        self._changed.set()
+
+    def line(self, name: str, text: str) -> None:
+        self.lines.append((name, text))
+        self._changed.set()
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        self.steps.append((name, done, total))
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def child(folder: Path, name: str, mode: str = "serve", *, stop_seconds: float = 20) -> ChildSpec:
+    address = f"unix:{folder / name}"
+    command = [PYTHON, "-m", "tests.support.cli_child", address, mode]
+    return ChildSpec(name=name, command=command, environment={}, address=address, stop_seconds=stop_seconds)
+
+
+def script(name: str, code: str) -> ChildSpec:
+    return ChildSpec(
+        name=name, command=[PYTHON, "-c", code], environment={}, address="unix:/nowhere", stop_seconds=5
+    )
+
+
+@asynccontextmanager
+async def supervised(*specs: ChildSpec) -> AsyncIterator[tuple[Supervisor, Log, asyncio.Task[None]]]:
+    log = Log()
+    supervisor = Supervisor(specs, log)
+    running = asyncio.create_task(supervisor.run())
+    try:
+        yield supervisor, log, running
+    finally:
+        supervisor.kill()
+        await supervisor.stop()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def pid_of(log: Log, name: str, *, nth: int = 0) -> int:
+    return [int(line.split()[1]) for who, line in log.lines if who == name][nth]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_starts_all_and_stops_the_last_first(tmp_path: Path) -> None:
+    async with supervised(child(tmp_path, "a"), child(tmp_path, "b")) as (supervisor, log, _):
+        await asyncio.gather(supervisor.wait_ready("a"), supervisor.wait_ready("b"))
+        pids = [pid_of(log, "a"), pid_of(log, "b")]
+        assert all(alive(pid) for pid in pids)
+        stopped: list[str] = []
+        for name, one in supervisor.children.items():
+            original = one.stop
+
+            async def stop(name: str = name, original: Callable = original) -> bool:
+                stopped.append(name)
+                return await original()
+
+            one.stop = stop  # type: ignore[method-assign]
+        await supervisor.stop()
+        assert stopped == ["b", "a"]
+        assert not any(alive(pid) for pid in pids)
+        assert log.said == []
+
+
+async def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
+    async with supervised(child(tmp_path, "a")) as (supervisor, log, _):
+        await supervisor.wait_ready("a")
+        os.kill(pid_of(log, "a"), signal.SIGKILL)
+        await log.until(lambda: len(log.said) == 2)
+        assert log.said[0] == "a was ended by SIGKILL; starting it again in 0.2 s"
+        assert log.said[1].startswith("a is back after")
+        assert alive(pid_of(log, "a", nth=1))
+
+
+async def test_gives_up_with_the_last_lines() -> None:
+    async with supervised(script("a", "print('no weights'); raise SystemExit(1)")) as (_, log, running):
+        with pytest.raises(CliError) as failure:
+            await running
+        assert "a ended with exit code 1 and is given up; its last lines:\n  no weights" in str(failure.value)
+        assert len(log.lines) == 3
+
+
+async def test_wrong_settings_are_given_up_at_once() -> None:
+    async with supervised(script("a", "raise SystemExit(2)")) as (_, log, running):
+        with pytest.raises(CliError):
+            await running
+        assert log.said == []
+
+
+async def test_a_child_that_hangs_is_killed(tmp_path: Path) -> None:
+    async with supervised(child(tmp_path, "a", "stubborn", stop_seconds=0.1)) as (supervisor, log, _):
+        await supervisor.wait_ready("a")
+        await supervisor.stop()
+        assert log.said == ["a did not stop within 0.1 s: killed"]
+        assert not alive(pid_of(log, "a"))
+
+
+async def test_stopping_during_the_start_leaves_nothing() -> None:
+    async with supervised(
+        script("a", "import time; print('pid', __import__('os').getpid(), flush=True); time.sleep(60)")
+    ) as (
+        supervisor,
+        log,
+        _,
+    ):
+        await log.until(lambda: bool(log.lines))
+        await supervisor.stop()
+        assert not alive(pid_of(log, "a"))
+
+
+async def test_progress_is_told_and_not_shown() -> None:
+    code = "print('@progress 1 4'); print('@progress x'); raise SystemExit(2)"
+    async with supervised(script("a", code)) as (_, log, running):
+        with pytest.raises(CliError):
+            await running
+        assert log.steps == [("a", 1, 4)]
+        assert log.lines == [("a", "@progress x")]
