@@ -37,6 +37,7 @@ class ExecutorConfig:
         max_lora_rank: adapters of a higher rank are refused by the store.
         queue_policy: "fair" takes turns among adapters; "pack" prefers requests of adapters that already run.
         runner: "torch", or "arithmetic", which computes nothing and makes up tokens (benchmarks, tests).
+        arithmetic_step_seconds: how long each step of that runner takes, as a device's would; 0 for no time.
         outbox_bytes: what may wait for one frontend before its stream is cut.
         drain_seconds: how long running requests may go on after a shutdown began.
         store_patience_seconds: how long an adapter's load waits for a store that is away.
@@ -60,6 +61,7 @@ class ExecutorConfig:
     max_lora_rank: int = 256
     queue_policy: QueuePolicy = "fair"
     runner: Runner = "torch"
+    arithmetic_step_seconds: float = 0.0
     outbox_bytes: int = 4 << 20
     drain_seconds: float = 10.0
     store_patience_seconds: float = 30.0
@@ -98,6 +100,7 @@ class ExecutorConfig:
             ("adapter_pool_bytes", 0, 1 << 50),
             ("max_lora_rank", 0, 4096),
             ("outbox_bytes", 1 << 10, 1 << 40),
+            ("arithmetic_step_seconds", 0, 60),
             ("drain_seconds", 0, 86_400),
             ("store_patience_seconds", 0, 86_400),
         ):

@@ -1,49 +1,34 @@
-"""The loader of an executor without a store."""
+"""The loader of an executor without a store: its scheduler has no adapter slots and asks for nothing."""
 
-from collections import deque
 from collections.abc import Sequence
+from typing import NoReturn
 
-from executor.control.loader import LoaderEvent, LoadFailed
-from executor.control.request import Code
+from executor.control.loader import LoaderEvent
 
 
 class BaseOnlyLoader:
-    """Implements `executor.control.loader.AdapterLoader` by refusing every adapter."""
-
-    def __init__(self) -> None:
-        self._refused: deque[str] = deque()
+    """Implements `executor.control.loader.AdapterLoader` for the base model alone."""
 
     def prefetch(self, digest: str) -> None:
         pass
 
-    def acquire(self, digest: str) -> None:
-        self._refused.append(digest)
+    def acquire(self, digest: str) -> NoReturn:
+        raise AssertionError("an executor without adapter slots asks for no adapter")
 
-    def copy(self, digest: str, unit_offset: int, slot: int) -> None:
+    def copy(self, digest: str, unit_offset: int, slot: int) -> NoReturn:
         raise AssertionError("nothing is ever granted here")
 
-    def install(self, slot: int, digest: str) -> None:
+    def install(self, slot: int, digest: str) -> NoReturn:
         raise AssertionError("nothing is ever copied here")
 
-    def clear(self, slot: int) -> None:
+    def clear(self, slot: int) -> NoReturn:
         raise AssertionError("nothing is ever installed here")
 
-    def release(self, digest: str) -> None:
-        if digest in self._refused:
-            self._refused.remove(digest)
+    def release(self, digest: str) -> NoReturn:
+        raise AssertionError("nothing is ever acquired here")
 
     def retired(self, digest: str) -> None:
         pass
 
     def poll(self) -> Sequence[LoaderEvent]:
-        events: list[LoaderEvent] = []
-        while self._refused:
-            events.append(
-                LoadFailed(
-                    digest=self._refused.popleft(),
-                    code=Code.FAILED_PRECONDITION,
-                    reason="NO_ADAPTER_STORE",
-                    message="this executor serves the base model only: start it with an adapter store",
-                )
-            )
-        return events
+        return ()

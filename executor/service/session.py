@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Protocol
 
+from executor.control.mailbox import Abort, Command, Finish, Hint, Mailbox, Submit
 from executor.control.outputs import Failed, only_events
-from executor.control.request import Code, Request, RequestKey
+from executor.control.request import Code, RequestKey
 from executor.service.commands import RequestLimits, decode_submit
 from executor.service.encoding import encode, ended
 from executor.service.outbox import Outbox, OutboxFullError
@@ -14,32 +14,16 @@ from rpc.digests import is_digest
 from rpc.errors import LorikeetError, invalid_argument, resource_exhausted, unavailable
 
 
-class Engine(Protocol):
-    """What a stream may ask of the engine. Nothing here waits."""
-
-    def submit(self, request: Request) -> bool:
-        """False when too many commands wait already."""
-        ...
-
-    def finish(self, key: RequestKey) -> None: ...
-
-    def abort(self, key: RequestKey) -> None: ...
-
-    def abort_client(self, client: int) -> None: ...
-
-    def prefetch(self, digest: str) -> None: ...
-
-
 class Session:
     """Commands up, steps down. Whatever ends one direction ends the other; `Sessions` then aborts the
     requests.
     """
 
     def __init__(
-        self, *, client: int, engine: Engine, outbox: Outbox, limits: RequestLimits, draining: asyncio.Event
+        self, *, client: int, mailbox: Mailbox, outbox: Outbox, limits: RequestLimits, draining: asyncio.Event
     ) -> None:
         self._client = client
-        self._engine = engine
+        self._mailbox = mailbox
         self._outbox = outbox
         self._limits = limits
         self._draining = draining
@@ -77,10 +61,10 @@ class Session:
         try:
             while True:
                 share = await self._outbox.take()
-                self._forget(ended(share))
                 step = encode(share)
                 if step is not None:
                     await write(pb.ConnectResponse(step=step))
+                self._forget(ended(share))
         except OutboxFullError:
             raise _too_slow() from None
 
@@ -93,19 +77,23 @@ class Session:
         await self._idle.wait()
         raise unavailable("DRAINING", "the executor is shutting down: connect again")
 
-    def _apply(self, commands: pb.ClientCommands) -> None:
-        for submit in commands.submits:
-            self._submit(submit)
-        for index in self._forget(commands.finishes):
-            self._engine.finish(RequestKey(self._client, index))
-        for index in self._forget(commands.aborts):
-            self._engine.abort(RequestKey(self._client, index))
-        for digest in commands.prefetch_digests:
+    def _apply(self, message: pb.ClientCommands) -> None:
+        commands: list[Command] = []
+        for submit in message.submits:
+            self._submit(submit, commands)
+        commands += [Finish(RequestKey(self._client, index)) for index in self._forget(message.finishes)]
+        commands += [Abort(RequestKey(self._client, index)) for index in self._forget(message.aborts)]
+        for digest in message.prefetch_digests:
             if not is_digest(digest):
                 raise invalid_argument("BAD_DIGEST", "prefetch_digests must be 64 lower-case hex digits each")
-            self._engine.prefetch(digest)
+            commands.append(Hint(digest))
+        if commands and not self._mailbox.post(commands):
+            raise resource_exhausted(
+                "COMMANDS_FULL",
+                "commands arrive faster than the engine takes them: connect again and resubmit",
+            )
 
-    def _submit(self, submit: pb.Submit) -> None:
+    def _submit(self, submit: pb.Submit, commands: list[Command]) -> None:
         if submit.request <= self._highest:
             raise invalid_argument(
                 "REQUEST_NUMBER",
@@ -124,16 +112,8 @@ class Session:
                     message="the executor is shutting down: send the request again",
                 )
             )
-        elif not self._engine.submit(request):
-            self._refuse(
-                Failed(
-                    key=request.key,
-                    code=Code.RESOURCE_EXHAUSTED,
-                    reason="COMMANDS_FULL",
-                    message="more requests arrive than the engine can take: retry later",
-                )
-            )
         else:
+            commands.append(Submit(request))
             self._live.add(submit.request)
             self._idle.clear()
 
@@ -143,8 +123,11 @@ class Session:
 
     def _forget(self, indexes: Iterable[int]) -> list[int]:
         """Those of the requests that were live until now."""
-        known = [index for index in indexes if index in self._live]
-        self._live.difference_update(known)
+        known: list[int] = []
+        for index in indexes:
+            if index in self._live:
+                self._live.remove(index)
+                known.append(index)
         if not self._live:
             self._idle.set()
         return known

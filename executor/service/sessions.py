@@ -5,17 +5,18 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from executor.control.mailbox import Mailbox
 from executor.service.commands import RequestLimits
 from executor.service.outbox import Outboxes
-from executor.service.session import Engine, Session
+from executor.service.session import Session
 from rpc.errors import unavailable
 
 
 class Sessions:
     """Gives each stream a client number, never used again, and its outbox; takes both back at its end."""
 
-    def __init__(self, *, engine: Engine, outboxes: Outboxes, limits: RequestLimits) -> None:
-        self._engine = engine
+    def __init__(self, *, mailbox: Mailbox, outboxes: Outboxes, limits: RequestLimits) -> None:
+        self._mailbox = mailbox
         self._outboxes = outboxes
         self._limits = limits
         self._numbers = itertools.count(1)
@@ -33,14 +34,14 @@ class Sessions:
         try:
             yield Session(
                 client=client,
-                engine=self._engine,
+                mailbox=self._mailbox,
                 outbox=outbox,
                 limits=self._limits,
                 draining=self._draining,
             )
         finally:
             self._outboxes.close(client)
-            self._engine.abort_client(client)
+            self._mailbox.client_gone(client)
 
     def drain(self) -> None:
         """No new streams and requests from now on; each stream is cut once its requests have ended."""

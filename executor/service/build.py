@@ -1,0 +1,131 @@
+"""From settings to the parts that compute: reads the model folder, allocates, and touches no network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from executor.adapters.manifest import UNIT_BYTES
+from executor.adapters.pool import PlainPool, Pool
+from executor.config import ExecutorConfig
+from executor.control.arithmetic_runner import ArithmeticRunner
+from executor.control.config import SchedulerConfig
+from executor.control.runner import Runner
+from executor.model.config import ModelConfig
+from executor.model.kv_cache import page_bytes
+from executor.model.layout import build_layout
+from executor.model.slots import AdapterPool
+from executor.model.weights import DTYPES, load_parameters
+from executor.runner import RunnerConfig, TorchRunner
+from executor.service.identity import base_digest
+from executor.service.paced_runner import PacedRunner
+from lorikeet.v1 import layout_pb2
+from rpc.digests import file_digest
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A base model, ready to run."""
+
+    model: ModelConfig
+    scheduling: SchedulerConfig
+    runner: Runner[Any]
+    pool: Pool
+    layout: layout_pb2.Layout
+    tokenizer_digest: str
+
+
+def build_base(config: ExecutorConfig, progress: Progress) -> Base:
+    """Loads a model. `progress` gets bytes done and bytes in all.
+
+    Raises ValueError or OSError, naming the file or setting, when it cannot be served.
+    """
+    model = ModelConfig.load(config.model_dir)
+    tokenizer = config.model_dir / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ValueError(f"{config.model_dir} holds no tokenizer.json: frontends and executor both need it")
+    scheduling = _scheduling(config, model)
+    dtype = DTYPES[config.dtype]
+    runner, pool = (
+        _torch(config, model, scheduling, progress)
+        if config.runner == "torch"
+        else _arithmetic(config, model, scheduling)
+    )
+    layout = build_layout(
+        model,
+        base_digest=base_digest(config.model_dir),
+        base_name=config.served_name,
+        dtype=dtype,
+        max_rank=config.max_lora_rank,
+        max_pack_bytes=scheduling.pool_units * UNIT_BYTES,
+    )
+    return Base(
+        model=model,
+        scheduling=scheduling,
+        runner=runner,
+        pool=pool,
+        layout=layout,
+        tokenizer_digest=file_digest(tokenizer),
+    )
+
+
+def _scheduling(config: ExecutorConfig, model: ModelConfig) -> SchedulerConfig:
+    adapters = bool(config.store)
+    return SchedulerConfig(
+        context=model.context_length,
+        pages=config.kv_pages or _affordable_pages(config, model),
+        page_size=config.page_size,
+        max_running=config.max_running,
+        max_waiting=config.max_waiting,
+        max_step_tokens=config.max_step_tokens,
+        adapter_slots=config.adapter_slots if adapters else 0,
+        pool_units=config.adapter_pool_bytes // UNIT_BYTES if adapters else 0,
+        queue_policy=config.queue_policy,
+        eos_token_ids=model.eos_ids,
+    )
+
+
+def _affordable_pages(config: ExecutorConfig, model: ModelConfig) -> int:
+    """As many pages as the budget holds, but no more than all rows can ever fill."""
+    one = page_bytes(model, page_size=config.page_size, dtype=DTYPES[config.dtype])
+    if config.kv_bytes < one:
+        raise ValueError(f"kv_bytes is {config.kv_bytes}, but one KV page takes {one}: give more")
+    usable = config.max_running * -(-model.context_length // config.page_size)
+    return min(config.kv_bytes // one, usable)
+
+
+def _torch(
+    config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig, progress: Progress
+) -> tuple[Runner[Any], Pool]:
+    dtype, device = DTYPES[config.dtype], torch.device(config.device)
+    parameters = load_parameters(config.model_dir, model, dtype=dtype, device=device, progress=progress)
+    pool = AdapterPool(
+        model, units=scheduling.pool_units, slots=scheduling.adapter_slots, dtype=dtype, device=device
+    )
+    runner_config = RunnerConfig(
+        max_rows=scheduling.max_running,
+        pages=scheduling.pages,
+        page_size=scheduling.page_size,
+        max_context=scheduling.longest,
+    )
+    return TorchRunner(model, parameters, pool=pool, config=runner_config), pool
+
+
+def _arithmetic(
+    config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig
+) -> tuple[Runner[Any], Pool]:
+    runner = ArithmeticRunner(
+        rows=scheduling.max_running,
+        columns=-(-scheduling.longest // scheduling.page_size),
+        pages=scheduling.pages,
+        page_size=scheduling.page_size,
+        vocab_size=model.vocab_size,
+        eos_token_ids=model.eos_ids,
+        check=False,
+    )
+    pool = PlainPool(units=scheduling.pool_units)
+    seconds = config.arithmetic_step_seconds
+    return (PacedRunner(runner, seconds) if seconds else runner), pool
