@@ -1,0 +1,80 @@
+"""Settings of one adapter store, validated once."""
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Where a store keeps adapters, where it takes them from, and how much of anything it allows.
+
+    Raises ValueError, saying what to change, for values that cannot work.
+
+    Args:
+        data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time. listen:
+        `host:port` (port 0 takes a free one) or `unix:/path`. roots: folders that adapters may be loaded
+        from; nothing is loaded from anywhere else. arena_dir: folder, shared with the executors, for the
+        memory tier; a tmpfs. None picks a folder of this
+            user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
+        arena_bytes: size of the memory tier, reserved at start.
+        max_adapter_bytes: largest adapter, as the sum of its files.
+        workers: threads that copy, check and pack; what they do at once.
+        max_pending_loads: loads running or waiting; one more is refused.
+        follower_seconds: how long a frontend may take to act by a change before its stream is cut.
+        executor_grace_seconds: for how long what a lost executor may still read stays untouched.
+        drain_seconds: how long running loads may go on after a shutdown began.
+    """
+
+    data_dir: Path
+    listen: str = "127.0.0.1:50053"
+    roots: tuple[Path, ...] = ()
+    arena_dir: Path | None = None
+    arena_bytes: int = _GIB
+    max_adapter_bytes: int = 8 * _GIB
+    workers: int = 2
+    max_pending_loads: int = 64
+    follower_seconds: float = 10.0
+    executor_grace_seconds: float = 10.0
+    drain_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roots", tuple(Path(root).expanduser().absolute() for root in self.roots))
+        _check_address(self.listen)
+        for name, least, most in (
+            ("arena_bytes", _MIB, 1 << 44),
+            ("max_adapter_bytes", 1, 1 << 44),
+            ("workers", 1, 256),
+            ("max_pending_loads", 1, 1 << 16),
+            ("follower_seconds", 0, 3600),
+            ("executor_grace_seconds", 0, 3600),
+            ("drain_seconds", 0, 3600),
+        ):
+            value = getattr(self, name)
+            if not math.isfinite(value) or not least <= value <= most:
+                raise ValueError(f"{name} is {value}: choose from {least} to {most}")
+        for root in self.roots:
+            if not root.is_dir():
+                raise ValueError(f"roots: {root} is not a folder: create it or name another")
+
+    @property
+    def arena_folder(self) -> Path:
+        """The folder of the memory tier."""
+        if self.arena_dir is not None:
+            return self.arena_dir
+        if sys.platform == "linux":
+            return Path(f"/dev/shm/lorikeet-{os.getuid()}")  # noqa: S108 - it is shared memory that is wanted
+        return self.data_dir / "arena"
+
+
+def _check_address(address: str) -> None:
+    if address.startswith("unix:") and len(address) > len("unix:"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"listen is {address!r}: give host:port or unix:/path")

@@ -1,0 +1,85 @@
+"""The threads that copy, check and pack, kept off the event loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Workers:
+    """A bounded pool of threads. What is handed in waits its turn; callers bound how much that is."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._running = 0
+
+    @property
+    def running(self) -> int:
+        """Calls that run or wait."""
+        return self._running
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a blocking function to its end, even when the caller is cancelled meanwhile."""
+        self._running += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        future.add_done_callback(self._done)
+        return await asyncio.shield(future)
+
+    def close(self) -> None:
+        """Waits for what runs."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        self._running -= 1
+        if not future.cancelled():
+            future.exception()  # seen, in case nobody waits for it any more
+
+
+class SingleFlight(Generic[T]):
+    """Lets callers that want the same thing at once share one attempt.
+
+    An attempt is a task of its own: it goes on when those who wait for it are cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, asyncio.Task[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._flights
+
+    def start(self, key: Hashable, attempt: Callable[[], Awaitable[T]]) -> "asyncio.Task[T]":
+        """Joins the attempt for this key, or begins one."""
+        task = self._flights.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._fly(key, attempt))
+            self._flights[key] = task
+            task.add_done_callback(_see)
+        return task
+
+    async def run(self, key: Hashable, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Joins or begins an attempt and waits for it."""
+        return await asyncio.shield(self.start(key, attempt))
+
+    async def close(self) -> None:
+        """Cancels every attempt and waits for their ends."""
+        tasks = list(self._flights.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fly(self, key: Hashable, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await attempt()
+        finally:
+            del self._flights[key]
+
+
+def _see(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

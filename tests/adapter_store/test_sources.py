@@ -1,0 +1,183 @@
+import os
+
+import pytest
+
+from adapter_store.sources import copy_source, resolve_source
+from rpc.errors import LorikeetError
+from tests.support.store_adapters import write_adapter
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def refusal(source, *roots) -> LorikeetError:
+    with pytest.raises(LorikeetError) as caught:
+        resolve_source(str(source), roots)
+    return caught.value
+
+
+def copied(source, root, target) -> dict[str, bytes]:
+    target.mkdir()
+    copy_source(resolve_source(str(source), [root]), target, 1 << 30, lambda done, total: None)
+    return {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def test_copies_the_files_of_an_adapter_and_no_others(root, tmp_path):
+    folder = write_adapter(root / "a")
+    (folder / "README.md").write_text("hello")
+    (folder / "optimizer.pt").write_bytes(b"\x80")
+    found = copied(folder, root, tmp_path / "out")
+    assert sorted(found) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert found["adapter_config.json"] == (folder / "adapter_config.json").read_bytes()
+
+
+def test_copies_all_shards(root, tmp_path):
+    found = copied(write_adapter(root / "a", shards=3), root, tmp_path / "out")
+    assert len(found) == 5
+
+
+def test_relative_sources_are_looked_up_below_the_roots(root, tmp_path):
+    other = tmp_path / "other"
+    write_adapter(other / "team" / "a")
+    source = resolve_source("team/a", [root, other])
+    assert source.files[0][1] == other / "team" / "a" / "adapter_config.json"
+
+
+def test_progress_counts_all_bytes(root, tmp_path):
+    folder = write_adapter(root / "a")
+    seen: list[tuple[int, int]] = []
+    copy_source(
+        resolve_source(str(folder), [root]), root, 1 << 30, lambda done, total: seen.append((done, total))
+    )
+    total = sum((folder / name).stat().st_size for name in os.listdir(folder))
+    assert seen[-1] == (total, total)
+
+
+def test_links_below_the_roots_are_followed_and_keep_their_names(root, tmp_path):
+    blobs = write_adapter(root / "blobs")
+    snapshot = root / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
+        (blobs / name).rename(blobs / f"blob{number}")
+        (snapshot / name).symlink_to(f"../../blobs/blob{number}")
+    assert sorted(copied(snapshot, root, tmp_path / "out")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("form", ["absolute", "dots", "folder link", "file link", "absolute dots"])
+def test_nothing_outside_the_roots_is_read(root, tmp_path, form):
+    outside = write_adapter(tmp_path / "outside")
+    match form:
+        case "absolute":
+            source = str(outside)
+        case "dots":
+            source = "../outside"
+        case "absolute dots":
+            source = f"{root}/../outside"
+        case "folder link":
+            (root / "link").symlink_to(outside)
+            source = str(root / "link")
+        case _:
+            source = str(write_adapter(root / "a"))
+            (root / "a" / "adapter_model.safetensors").unlink()
+            (root / "a" / "adapter_model.safetensors").symlink_to(outside / "adapter_model.safetensors")
+    error = refusal(source, root)
+    assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "OUTSIDE_ROOTS")
+
+
+def test_what_lies_outside_is_not_told(root, tmp_path):
+    there, nowhere = refusal(tmp_path, root), refusal(tmp_path / "nowhere", root)
+    assert there.message.replace(str(tmp_path), "") == nowhere.message.replace(
+        str(tmp_path / "nowhere"), "", 1
+    ).replace(str(tmp_path), "")
+
+
+def test_no_roots_means_no_sources(tmp_path):
+    error = refusal(tmp_path)
+    assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "NO_ROOTS")
+    assert "start it with roots" in error.message
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "reason"),
+    [
+        ("", "INVALID_ARGUMENT", "BAD_SOURCE"),
+        ("a\0b", "INVALID_ARGUMENT", "BAD_SOURCE"),
+        ("x" * 5000, "INVALID_ARGUMENT", "BAD_SOURCE"),
+        ("s3://bucket/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+        ("hf://org/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+        ("missing", "NOT_FOUND", "NO_SOURCE"),
+        ("a-file", "NOT_FOUND", "NO_SOURCE"),
+        ("empty", "NOT_FOUND", "NO_CONFIG"),
+        ("unweighted", "NOT_FOUND", "NO_WEIGHTS"),
+        ("unindexed", "NOT_FOUND", "NO_WEIGHTS"),
+        ("half-sharded", "NOT_FOUND", "NO_FILE"),
+        ("pickled", "INVALID_ARGUMENT", "PICKLE"),
+        ("ambiguous", "INVALID_ARGUMENT", "AMBIGUOUS_WEIGHTS"),
+        ("x/" * 1500, "NOT_FOUND", "NO_SOURCE"),
+        ("loop", "NOT_FOUND", "NO_SOURCE"),
+    ],
+)
+def test_sources_that_hold_no_adapter_are_refused(root, source, code, reason):
+    (root / "a-file").write_text("x")
+    (root / "empty").mkdir()
+    (root / "loop").symlink_to("loop")
+    for name in ("unweighted", "pickled", "unindexed"):
+        (write_adapter(root / name) / "adapter_model.safetensors").unlink()
+    (root / "pickled" / "adapter_model.bin").write_bytes(b"\x80\x04")
+    (root / "unindexed" / "adapter_model-00001-of-00002.safetensors").write_bytes(b"")
+    sharded = write_adapter(root / "half-sharded", shards=2)
+    (sharded / "adapter_model-00002-of-00002.safetensors").unlink()
+    write_adapter(write_adapter(root / "ambiguous", shards=2))
+    error = refusal(source, root)
+    assert (error.code.name, error.reason) == (code, reason)
+    assert len(error.message) < 6000
+
+
+def test_a_pickle_beside_safetensors_is_ignored(root, tmp_path):
+    folder = write_adapter(root / "a")
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
+    assert "adapter_model.bin" not in copied(folder, root, tmp_path / "out")
+
+
+def test_prompt_files_of_an_adapter_are_said(root):
+    folder = write_adapter(root / "a")
+    (folder / "chat_template.jinja").write_text("x")
+    assert "chat_template.jinja" in resolve_source(str(folder), [root]).notes[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_only_regular_files_are_read(root, tmp_path, kind):
+    folder = write_adapter(root / "a")
+    weights = folder / "adapter_model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights) if kind == "pipe" else weights.mkdir()
+    with pytest.raises(LorikeetError, match="not a regular file"):
+        copied(folder, root, tmp_path / "out")
+
+
+def test_a_large_adapter_is_refused_before_it_is_copied(root, tmp_path):
+    source = resolve_source(str(write_adapter(root / "a")), [root])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(LorikeetError) as caught:
+        copy_source(source, tmp_path / "out", 1000, lambda done, total: None)
+    assert caught.value.reason == "ADAPTER_TOO_LARGE"
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_source_that_changes_meanwhile_is_refused(root, tmp_path):
+    folder = write_adapter(root / "a")
+    source = resolve_source(str(folder), [root])
+    (tmp_path / "out").mkdir()
+
+    def change(done, total):
+        os.truncate(folder / "adapter_model.safetensors", 10)
+
+    with pytest.raises(LorikeetError) as caught:
+        copy_source(source, tmp_path / "out", 1 << 30, change)
+    assert (caught.value.code.name, caught.value.reason) == ("ABORTED", "SOURCE_CHANGED")
