@@ -39,11 +39,14 @@ class Admission:
         self._eligible: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._refused: tuple[Sequence, int] | None = None
 
-    def begin(self) -> None:
-        """Once a plan, before `next`."""
+    def begin(self) -> bool:
+        """Once a plan, before `next`; False if `next` will admit none."""
+        if not self._table.free or not len(self._queue):
+            return False
         accounts = self._accounts
         ready = accounts.residency == Residency.RESIDENT
         self._eligible = (accounts.waiting > 0) & ready & ~accounts.draining
+        return True
 
     def next(self) -> Sequence | None:
         """Admits one request and returns it; None when no more can be admitted in this plan."""
@@ -66,5 +69,5 @@ class Admission:
         if sequence.cached_tokens is None:
             cached = min(int(self._table.planned[sequence.row]), len(sequence.request.prompt_ids))
             sequence.cached_tokens = cached
-            self._roster.report(Admitted(key=sequence.request.key, cached_tokens=cached))
+            self._roster.report(Admitted(key=sequence.key, cached_tokens=cached))
         return sequence

@@ -38,7 +38,7 @@ class Advancer:
                 continue
             if not sequence.started:
                 sequence.started = True
-                roster.report(FirstToken(key=sequence.request.key))
+                roster.report(FirstToken(key=sequence.key))
             self._running.share_prompt(prompt.row, prompt.tokens)
 
         outputs = self._outputs(result, rows, token_ids, logprobs, reasons)
@@ -81,7 +81,7 @@ class Advancer:
         sequence.prompt_logprobs_from = part.start + len(part.logprobs)
         self._roster.report(
             PromptLogprobsReady(
-                key=sequence.request.key,
+                key=sequence.key,
                 start=part.start + known,
                 logprobs=part.logprobs[known:],
                 top_ids=part.top_ids[known:],

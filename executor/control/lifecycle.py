@@ -12,10 +12,10 @@ is a fact about the adapter (`slots.py`), not a state of the request.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 
-class State(Enum):
+class State(IntEnum):
     WAITING = auto()
     PREFILL = auto()
     DECODE = auto()
@@ -24,7 +24,7 @@ class State(Enum):
     ENDED = auto()
 
 
-class Trigger(Enum):
+class Trigger(IntEnum):
     ADMIT = auto()
     PREFILLED = auto()
     PREEMPT = auto()

@@ -64,9 +64,7 @@ class PromptLogprobsReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterReady:
-    """The request's adapter became resident, or was so all along. Marks a moment for timings; nothing to
-    send.
-    """
+    """The adapter that the request waits for became resident. Marks a moment for timings; nothing to send."""
 
     key: RequestKey
 

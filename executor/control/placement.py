@@ -104,7 +104,7 @@ class Placement:
         for sequence in self._queue.of(account):
             if not sequence.adapter_ready:
                 sequence.adapter_ready = True
-                self._roster.report(AdapterReady(key=sequence.request.key))
+                self._roster.report(AdapterReady(key=sequence.key))
 
     def _lease(self) -> None:
         accounts = self._accounts

@@ -116,15 +116,12 @@ class Planner:
         Nothing is admitted in a step that preempted: the pages are needed by those who run.
         """
         table, chunks = self._table, _Chunks()
-        begun = np.flatnonzero(table.live & ~table.leaving & ~table.decoding)
-        for row in begun[table.admission[begun].argsort()].tolist():
+        for row in table.rows_to_prefill():
             if budget <= 0:
                 return chunks
             budget -= self._chunk(step, row, budget, chunks)
-        if preempted:
-            return chunks
-        self._admission.begin()
-        while budget > 0:
+        admitting = not preempted and self._admission.begin()
+        while admitting and budget > 0:
             sequence = self._admission.next()
             if sequence is None:
                 break

@@ -37,7 +37,7 @@ class Roster:
         return tuple(self._sequences[key] for key in sorted(self._by_client.get(client, ())))
 
     def add(self, sequence: Sequence) -> None:
-        key = sequence.request.key
+        key = sequence.key
         self._sequences[key] = sequence
         self._by_client.setdefault(key.client, set()).add(key)
 
@@ -56,7 +56,7 @@ class Roster:
             completion = int(self._table.length[sequence.row] - self._table.prompt_length[sequence.row])
         self._events.append(
             Finished(
-                key=request.key,
+                key=sequence.key,
                 reason=reason,
                 prompt_tokens=len(request.prompt_ids),
                 cached_tokens=sequence.cached_tokens or 0,
@@ -67,11 +67,11 @@ class Roster:
 
     def fail(self, sequence: Sequence, code: Code, reason: str, message: str) -> None:
         """Ends a request with an error."""
-        self._events.append(Failed(key=sequence.request.key, code=code, reason=reason, message=message))
+        self._events.append(Failed(key=sequence.key, code=code, reason=reason, message=message))
         self._end(sequence)
 
     def _end(self, sequence: Sequence) -> None:
-        key = sequence.request.key
+        key = sequence.key
         del self._sequences[key]
         keys = self._by_client[key.client]
         keys.discard(key)
@@ -87,7 +87,7 @@ class Roster:
     def check_integrity(self) -> None:
         assert sum(len(keys) for keys in self._by_client.values()) == len(self._sequences)
         for key, sequence in self._sequences.items():
-            assert sequence.request.key == key
+            assert sequence.key == sequence.request.key == key
             assert key in self._by_client[key.client]
             assert sequence.state not in (State.ENDING, State.ENDED), f"{key} has ended and is still listed"
             assert (sequence.row >= 0) == (sequence.state != State.WAITING)

@@ -81,7 +81,7 @@ class Running:
         pages = -(-len(ids) // table.page_size)
         matched: list[int] = []
         if not sequence.wants_prompt_logprobs:
-            matched = cache.match(request.namespace, ids, (len(ids) - 1) // table.page_size)
+            matched = cache.match(sequence.namespace, ids, (len(ids) - 1) // table.page_size)
         node = matched[-1] if matched else NO_PAGE
         cache.lock(node)
         if pages - len(matched) > self.room:
@@ -153,8 +153,9 @@ class Running:
         self.retired = step
         self._cache.retire(step)
         table = self._table
-        for row in np.flatnonzero(table.leaving & (table.last_step <= step)).tolist():
-            self._release(row)
+        for row in np.flatnonzero(table.leaving).tolist():
+            if table.last_step[row] <= step:
+                self._release(row)
 
     def take_page_updates(self) -> _PageUpdate:
         """The changes of page tables since the last call: rows, columns, page ids, int32[K] each; no entry
@@ -211,7 +212,7 @@ class Running:
             return no_ids()
         own = table.page_table[row, first:full_pages].copy()
         ids = table.history[row, first * table.page_size : full_pages * table.page_size]
-        kept = self._cache.insert(table.sequence(row).request.namespace, old, ids, own.tolist())
+        kept = self._cache.insert(table.sequence(row).namespace, old, ids, own.tolist())
         self._cache.lock(kept[-1])
         self._cache.unlock(old)
         table.page_table[row, first:full_pages] = kept

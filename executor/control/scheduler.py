@@ -17,7 +17,7 @@ from executor.control.advancer import Advancer
 from executor.control.config import SchedulerConfig
 from executor.control.kv_cache import KvCache
 from executor.control.loader import LoaderEvent
-from executor.control.outputs import AdapterReady, Failed, Outputs, only_events
+from executor.control.outputs import Failed, Outputs, only_events
 from executor.control.placement import Placement
 from executor.control.plan import StepPlan, StepResult
 from executor.control.planner import Planner, StepRecord
@@ -99,6 +99,8 @@ class Scheduler:
         self._arrivals += 1
         sequence = Sequence(
             request=request,
+            key=request.key,
+            namespace=request.namespace,
             arrival=self._arrivals,
             account=account,
             emitted=request.emitted_ids,
@@ -107,9 +109,7 @@ class Scheduler:
         )
         self._roster.add(sequence)
         self._queue.push(sequence)
-        if sequence.adapter_ready:
-            self._roster.report(AdapterReady(key=request.key))
-        elif self._accounts.waiting[account] == 1:
+        if not sequence.adapter_ready and self._accounts.waiting[account] == 1:
             self._slots.prefetch(request.digest)
         self._finish_if_complete(sequence)
 
@@ -176,7 +176,7 @@ class Scheduler:
             if sequence is None:
                 continue
             sequence.tainted = True
-            if sequence.request.key in self._roster:
+            if sequence.key in self._roster:
                 self._roster.fail(sequence, Code.INTERNAL, "STEP_FAILED", message)
         self._retire(record)
         self._running.announce_all()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from executor.control.lifecycle import State, Trigger, next_state
-from executor.control.request import Int32Array, Request
+from executor.control.request import Int32Array, Namespace, Request, RequestKey
 
 NO_ROW = -1
 
@@ -22,6 +22,8 @@ class Sequence:
     """
 
     request: Request
+    key: RequestKey
+    namespace: Namespace
     arrival: int
     account: int
     emitted: Int32Array

@@ -94,7 +94,7 @@ class RowTable:
         self.admission[row] = self._admissions
         self.account[row] = sequence.account
         self.slot[row] = slot
-        self.client[row], self.index[row] = request.key
+        self.client[row], self.index[row] = sequence.key
         self.wants_logprobs[row] = request.sampling.logprobs is not None
         if len(stop_ids) > self.stop_ids.shape[1]:
             more = len(stop_ids) - self.stop_ids.shape[1]
@@ -120,6 +120,11 @@ class RowTable:
         already.
         """
         return np.flatnonzero(self.decoding & (self.planned + 1 < self.limit)).astype(np.int32)
+
+    def rows_to_prefill(self) -> list[int]:
+        """Rows whose known tokens are not all planned yet, oldest admission first."""
+        rows = np.flatnonzero(self.live & ~(self.leaving | self.decoding))
+        return rows[self.admission[rows].argsort()].tolist() if len(rows) else []
 
     def append(self, rows: Int32Array, token_ids: Int32Array) -> NDArray[np.uint8]:
         """Adds one sampled token to each of the rows, int32[n]; returns why each ends there, or NONE,

@@ -43,7 +43,7 @@ class Stopwatch:
                 moments.first_token = now
                 return None
             case Admitted():
-                waited = (now if moments.ready is None else moments.ready) - moments.submitted
+                waited = 0.0 if moments.ready is None else moments.ready - moments.submitted
                 return replace(event, queued_seconds=now - moments.submitted, adapter_wait_seconds=waited)
             case Finished():
                 self._moments.pop(event.key, None)

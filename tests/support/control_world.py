@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def make_request(
     remaining: float | None = None,
     max_tokens: int = 4,
     ignore_eos: bool = True,
-    **sampling: object,
+    **sampling: Any,
 ) -> Request:
     return Request(
         client=client,
@@ -44,7 +45,7 @@ def make_request(
         digest=digest,
         salt=salt,
         remaining_seconds=remaining,
-        sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, **sampling),  # pyright: ignore[reportArgumentType]
+        sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, **sampling),
     )
 
 
@@ -78,13 +79,19 @@ class World:
         check: bool = True,
         clock: Callable[[], float] = lambda: 0.0,
         runner_wrapper: Callable[[ArithmeticRunner], ArithmeticRunner] = lambda runner: runner,
-        **config: object,
+        **config: Any,
     ) -> None:
-        settings: dict[str, object] = {"context": 64, "pages": 32, "page_size": 4, "max_running": 4, "max_step_tokens": 16}
+        settings: dict[str, Any] = {
+            "context": 64,
+            "pages": 32,
+            "page_size": 4,
+            "max_running": 4,
+            "max_step_tokens": 16,
+        }
         settings |= config
         if packs and "adapter_slots" not in settings:
             settings |= {"adapter_slots": 2, "pool_units": 64}
-        self.config = SchedulerConfig(**settings)  # pyright: ignore[reportArgumentType]
+        self.config = SchedulerConfig(**settings)
         self.packs = packs or {}
         self.loader = ArithmeticLoader(
             slots=self.config.adapter_slots, units=self.config.pool_units, packs=self.packs, delay=delay
