@@ -230,15 +230,12 @@ async def test_an_expired_request_is_reported_and_gone(tmp_path: Path) -> None:
 
 
 async def test_a_frontend_that_does_not_read_is_cut_and_the_other_goes_on(tmp_path: Path) -> None:
-    async with executor_at(tmp_path, outbox_bytes=1 << 12) as running, running.connect() as good:
+    settings: dict[str, Any] = {"outbox_bytes": 1 << 16, "kv_pages": 8192}
+    async with executor_at(tmp_path, **settings) as running, running.connect() as good:
         async with running.connect() as slow:
-            # More than transport buffers and the outbox hold together: logprobs make the steps large.
-            for first in range(1, 4000, 60):
-                numbers = range(first, first + 60)
-                wordy = {"logprobs": 20}
-                await slow.send(*(submit(n, [n % 100], max_tokens=1500, sampling=wordy) for n in numbers))
-                if (await running.statistics()).frontends == 1:
-                    break
+            # About 20 MB: several times what the transport buffers.
+            wordy = {"logprobs": 20}
+            await slow.send(*(submit(n, [n], max_tokens=1500, sampling=wordy) for n in range(1, 65)))
             await running.until(lambda statistics: statistics.frontends == 1)
             await running.until_empty()
             error = from_rpc(await slow.error())
