@@ -1,0 +1,260 @@
+"""Store, executor and frontend as three real processes on Unix sockets, to be killed and started again."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from lorikeet.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    executor_pb2,
+    executor_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    store_pb2,
+    store_pb2_grpc,
+)
+from rpc.channel import open_channel
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "demo"
+START_SECONDS = 60.0
+EMPTY = ("requests_running", "requests_waiting", "pages_held", "adapters_arriving", "leases")
+
+
+class Service:
+    """One process of Lorikeet, at most one life at a time; its log is in the test's folder."""
+
+    def __init__(self, name: str, arguments: Sequence[str], folder: Path) -> None:
+        self.name = name
+        self.address = f"unix:{folder}/{name}.sock"
+        self.log = folder / f"{name}.log"
+        self._command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "cli",
+            name,
+            "--supervised",
+            "--listen",
+            self.address,
+            *arguments,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            # Its stdin is our pipe: it stops when the test's process goes, however it goes.
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "LORIKEET_LOG_LEVEL": "INFO"},
+            )
+
+    async def serving(self) -> None:
+        """Waits until health says SERVING; fails with the end of the log when the process ends before."""
+        deadline = time.monotonic() + START_SECONDS
+        async with open_channel(self.address) as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            while time.monotonic() < deadline:
+                assert self._process is not None
+                if self._process.poll() is not None:
+                    break
+                with suppress(grpc.RpcError):
+                    answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                await asyncio.sleep(0.02)
+        raise AssertionError(f"{self.name} does not serve:\n{self.tail()}")
+
+    def kill(self) -> None:
+        """SIGKILL, and waits for the end."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL when that is not enough. Returns the exit code."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        try:
+            return self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait(10)
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def tail(self) -> str:
+        return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-30:])
+
+
+@dataclass
+class Answer:
+    """What a Generate call brought, for its first completion."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: int = 0
+    digest: str = ""
+    summary: generation_pb2.Summary | None = None
+
+
+@dataclass
+class Stack:
+    """Three services and stubs for their APIs."""
+
+    store: Service
+    executor: Service
+    frontend: Service
+    generation: generation_pb2_grpc.GenerationServiceStub
+    adapters: adapters_pb2_grpc.AdapterServiceStub
+    executor_stub: executor_pb2_grpc.ExecutorServiceStub
+    pack_stub: store_pb2_grpc.PackServiceStub
+
+    async def load(self, name: str, source: Path) -> adapters_pb2.Adapter:
+        """Loads an adapter, patiently while services come up."""
+        request = adapters_pb2.LoadAdapterRequest(name=name, source=str(source))
+        response = await _patiently(lambda: self.adapters.LoadAdapter(request, timeout=30))
+        return response.adapter
+
+    async def answer(self, request: generation_pb2.GenerateRequest) -> Answer:
+        answer = Answer()
+        async for response in self.generation.Generate(request, timeout=60):
+            add(answer, response)
+        return answer
+
+    async def statistics(self) -> executor_pb2.ExecutorStatistics:
+        return await self.executor_stub.GetStatistics(
+            executor_pb2.GetExecutorStatisticsRequest(), wait_for_ready=True, timeout=20
+        )
+
+    async def pack_statistics(self) -> store_pb2.PackStatistics:
+        return await self.pack_stub.GetStatistics(
+            store_pb2.GetPackStatisticsRequest(), wait_for_ready=True, timeout=20
+        )
+
+    async def until(self, predicate: Any) -> executor_pb2.ExecutorStatistics:
+        """Asks the executor for its statistics until they satisfy the predicate."""
+        async with asyncio.timeout(30):
+            while not predicate(statistics := await self.statistics()):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.005)
+        return statistics
+
+    async def until_empty(self) -> executor_pb2.ExecutorStatistics:
+        """Waits until nothing is held for any request."""
+        return await self.until(lambda statistics: not any(getattr(statistics, name) for name in EMPTY))
+
+
+def add(answer: Answer, response: generation_pb2.GenerateResponse) -> None:
+    """Adds a message of the stream to the answer."""
+    answer.text += response.text
+    answer.token_ids += response.token_ids
+    answer.finish_reason = answer.finish_reason or response.finish_reason
+    answer.digest = answer.digest or response.adapter_digest
+    if response.HasField("summary"):
+        answer.summary = response.summary
+
+
+def question(text: str, adapter: str = "", **sampling: Any) -> generation_pb2.GenerateRequest:
+    """One user message, answered greedily."""
+    fields = {"temperature": 0.0, "max_tokens": 64, **sampling}
+    return generation_pb2.GenerateRequest(
+        chat=generation_pb2.ChatPrompt(messages=[generation_pb2.ChatMessage(role="user", content=text)]),
+        adapter=adapter,
+        sampling=generation_pb2.SamplingParams(**fields),
+    )
+
+
+@asynccontextmanager
+async def stack_at(
+    folder: Path,
+    *,
+    model_dir: Path = DEMO / "qwen3-tiny",
+    roots: Sequence[Path] = (DEMO / "adapters",),
+    executor_flags: Sequence[str] = (),
+    frontend_flags: Sequence[str] = (),
+) -> AsyncIterator[Stack]:
+    """All three, serving; stopped at the end, whatever happened, and none may have died by itself."""
+    arena = ["--arena-dir", f"{folder}/arena"]
+    store = Service(
+        "store",
+        ["--data-dir", f"{folder}/data", *arena, "--arena-bytes", "16777216", *_flags("--roots", roots)],
+        folder,
+    )
+    executor = Service(
+        "executor",
+        ["--model-dir", str(model_dir), "--store", store.address, *arena, *executor_flags],
+        folder,
+    )
+    frontend = Service(
+        "frontend",
+        [
+            "--model-dir",
+            str(model_dir),
+            "--executor",
+            executor.address,
+            "--store",
+            store.address,
+            *frontend_flags,
+        ],
+        folder,
+    )
+    services = (store, executor, frontend)
+    try:
+        for service in services:
+            service.start()
+        for service in services:
+            await service.serving()
+        async with (
+            open_channel(frontend.address) as public,
+            open_channel(executor.address) as inner,
+            open_channel(store.address) as packs,
+        ):
+            yield Stack(
+                store=store,
+                executor=executor,
+                frontend=frontend,
+                generation=generation_pb2_grpc.GenerationServiceStub(public),
+                adapters=adapters_pb2_grpc.AdapterServiceStub(public),
+                executor_stub=executor_pb2_grpc.ExecutorServiceStub(inner),
+                pack_stub=store_pb2_grpc.PackServiceStub(packs),
+            )
+        dead = [service.name for service in services if not service.alive]
+        assert not dead, f"{dead} died"
+    finally:
+        codes = [service.stop() for service in reversed(services)]
+    assert codes == [0, 0, 0], "a service did not end cleanly when asked to"
+
+
+def _flags(name: str, values: Sequence[Path]) -> list[str]:
+    return [part for value in values for part in (name, str(value))]
+
+
+async def _patiently(call: Any) -> Any:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            settling = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
+            if not settling or time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(0.1)
