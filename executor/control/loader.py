@@ -6,8 +6,9 @@ One adapter's way, seen from here:
                   │                   │
                   └────▶ Failed ◀─────┘
 
-No call blocks; all of them and `poll` come from the engine's thread. Work happens elsewhere and is reported
-by `poll`.
+Whoever implements this calls `Mailbox.wake` when `poll` has news, since the engine may be waiting. No call
+blocks; all of them and `poll` come from the engine's thread. Work happens elsewhere and is reported by
+`poll`.
 """
 
 from __future__ import annotations

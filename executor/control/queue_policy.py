@@ -1,7 +1,8 @@
 """Whose turn it is. A policy chooses an account; within an account the oldest request goes first.
 
-Neither policy starves anyone, given that the chosen account is served or waited for, and never passed over
-for want of pages or slots.
+A request that has seen enough others admitted since it came to the head of its line goes before everything
+else, under every policy. So nobody starves, given that the chosen account is served or waited for, and
+never passed over for want of pages or slots.
 """
 
 from __future__ import annotations
@@ -27,30 +28,37 @@ class QueuePolicy(Protocol):
 class FairPolicy:
     """The adapter that was served least, counted in tokens; the older request where two are level.
 
-    An adapter that waits keeps its count while those served overtake it, so its turn comes.
+    An adapter that waits keeps its count while those served overtake it. `max_bypass` is for the case that
+    new adapters come faster than they can be served, each starting level with the least served.
     """
 
+    def __init__(self, max_bypass: int = 256) -> None:
+        self._max_bypass = max_bypass
+
     def choose(self, accounts: Accounts, eligible: _Mask) -> int:
+        overdue = _overdue(accounts, eligible, self._max_bypass)
+        if overdue.any():
+            return _oldest(accounts, overdue)
         served = np.where(eligible, accounts.served, _NEVER)
         return _oldest(accounts, served == served.min())
 
 
 class PackPolicy:
-    """Adapters that already run, then those that are resident, so that a batch mixes few of them.
-
-    A request that has seen `max_bypass` others admitted since it came to the head of its line goes before
-    everything else.
-    """
+    """Adapters that already run, then those that are resident, so that a batch mixes few of them."""
 
     def __init__(self, max_bypass: int = 64) -> None:
         self._max_bypass = max_bypass
 
     def choose(self, accounts: Accounts, eligible: _Mask) -> int:
-        overdue = accounts.admissions - accounts.head_since > self._max_bypass
+        overdue = _overdue(accounts, eligible, self._max_bypass)
         for preferred in (overdue, accounts.running > 0, accounts.residency == Residency.RESIDENT):
             if (eligible & preferred).any():
                 return _oldest(accounts, eligible & preferred)
         return _oldest(accounts, eligible)
+
+
+def _overdue(accounts: Accounts, eligible: _Mask, max_bypass: int) -> _Mask:
+    return eligible & (accounts.admissions - accounts.head_since > max_bypass)
 
 
 def _oldest(accounts: Accounts, eligible: _Mask) -> int:

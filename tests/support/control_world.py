@@ -14,7 +14,9 @@ from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.mailbox import Command, Mailbox, Submit
 from executor.control.outputs import Admitted, Failed, Finished, Outputs, PromptLogprobsReady
+from executor.control.plan import StepPlan, StepResult
 from executor.control.request import FinishReason, Request, RequestKey, SamplingParams
+from executor.control.runner import Runner
 from executor.control.scheduler import Scheduler
 
 VOCAB = 97
@@ -67,8 +69,36 @@ class Heard:
         return self.finished is not None or self.failed is not None
 
 
+class Recorder:
+    """Passes plans on to a runner and keeps each as a line of text.
+
+    "7: 1@0+5* 2@8+1*" is step 7, with 5 tokens of request 1 from position 0 and one of request 2 at
+    position 8, both sampled.
+    """
+
+    def __init__(self, runner: Runner[PendingStep], index_of: Callable[[np.ndarray], int]) -> None:
+        self._runner = runner
+        self._index_of = index_of
+        self._tenants: dict[int, int] = {}
+        self.lines: list[str] = []
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        for install in plan.installs:
+            self._tenants[install.row] = self._index_of(install.prompt_ids)
+        parts: list[str] = []
+        for at, row in enumerate(plan.rows.tolist()):
+            count = plan.query_splits[at + 1] - plan.query_splits[at]
+            star = "*" if plan.samples[at] else ""
+            parts.append(f"{self._tenants[row]}@{plan.start_positions[at]}+{count}{star}")
+        self.lines.append(f"{plan.step}: {' '.join(parts)}")
+        return self._runner.launch(plan)
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        return self._runner.collect(pending)
+
+
 class World:
-    """Steps an engine by hand and remembers what it published; checks every owner's integrity after each step."""
+    """Steps an engine by hand and remembers what it published; checks all integrity after each step."""
 
     def __init__(
         self,
@@ -78,7 +108,7 @@ class World:
         overlap: bool = False,
         check: bool = True,
         clock: Callable[[], float] = lambda: 0.0,
-        runner_wrapper: Callable[[ArithmeticRunner], ArithmeticRunner] = lambda runner: runner,
+        runner_wrapper: Callable[[ArithmeticRunner], Runner[PendingStep]] = lambda runner: runner,
         **config: Any,
     ) -> None:
         settings: dict[str, Any] = {
@@ -96,7 +126,7 @@ class World:
         self.loader = ArithmeticLoader(
             slots=self.config.adapter_slots, units=self.config.pool_units, packs=self.packs, delay=delay
         )
-        self.runner = runner_wrapper(
+        runner = runner_wrapper(
             ArithmeticRunner(
                 rows=self.config.max_running,
                 columns=-(-self.config.longest // self.config.page_size),
@@ -107,6 +137,8 @@ class World:
                 loader=self.loader,
             )
         )
+        self._index_by_prompt: dict[int, int] = {}
+        self.runner = Recorder(runner, lambda prompt: self._index_by_prompt[id(prompt)])
         self.scheduler = Scheduler(self.config)
         self.mailbox = Mailbox()
         self.published: list[Outputs] = []
@@ -126,7 +158,14 @@ class World:
     def post(self, *commands: Command) -> None:
         assert self.mailbox.post(commands)
 
+    @property
+    def story(self) -> str:
+        """All plans so far, a line each."""
+        return "\n".join(self.runner.lines)
+
     def submit(self, *requests: Request) -> None:
+        for request in requests:
+            self._index_by_prompt[id(request.prompt_ids)] = request.index
         self.post(*(Submit(request) for request in requests))
 
     def step(self, count: int = 1) -> None:
