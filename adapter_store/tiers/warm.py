@@ -5,13 +5,13 @@ import logging
 
 import blake3
 
+from adapter_store.concurrency import SingleFlight, Workers
 from adapter_store.formats.layout import PackLayout
 from adapter_store.tiers.arena import Arena, ArenaPack, PackState
 from adapter_store.tiers.building import rebuild_pack
 from adapter_store.tiers.disk import DiskTier, StoredPack
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.key import PackKey
-from adapter_store.workers import SingleFlight, Workers
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, data_loss, resource_exhausted
 

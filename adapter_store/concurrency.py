@@ -1,8 +1,10 @@
-"""The threads that copy, check and pack, kept off the event loop."""
+"""Threads for what blocks, and what keeps concurrent calls out of each other's way."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -78,6 +80,26 @@ class SingleFlight(Generic[T]):
             return await attempt()
         finally:
             del self._flights[key]
+
+
+class KeyedLock:
+    """One lock per key, for as long as anybody wants it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._users: Counter[Hashable] = Counter()
+
+    @asynccontextmanager
+    async def hold(self, key: Hashable) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        self._users[key] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._locks[key]
 
 
 def _see(task: asyncio.Task[Any]) -> None:

@@ -1,0 +1,3 @@
+from adapter_store.app import main
+
+main()

@@ -1,0 +1,247 @@
+"""One adapter store, put together and run."""
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from adapter_store.admin import Admin
+from adapter_store.catalog import Catalog
+from adapter_store.concurrency import Workers
+from adapter_store.config import StoreConfig
+from adapter_store.database import Database
+from adapter_store.executors import Executors
+from adapter_store.followers import Followers
+from adapter_store.layouts import Layouts
+from adapter_store.loader import Loader
+from adapter_store.pack_chunks import PackChunks
+from adapter_store.service import CatalogServicer, PackServicer
+from adapter_store.tiers.arena import Arena, ArenaStatistics
+from adapter_store.tiers.arena_file import ArenaFile
+from adapter_store.tiers.disk import DiskStatistics, DiskTier
+from adapter_store.tiers.holds import Holds
+from adapter_store.tiers.warm import WarmTier
+from adapter_store.watchers import Watchers
+from lorikeet.v1 import store_pb2_grpc
+from rpc.errors import unavailable
+from rpc.server import Server, run_service
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreStatistics:
+    """Sizes of everything that is bounded or counted."""
+
+    adapters: int
+    retiring: int
+    revision: int
+    pending_loads: int
+    running_work: int
+    followers: int
+    watchers: int
+    executors: int
+    leases: int
+    arena: ArenaStatistics
+    disk: DiskStatistics
+
+
+class AdapterStore:
+    """All parts of a store, without a server. Belongs to the event loop that it is opened on."""
+
+    def __init__(
+        self, config: StoreConfig, arena_file: ArenaFile, disk: DiskTier, database: Database
+    ) -> None:
+        self._config = config
+        self._arena_file = arena_file
+        self._disk = disk
+        self._database = database
+        self._workers = Workers(config.workers, "store-worker")
+        self._writer = Workers(1, "store-writer")
+        self._holds = Holds()
+        self.arena = Arena(arena_file)
+        self.catalog: Catalog = database.read_catalog()
+        self.layouts = Layouts(database, self._writer)
+        self.followers = Followers(config.follower_seconds)
+        self.watchers = Watchers()
+        self.warm = WarmTier(arena=self.arena, disk=disk, workers=self._workers, holds=self._holds)
+        loader = Loader(
+            disk=disk,
+            arena=self.arena,
+            workers=self._workers,
+            holds=self._holds,
+            roots=config.roots,
+            max_bytes=config.max_adapter_bytes,
+        )
+        self.admin = Admin(
+            catalog=self.catalog,
+            database=database,
+            writer=self._writer,
+            layouts=self.layouts,
+            loader=loader,
+            disk=disk,
+            workers=self._workers,
+            warm=self.warm,
+            holds=self._holds,
+            followers=self.followers,
+            watchers=self.watchers,
+            max_pending_loads=config.max_pending_loads,
+            executor_grace_seconds=config.executor_grace_seconds,
+        )
+        self.executors = Executors(
+            arena=self.arena,
+            catalog=self.catalog,
+            warm=self.warm,
+            retirement=self.admin.retirement,
+            grace_seconds=config.executor_grace_seconds,
+        )
+        self._recover()
+
+    @classmethod
+    def open(cls, config: StoreConfig) -> Self:
+        """Opens the data folder and the arena and finds again what a former store left.
+
+        Raises:
+            ValueError: another store uses them, they are damaged, or too small; the message says what to do.
+            OSError: a folder cannot be made or read.
+        """
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            disk = DiskTier(config.data_dir)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another store uses {config.data_dir}: stop it, or choose another data_dir"
+            ) from error
+        try:
+            database = Database(config.data_dir)
+            try:
+                arena_file = ArenaFile.open(config.arena_folder, config.arena_bytes)
+            except BaseException:
+                database.close()
+                raise
+        except BaseException:
+            disk.close()
+            raise
+        return cls(config, arena_file, disk, database)
+
+    def servicers(self) -> tuple[CatalogServicer, PackServicer]:
+        """What answers the store's calls."""
+        catalog = CatalogServicer(admin=self.admin, followers=self.followers, watchers=self.watchers)
+        packs = PackServicer(
+            layouts=self.layouts,
+            executors=self.executors,
+            chunks=PackChunks(catalog=self.catalog, warm=self.warm, disk=self._disk, workers=self._workers),
+            arena_file=self._arena_file.path.name,
+            arena_bytes=self._arena_file.size,
+        )
+        return catalog, packs
+
+    def statistics(self) -> StoreStatistics:
+        """Counts of now; lists folders, so not for every request."""
+        return StoreStatistics(
+            adapters=len(self.catalog.pointers()),
+            retiring=len(self.catalog.retiring),
+            revision=self.catalog.revision,
+            pending_loads=self.admin.pending,
+            running_work=self._workers.running,
+            followers=len(self.followers),
+            watchers=len(self.watchers),
+            executors=len(self.executors),
+            leases=self.executors.leases,
+            arena=self.arena.statistics(),
+            disk=self._disk.statistics(),
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts what must hold between any two events."""
+        self.catalog.check_integrity()
+        self.arena.check_integrity()
+
+    def cut_streams(self) -> None:
+        """Ends every long-lived stream: its peer opens it anew when the store is back."""
+        goodbye = unavailable(
+            "SHUTTING_DOWN", "the store is shutting down: open the stream again when it is back"
+        )
+        self.followers.close(goodbye)
+        self.watchers.close(goodbye)
+        self.executors.cut(goodbye)
+
+    async def close(self) -> None:
+        """Stops what runs, and lets go of the files."""
+        self._grace.cancel()
+        await self.admin.close()
+        await self.warm.close()
+        self._workers.close()
+        self._writer.close()
+        self._database.close()
+        self._arena_file.close()
+        self._disk.close()
+
+    def _recover(self) -> None:
+        lost = self._disk.sweep(self.catalog.digests, self.layouts.digests)
+        for digest in lost:
+            if digest not in self.catalog.retiring:
+                log.error("the files of adapter %s are gone from the data folder: load it again", digest)
+        for pack in self.arena.packs:
+            if not self.catalog.knows(pack.key.digest) or pack.key.layout not in self.layouts.digests:
+                self.arena.drop(pack.key)
+        self.admin.retirement.resume(self.catalog.retiring)
+        loop = asyncio.get_running_loop()
+        self._grace = loop.call_later(self._config.executor_grace_seconds, self.warm.end_grace)
+        log.info(
+            "%d adapters at revision %d, %d packs in memory",
+            len(self.catalog.pointers()),
+            self.catalog.revision,
+            len(self.arena.packs),
+        )
+
+
+async def run(
+    config: StoreConfig, *, ready: Callable[[str], None] | None = None, stop: asyncio.Event | None = None
+) -> None:
+    """Serves until `stop` is set or the task is cancelled, then drains.
+
+    Args:
+        ready: called with the bound address once calls are answered.
+
+    Raises:
+        ValueError, OSError: it cannot start; the message says what to do.
+    """
+    store = AdapterStore.open(config)
+    server = Server()
+    catalog, packs = store.servicers()
+    server.add("lorikeet.v1.CatalogService", store_pb2_grpc.add_CatalogServiceServicer_to_server, catalog)
+    server.add("lorikeet.v1.PackService", store_pb2_grpc.add_PackServiceServicer_to_server, packs)
+    try:
+        address = await server.start(config.listen)
+        await server.set_serving(True)
+        log.info("serving on %s, adapters from %s", address, [str(root) for root in config.roots])
+        if ready is not None:
+            ready(address)
+        await (stop or asyncio.Event()).wait()
+    finally:
+        await server.set_serving(False)
+        store.cut_streams()
+        await server.drain(config.drain_seconds)
+        await store.close()
+        log.info("stopped")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m adapter_store`: the store alone, without the command-line package."""
+    defaults = {field.name: field.default for field in fields(StoreConfig)}
+    parser = argparse.ArgumentParser(prog="adapter_store", description="Lorikeet's adapter store.")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--listen", default=defaults["listen"])
+    parser.add_argument("--root", dest="roots", type=Path, action="append", default=[])
+    parser.add_argument("--arena-dir", type=Path)
+    parser.add_argument("--arena-bytes", type=int, default=defaults["arena_bytes"])
+    options = vars(parser.parse_args(argv))
+    try:
+        config = StoreConfig(**{**options, "roots": tuple(options["roots"])})
+        run_service(lambda stop: run(config, stop=stop), process_name="adapter_store")
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"adapter_store: {error}\n")

@@ -1,0 +1,72 @@
+"""Between what the store says inside and its messages on the wire."""
+
+from adapter_store.executors import Grant, Refusal, Retire
+from adapter_store.followers import Update
+from adapter_store.watchers import AdapterView, Event
+from lorikeet.v1 import adapters_pb2, store_pb2
+from rpc.errors import code_number
+
+
+def adapter_message(view: AdapterView, *, with_report: bool = False) -> adapters_pb2.Adapter:
+    message = adapters_pb2.Adapter(
+        name=view.name,
+        source=view.source,
+        state=f"ADAPTER_STATE_{view.state.value}",
+        revision=view.revision,
+        tier=adapters_pb2.ADAPTER_TIER_WARM if view.is_warm else adapters_pb2.ADAPTER_TIER_COLD,
+    )
+    if view.pointer is None or view.version is None:
+        message.tier = adapters_pb2.ADAPTER_TIER_UNSPECIFIED
+        return message
+    message.digest = view.version.digest
+    message.pack_bytes = view.version.pack_bytes
+    message.max_rank = view.version.max_rank
+    message.load_time.FromNanoseconds(view.pointer.load_time_ns)
+    if with_report:
+        message.report.notes.extend(view.version.notes)
+        for report in view.version.modules:
+            message.report.modules.add(module=report.module, rank=report.rank, scaling=report.scaling)
+    return message
+
+
+def event_message(event: Event) -> adapters_pb2.AdapterEvent:
+    progress = None
+    if event.progress is not None:
+        progress = adapters_pb2.LoadProgress(
+            stage=f"LOAD_STAGE_{event.progress.stage.value}",
+            bytes_done=event.progress.bytes_done,
+            bytes_total=event.progress.bytes_total,
+        )
+    return adapters_pb2.AdapterEvent(
+        adapter=adapter_message(event.adapter), progress=progress, error=event.error
+    )
+
+
+def follow_message(update: Update) -> store_pb2.FollowResponse:
+    message = store_pb2.FollowResponse(revision=update.revision, snapshot=update.is_snapshot)
+    for name, digest in update.digests.items():
+        message.pointers.add(name=name, digest=digest)
+    return message
+
+
+def lease_message(message: Grant | Refusal | Retire) -> store_pb2.LeaseResponse:
+    match message:
+        case Grant():
+            grant = store_pb2.LeaseGrant(
+                lease=message.lease,
+                header_offset=message.pack.header_offset,
+                pack_offset=message.pack.pack_offset,
+                generation=message.pack.generation,
+                manifest=message.manifest,
+            )
+            return store_pb2.LeaseResponse(grant=grant)
+        case Refusal():
+            refusal = store_pb2.LeaseRefusal(
+                lease=message.lease,
+                code=code_number(message.error.code),
+                reason=message.error.reason,
+                message=message.error.message,
+            )
+            return store_pb2.LeaseResponse(refusal=refusal)
+        case Retire():
+            return store_pb2.LeaseResponse(retire=store_pb2.RetireAdapter(digest=message.digest))

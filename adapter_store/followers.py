@@ -1,0 +1,138 @@
+"""Frontends that follow the catalog: each hears of every change, and says when it acts by it."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapter_store.streams import fell_behind
+from rpc.errors import LorikeetError, invalid_argument
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What a follower is told: digests by name, empty for a name that is gone; all names in a snapshot."""
+
+    revision: int
+    is_snapshot: bool
+    digests: Mapping[str, str]
+
+
+class Follower:
+    """One stream's changes that were not sent yet; those of one name become one.
+
+    Bounded, because it holds at most one entry per name that there is or was since the last message.
+    """
+
+    def __init__(self, revision: int, digests: Mapping[str, str]) -> None:
+        self.acknowledged = 0
+        self._sent = 0
+        self._revision = revision
+        self._is_snapshot = True
+        self._waiting: dict[str, str] = dict(digests)
+        self._has_news = True
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._error: LorikeetError | None = None
+
+    def tell(self, revision: int, name: str, digest: str) -> None:
+        """Adds a change to what will be sent next."""
+        self._revision, self._has_news = revision, True
+        if digest or not self._is_snapshot:
+            self._waiting[name] = digest
+        else:
+            # A snapshot that was not sent yet simply lacks the name.
+            self._waiting.pop(name, None)
+        self._wake.set()
+
+    async def next(self) -> Update | None:
+        while not self._has_news and not self._closed:
+            self._wake.clear()
+            await self._wake.wait()
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            return None
+        update = Update(revision=self._revision, is_snapshot=self._is_snapshot, digests=self._waiting)
+        self._sent, self._waiting = self._revision, {}
+        self._is_snapshot = self._has_news = False
+        return update
+
+    def close(self, error: LorikeetError | None = None) -> None:
+        if not self._closed:
+            self._closed, self._error = True, error
+            self._wake.set()
+
+    def check_acknowledgement(self, revision: int) -> None:
+        """Raises LorikeetError, INVALID_ARGUMENT, for a revision that was never sent."""
+        if revision > self._sent:
+            raise invalid_argument(
+                "BAD_ACKNOWLEDGEMENT", f"revision {revision} was acknowledged, {self._sent} was sent last"
+            )
+
+
+class Followers:
+    """All Follow streams. Belongs to the event loop.
+
+    Args:
+        patience_seconds: how long a follower may take to acknowledge before it is cut off.
+    """
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience = patience_seconds
+        self._followers: set[Follower] = set()
+        self._progress = asyncio.Event()
+        self._goodbye: LorikeetError | None = None
+
+    def __len__(self) -> int:
+        return len(self._followers)
+
+    def join(self, revision: int, digests: Mapping[str, str]) -> Follower:
+        """Adds a follower, whose first message is a snapshot. Raises LorikeetError once closed."""
+        if self._goodbye is not None:
+            raise self._goodbye
+        follower = Follower(revision, digests)
+        self._followers.add(follower)
+        return follower
+
+    def leave(self, follower: Follower) -> None:
+        """The stream has ended."""
+        self._followers.discard(follower)
+        self._progress.set()
+
+    def publish(self, revision: int, name: str, digest: str) -> None:
+        """Tells everyone that a name points elsewhere, or nowhere."""
+        for follower in self._followers:
+            follower.tell(revision, name, digest)
+
+    def acknowledge(self, follower: Follower, revision: int) -> None:
+        """Raises LorikeetError, INVALID_ARGUMENT, for a revision that was never sent."""
+        follower.check_acknowledgement(revision)
+        if revision > follower.acknowledged:
+            follower.acknowledged = revision
+            self._progress.set()
+
+    async def caught_up(self, revision: int) -> None:
+        """Returns once every follower acts by a revision or is gone; who takes too long is cut off."""
+        try:
+            async with asyncio.timeout(self._patience):
+                while self._behind(revision):
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            for follower in self._behind(revision):
+                log.warning("a frontend did not acknowledge revision %d in time: its stream is cut", revision)
+                follower.close(fell_behind())
+                self.leave(follower)
+
+    def close(self, error: LorikeetError) -> None:
+        """Ends every stream, and any that comes later."""
+        self._goodbye = error
+        for follower in list(self._followers):
+            follower.close(error)
+            self.leave(follower)
+
+    def _behind(self, revision: int) -> list[Follower]:
+        return [follower for follower in self._followers if follower.acknowledged < revision]

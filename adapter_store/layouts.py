@@ -1,0 +1,70 @@
+"""The layouts that executors have published. The one registered last decides what an adapter must fit."""
+
+import asyncio
+import logging
+
+from adapter_store.concurrency import Workers
+from adapter_store.database import Database
+from adapter_store.formats.layout import PackLayout, read_layout
+from lorikeet.v1 import layout_pb2
+from rpc.errors import LorikeetError, failed_precondition
+
+log = logging.getLogger(__name__)
+
+
+class Layouts:
+    """Known layouts, remembered over restarts. Belongs to the event loop.
+
+    Args:
+        database: where they are written down.
+        writer: the one thread that writes to it.
+    """
+
+    def __init__(self, database: Database, writer: Workers) -> None:
+        self._database = database
+        self._writer = writer
+        self._lock = asyncio.Lock()
+        # In the order of registration.
+        self._known: dict[str, PackLayout] = {}
+        for data in database.read_layouts():
+            try:
+                layout = read_layout(layout_pb2.Layout.FromString(data))
+            except LorikeetError as error:
+                log.warning("a layout of an earlier run is not understood any more: %s", error)
+                continue
+            self._known[layout.digest] = layout
+
+    @property
+    def digests(self) -> frozenset[str]:
+        return frozenset(self._known)
+
+    @property
+    def current(self) -> PackLayout:
+        """The layout registered last. Raises LorikeetError: FAILED_PRECONDITION when there is none yet."""
+        if not self._known:
+            error = failed_precondition(
+                "NO_LAYOUT",
+                "no executor has published its layout yet, so nothing can be checked: start one, then retry",
+            )
+            error.retry_after = 1.0
+            raise error
+        return next(reversed(self._known.values()))
+
+    def get(self, digest: str) -> PackLayout:
+        """Raises LorikeetError: FAILED_PRECONDITION for a layout that nobody registered."""
+        layout = self._known.get(digest)
+        if layout is None:
+            raise failed_precondition(
+                "UNKNOWN_LAYOUT", "this layout is not known here: call RegisterLayout first"
+            )
+        return layout
+
+    async def register(self, message: layout_pb2.Layout) -> PackLayout:
+        """Validates and remembers a layout. Raises LorikeetError."""
+        layout = read_layout(message)
+        async with self._lock:
+            data = message.SerializeToString(deterministic=True)
+            await self._writer.run(self._database.save_layout, layout.digest, data)
+            self._known.pop(layout.digest, None)
+            self._known[layout.digest] = layout
+        return layout

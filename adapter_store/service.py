@@ -1,0 +1,156 @@
+"""The store's two gRPC services: decode, call, encode."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+
+from adapter_store.admin import Admin
+from adapter_store.encoding import adapter_message, event_message, follow_message, lease_message
+from adapter_store.executors import Executors, Held, LeaseSession
+from adapter_store.followers import Followers
+from adapter_store.layouts import Layouts
+from adapter_store.pack_chunks import PackChunks
+from adapter_store.streams import converse
+from adapter_store.watchers import Watchers
+from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
+from rpc.errors import invalid_argument
+
+Context = grpc.aio.ServicerContext
+
+
+class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
+    """Names and versions."""
+
+    def __init__(self, *, admin: Admin, followers: Followers, watchers: Watchers) -> None:
+        self._admin = admin
+        self._followers = followers
+        self._watchers = watchers
+
+    async def Load(  # noqa: N802
+        self, request: adapters_pb2.LoadAdapterRequest, context: Context
+    ) -> adapters_pb2.LoadAdapterResponse:
+        view, changed = await self._admin.load(request.name, request.source)
+        return adapters_pb2.LoadAdapterResponse(
+            adapter=adapter_message(view, with_report=True), changed=changed
+        )
+
+    async def Unload(  # noqa: N802
+        self, request: adapters_pb2.UnloadAdapterRequest, context: Context
+    ) -> adapters_pb2.UnloadAdapterResponse:
+        return adapters_pb2.UnloadAdapterResponse(
+            adapter=adapter_message(await self._admin.unload(request.name))
+        )
+
+    async def Get(  # noqa: N802
+        self, request: adapters_pb2.GetAdapterRequest, context: Context
+    ) -> adapters_pb2.Adapter:
+        return adapter_message(self._admin.get(request.name), with_report=True)
+
+    async def List(  # noqa: N802
+        self, request: adapters_pb2.ListAdaptersRequest, context: Context
+    ) -> adapters_pb2.ListAdaptersResponse:
+        views, token = self._admin.page(request.page_size, request.page_token)
+        return adapters_pb2.ListAdaptersResponse(
+            adapters=[adapter_message(view) for view in views], next_page_token=token
+        )
+
+    async def Prefetch(  # noqa: N802
+        self, request: adapters_pb2.PrefetchAdapterRequest, context: Context
+    ) -> adapters_pb2.PrefetchAdapterResponse:
+        self._admin.prefetch(request.adapter)
+        return adapters_pb2.PrefetchAdapterResponse()
+
+    async def Watch(self, request: adapters_pb2.WatchAdaptersRequest, context: Context) -> None:  # noqa: N802
+        watcher = self._admin.watch(request.name)
+        try:
+            while (event := await watcher.next()) is not None:
+                await context.write(event_message(event))
+        finally:
+            self._watchers.leave(watcher)
+
+    async def Follow(  # noqa: N802
+        self, request_iterator: AsyncIterator[store_pb2.FollowRequest], context: Context
+    ) -> None:
+        follower = self._admin.follow()
+        try:
+            await converse(
+                requests=request_iterator,
+                receive=lambda request: self._followers.acknowledge(follower, request.acknowledged_revision),
+                outgoing=follower,
+                send=lambda update: context.write(follow_message(update)),
+            )
+        finally:
+            self._followers.leave(follower)
+
+
+class PackServicer(store_pb2_grpc.PackServiceServicer):
+    """Packs in shared memory, for executors."""
+
+    def __init__(
+        self,
+        *,
+        layouts: Layouts,
+        executors: Executors,
+        chunks: PackChunks,
+        arena_file: str,
+        arena_bytes: int,
+    ) -> None:
+        self._layouts = layouts
+        self._executors = executors
+        self._chunks = chunks
+        self._arena_file = arena_file
+        self._arena_bytes = arena_bytes
+
+    async def RegisterLayout(  # noqa: N802
+        self, request: store_pb2.RegisterLayoutRequest, context: Context
+    ) -> store_pb2.RegisterLayoutResponse:
+        layout = await self._layouts.register(request.layout)
+        return store_pb2.RegisterLayoutResponse(
+            layout_digest=layout.digest, arena_file=self._arena_file, arena_bytes=self._arena_bytes
+        )
+
+    async def Lease(  # noqa: N802
+        self, request_iterator: AsyncIterator[store_pb2.LeaseRequest], context: Context
+    ) -> None:
+        hello = await anext(aiter(request_iterator), None)
+        if hello is None or hello.WhichOneof("message") != "hello":
+            raise invalid_argument("NO_HELLO", "the first message of a Lease stream is LeaseHello")
+        held = [
+            Held(digest=lease.digest, header_offset=lease.header_offset, generation=lease.generation)
+            for lease in hello.hello.held
+        ]
+        session = self._executors.open(self._layouts.get(hello.hello.layout_digest), held)
+        try:
+            await converse(
+                requests=request_iterator,
+                receive=lambda request: _dispatch(session, request),
+                outgoing=session.outbox,
+                send=lambda message: context.write(lease_message(message)),
+            )
+        finally:
+            self._executors.close(session)
+
+    async def FetchPack(self, request: store_pb2.FetchPackRequest, context: Context) -> None:  # noqa: N802
+        layout = self._layouts.get(request.layout_digest)
+        async with self._chunks.open(request.digest, layout) as (manifest, chunks):
+            await context.write(store_pb2.PackChunk(manifest=manifest))
+            async for chunk in chunks:
+                await context.write(store_pb2.PackChunk(data=chunk))
+
+
+def _dispatch(session: LeaseSession, request: store_pb2.LeaseRequest) -> None:
+    match request.WhichOneof("message"):
+        case "acquire":
+            session.acquire(request.acquire.lease, request.acquire.digest)
+        case "release":
+            session.release(request.release.lease)
+        case "prefetch":
+            session.prefetch(request.prefetch.digest)
+        case "retired":
+            session.retired(request.retired.digest)
+        case "hello":
+            raise invalid_argument("SECOND_HELLO", "LeaseHello is the first message only")
+        case _:
+            raise invalid_argument(
+                "UNKNOWN_MESSAGE", "this store does not know that message: versions differ"
+            )
