@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ VOCAB = 97
 
 def ids(*token_ids: int) -> np.ndarray:
     return np.array(token_ids, np.int32)
+
+
+def story(text: str) -> str:
+    """An expected `World.story`, as it stands indented in a test."""
+    return dedent(text).strip()
 
 
 def make_request(

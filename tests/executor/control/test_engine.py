@@ -1,0 +1,206 @@
+"""The loop: timings, deadlines, failing steps, and the thread."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from executor.control.arithmetic_loader import ArithmeticLoader
+from executor.control.arithmetic_runner import ArithmeticRunner, PendingStep
+from executor.control.config import SchedulerConfig
+from executor.control.engine import Engine
+from executor.control.mailbox import Mailbox, Submit
+from executor.control.outputs import Outputs
+from executor.control.plan import StepPlan, StepResult
+from executor.control.request import Code
+from executor.control.scheduler import Scheduler
+from executor.control.timings import Deadlines
+from tests.support.control_traffic import FlakyRunner
+from tests.support.control_world import World, expected, make_request
+
+both_depths = pytest.mark.parametrize("overlap", [False, True])
+
+
+class Clock:
+    """Moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_timings_tell_queue_adapter_and_first_token_apart():
+    clock = Clock()
+    world = World(packs={"a": 10}, delay=lambda: 1, clock=clock, max_running=1)
+    before, request = make_request(1, max_tokens=12), make_request(2, digest="a", max_tokens=3)
+    world.submit(before, request)
+    while not world.of(request).over:
+        world.step()
+        clock.now += 1
+    admitted, finished = world.of(request).admitted[0], world.of(request).finished
+    assert admitted.adapter_wait_seconds == 4, "leased at step 2, copied at step 4"
+    assert admitted.queued_seconds == 12, "the row was taken for so long"
+    assert finished is not None
+    assert finished.first_token_seconds == 12
+    first = world.of(before).admitted[0]
+    assert (first.queued_seconds, first.adapter_wait_seconds) == (0, 0)
+
+
+@both_depths
+def test_a_deadline_ends_a_request_wherever_it_is(overlap: bool):
+    clock = Clock()
+    world = World(clock=clock, max_running=1, overlap=overlap)
+    running, waiting, patient = (
+        make_request(number, max_tokens=40, remaining=remaining)
+        for number, remaining in enumerate((5.0, 2.0, None))
+    )
+    world.submit(running, waiting, patient)
+    world.step()
+    clock.now += 2
+    world.step()
+    failed = world.of(waiting).failed
+    assert failed is not None
+    assert failed.code == Code.DEADLINE_EXCEEDED
+    assert not world.of(running).over
+    clock.now += 3
+    world.step()
+    assert world.of(running).failed is not None
+    world.settle()
+    assert world.of(patient).token_ids == expected(patient, world.config)[0]
+
+
+def test_deadlines_of_ended_requests_are_forgotten():
+    alive = {make_request(number).key for number in range(10)}
+    deadlines = Deadlines(alive.__contains__)
+    for number in range(1000):
+        deadlines.add(make_request(number).key, 1e9 + number)
+    assert len(deadlines) < 150
+    assert deadlines.due(2e9)[:10] == sorted(alive)
+
+
+class Breaking(ArithmeticRunner):
+    """Fails where told to."""
+
+    launches: set[int]
+    collects: set[int]
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        if plan.step in self.launches:
+            raise RuntimeError("secret: the launch failed")
+        return super().launch(plan)
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        if pending.plan.step in self.collects:
+            raise RuntimeError("secret: the result is lost")
+        return super().collect(pending)
+
+
+def breaking(launches: set[int], collects: set[int]) -> Callable[[ArithmeticRunner], Breaking]:
+    def wrap(runner: ArithmeticRunner) -> Breaking:
+        runner.__class__ = Breaking
+        assert isinstance(runner, Breaking)
+        runner.launches, runner.collects = launches, collects
+        return runner
+
+    return wrap
+
+
+@both_depths
+@pytest.mark.parametrize("where", ["launch", "collect"])
+def test_a_step_that_fails_takes_its_own_requests_and_no_others(overlap: bool, where: str):
+    world = World(
+        overlap=overlap,
+        runner_wrapper=breaking({3} if where == "launch" else set(), {3} if where == "collect" else set()),
+        max_running=2,
+    )
+    early = [make_request(number, np.arange(9), max_tokens=20) for number in range(2)]
+    late = make_request(5, np.arange(9), max_tokens=6)
+    world.submit(*early, late)
+    world.settle()
+    for request in early:
+        failed = world.of(request).failed
+        assert failed is not None
+        assert (failed.code, failed.reason) == (Code.INTERNAL, "STEP_FAILED")
+        assert "secret" not in failed.message
+    assert world.of(late).token_ids == expected(late, world.config)[0]
+    assert world.engine.healthy
+    world.assert_empty()
+
+
+@both_depths
+def test_an_engine_whose_steps_keep_failing_says_so(overlap: bool):
+    world = World(overlap=overlap, runner_wrapper=breaking(set(), set(range(2, 6))))
+    health: list[bool] = []
+    for number in range(6):
+        world.submit(make_request(number, max_tokens=3))
+        for _ in range(2):
+            world.step()
+            health.append(world.engine.healthy)
+    world.settle()
+    assert health[0]
+    assert not all(health)
+    world.submit(make_request(50, max_tokens=3))
+    world.settle()
+    assert world.engine.healthy, "a step has worked again"
+    world.assert_empty()
+
+
+def threaded(
+    publish: Callable[[Outputs], None], runner_fails: float = 0.0
+) -> tuple[Engine[PendingStep], Mailbox]:
+    config = SchedulerConfig(context=64, pages=64, page_size=4, max_running=4, adapter_slots=2, pool_units=20)
+    loader = ArithmeticLoader(slots=2, units=20, packs={"a": 10})
+    runner = ArithmeticRunner(rows=4, columns=16, pages=64, page_size=4, vocab_size=97, loader=loader)
+    mailbox = Mailbox()
+    engine: Engine[PendingStep] = Engine(
+        scheduler=Scheduler(config),
+        runner=FlakyRunner(runner, random.Random(0), runner_fails),
+        loader=loader,
+        mailbox=mailbox,
+        publish=publish,
+    )
+    return engine, mailbox
+
+
+def test_the_thread_serves_sleeps_and_stops():
+    tokens: list[int] = []
+    done = threading.Event()
+
+    def publish(outputs: Outputs) -> None:
+        tokens.extend(outputs.token_ids.tolist())
+        if outputs.finish_reasons.any():
+            done.set()
+
+    engine, mailbox = threaded(publish)
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    for number in range(3):
+        tokens.clear()
+        done.clear()
+        request = make_request(number, digest="a", max_tokens=5)
+        assert mailbox.post([Submit(request)])
+        assert done.wait(20)
+        assert tokens == expected(request, SchedulerConfig(context=64, pages=64))[0]
+    engine.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert engine.healthy
+    assert not mailbox.post([Submit(make_request(9))]), "nobody would read it"
+
+
+def test_a_bug_of_ours_ends_the_loop_loudly():
+    def publish(_: Outputs) -> None:
+        raise AssertionError("a bug")
+
+    engine, mailbox = threaded(publish)
+    mailbox.post([Submit(make_request(1))])
+    with pytest.raises(AssertionError, match="a bug"):
+        engine.run()
+    assert not engine.healthy
+    assert not mailbox.post([Submit(make_request(2))])

@@ -1,0 +1,236 @@
+"""Sharing prefixes, running out of pages, coming back, and going away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from executor.control.mailbox import Abort, ClientGone, Finish
+from executor.control.request import FinishReason
+from tests.support.control_world import World, expected, ids, make_request, story
+
+PROMPT = np.arange(10, 40)
+both_depths = pytest.mark.parametrize("overlap", [False, True])
+
+
+def check_answers(world: World, *requests) -> None:
+    for request in requests:
+        tokens, reason = expected(request, world.config)
+        heard = world.of(request)
+        assert (heard.token_ids, heard.finish) == (tokens[len(request.emitted_ids) :], reason)
+
+
+def cached(world: World, request) -> int:
+    return world.of(request).admitted[0].cached_tokens
+
+
+def test_a_prompt_is_found_again_up_to_before_its_last_token():
+    world = World()
+    first, again = make_request(1, PROMPT[:12]), make_request(2, PROMPT[:12])
+    longer, other = make_request(3, PROMPT[:15]), make_request(4, np.append(PROMPT[:6], 0))
+    world.submit(first)
+    world.settle()
+    world.submit(again, longer, other)
+    world.settle()
+    assert cached(world, again) == 8, "the last page is full, but its last token must be computed"
+    assert cached(world, longer) == 12
+    assert cached(world, other) == 4
+    check_answers(world, first, again, longer, other)
+
+
+def test_an_answer_is_found_again_too():
+    world = World()
+    first = make_request(1, PROMPT[:5], max_tokens=9)
+    world.submit(first)
+    world.settle()
+    history = [*PROMPT[:5].tolist(), *world.of(first).token_ids, 1, 2, 3]
+    follow_up = make_request(2, ids(*history))
+    world.submit(follow_up)
+    world.settle()
+    assert cached(world, follow_up) == 12, "13 tokens were computed, the last sampled one was not"
+    check_answers(world, follow_up)
+
+
+def test_salts_keep_prompts_apart():
+    world = World()
+    requests = [
+        make_request(number, PROMPT[:12], salt=salt) for number, salt in enumerate(["", "x", "y", "x"])
+    ]
+    for request in requests:
+        world.submit(request)
+        world.settle()
+    assert [cached(world, request) for request in requests] == [0, 0, 0, 8]
+
+
+def test_a_request_with_prompt_logprobs_reads_nothing_cached_and_leaves_its_prompt():
+    world = World()
+    first = make_request(1, PROMPT[:12], prompt_logprobs=0)
+    second, third = make_request(2, PROMPT[:12], prompt_logprobs=0), make_request(3, PROMPT[:12])
+    for request in (first, second, third):
+        world.submit(request)
+        world.settle()
+    assert [cached(world, request) for request in (first, second, third)] == [0, 0, 8]
+
+
+@both_depths
+def test_a_running_request_shares_its_prompt(overlap: bool):
+    world = World(overlap=overlap)
+    first, second = make_request(1, PROMPT[:13], max_tokens=20), make_request(2, PROMPT[:13], max_tokens=20)
+    world.submit(first)
+    world.step(3)
+    world.submit(second)
+    world.step(2)
+    assert cached(world, second) == 12
+    world.settle()
+    check_answers(world, first, second)
+
+
+@both_depths
+def test_equal_prompts_computed_at_once_end_up_in_the_same_pages(overlap: bool):
+    world = World(overlap=overlap, max_step_tokens=64)
+    requests = [make_request(number, PROMPT[:13], max_tokens=12) for number in range(4)]
+    world.submit(*requests)
+    world.step(4)
+    assert world.scheduler.statistics().pages_held == 3 + 4, "3 shared ones, and one of each"
+    world.settle()
+    check_answers(world, *requests)
+    world.assert_empty()
+
+
+@both_depths
+def test_who_came_last_makes_room_and_comes_back(overlap: bool):
+    world = World(pages=8, overlap=overlap)
+    old, young = make_request(1, PROMPT[:8], max_tokens=20), make_request(2, PROMPT[5:13], max_tokens=20)
+    world.submit(old, young)
+    world.settle()
+    assert world.scheduler.statistics().preemptions > 0
+    ends = [line for line in world.story.splitlines() if "1@26+1*" in line]
+    assert len(ends) == 1, "the older one is never interrupted"
+    assert world.story.count("1@0+8*") == 1
+    check_answers(world, old, young)
+    assert len(world.of(young).admitted) == 1, "coming back is no news to the client"
+    world.assert_empty()
+
+
+def test_preemption_as_a_story():
+    world = World(pages=5, max_running=2)
+    world.submit(make_request(1, PROMPT[:8], max_tokens=9), make_request(2, PROMPT[5:12], max_tokens=4))
+    world.settle()
+    assert world.story == story("""
+        0: 1@0+8* 2@0+7*
+        1: 1@8+1* 2@7+1*
+        2: 1@9+1*
+        3: 1@10+1*
+        4: 1@11+1*
+        5: 1@12+1*
+        6: 1@13+1*
+        7: 1@14+1*
+        8: 1@15+1*
+        9: 2@4+5*
+        10: 2@9+1*
+    """), "one page of request 2 was not needed by request 1, and is found again"
+
+
+@both_depths
+def test_emitted_tokens_count_when_a_request_is_sent_again(overlap: bool):
+    world = World(overlap=overlap)
+    alone, _ = expected(make_request(1, PROMPT[:6], max_tokens=9), world.config)
+    again = make_request(1, PROMPT[:6], max_tokens=9, emitted=ids(*alone[:4]))
+    world.submit(again)
+    world.settle()
+    assert world.story.splitlines()[0] == "0: 1@0+10*"
+    assert world.of(again).token_ids == alone[4:]
+    finished = world.of(again).finished
+    assert finished is not None
+    assert finished.completion_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("emitted", "stop", "reason"),
+    [(4, False, FinishReason.LENGTH), (2, True, FinishReason.STOP)],
+)
+def test_a_request_that_had_only_lost_its_end(emitted: int, stop: bool, reason: FinishReason):
+    world = World()
+    alone, _ = expected(make_request(1, max_tokens=4), world.config)
+    stops = (alone[emitted - 1],) if stop else ()
+    again = make_request(1, max_tokens=4, emitted=ids(*alone[:emitted]), stop_token_ids=stops)
+    world.submit(again)
+    world.step(2)
+    finished = world.of(again).finished
+    assert finished is not None
+    assert finished.reason == reason
+    assert not world.runner.lines
+    world.assert_empty(cached=False)
+
+
+@both_depths
+@pytest.mark.parametrize("how", [Finish, Abort])
+def test_pages_are_free_two_steps_after_the_end(overlap: bool, how: type[Finish] | type[Abort]):
+    world = World(overlap=overlap)
+    request, other = make_request(1, PROMPT[:10], max_tokens=40), make_request(2, PROMPT[3:9], max_tokens=40)
+    world.submit(request, other)
+    world.step(5)
+    before = world.scheduler.statistics().pages_held
+    world.post(how(request.key))
+    world.step(2)
+    statistics = world.scheduler.statistics()
+    assert statistics.running == 1
+    assert statistics.pages_held < before
+    tokens, _ = expected(request, world.config)
+    heard = world.of(request)
+    assert heard.token_ids == tokens[: len(heard.token_ids)]
+    assert heard.finished is not None
+    assert heard.finished.reason == (FinishReason.STOP if how is Finish else FinishReason.ABORTED)
+    world.settle()
+    check_answers(world, other)
+
+
+def test_a_request_can_leave_before_it_begins_and_half_way_through_its_prompt():
+    world = World(max_running=1, chunk=4)
+    running, waiting = make_request(1, PROMPT[:14]), make_request(2)
+    world.submit(running, waiting)
+    world.step(2)
+    world.post(Abort(running.key), Abort(waiting.key), Abort(waiting.key))
+    world.step(2)
+    world.assert_empty()
+    assert world.scheduler.statistics().pages_cached == 2, "what was computed stays of use"
+
+
+@both_depths
+def test_a_lost_connection_takes_its_requests_along(overlap: bool):
+    world = World(overlap=overlap)
+    lost = [make_request(number, PROMPT[:9], client=7, max_tokens=30) for number in range(6)]
+    kept = make_request(1, PROMPT[:7], client=8)
+    world.submit(*lost, kept)
+    world.step(2)
+    world.post(ClientGone(7))
+    world.step(2)
+    assert all(world.of(request).over for request in lost)
+    world.settle()
+    check_answers(world, kept)
+    world.assert_empty()
+
+
+def test_cached_prefixes_make_room_for_new_requests():
+    world = World(pages=8)
+    for number in range(6):
+        request = make_request(number, np.roll(np.arange(20), number), max_tokens=6)
+        world.submit(request)
+        world.settle()
+        check_answers(world, request)
+    world.assert_empty()
+
+
+def test_a_large_request_is_not_overtaken_for_ever():
+    world = World(pages=16, max_running=8, max_waiting=200)
+    small = [make_request(number, ids(number, 2, 3), max_tokens=9) for number in range(80)]
+    large = make_request(99, np.arange(60), max_tokens=3)
+    world.submit(*small[:8])
+    world.step(2)
+    world.submit(large)
+    for request in small[8:]:
+        world.submit(request)
+        world.step()
+    assert world.of(large).over, "it was admitted once those before it had ended"
+    world.settle()
+    check_answers(world, large, *small)
