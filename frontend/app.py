@@ -18,6 +18,7 @@ from frontend.model_folder import ModelFolder, read_model_folder
 from frontend.prompts import PromptReader
 from frontend.service import ADAPTER_SERVICE, GENERATION_SERVICE, AdapterServicer, GenerationServicer
 from frontend.tokenizer import TextWorkers
+from frontend.wakeups import Wakeups
 from lorikeet.v1 import adapters_pb2_grpc, executor_pb2_grpc, generation_pb2_grpc, store_pb2_grpc
 from rpc.channel import open_channel
 from rpc.server import Server
@@ -77,6 +78,7 @@ class Frontend:
             workers=self._workers,
             executor=self._executor,
             catalog=self.catalog,
+            wakeups=Wakeups(asyncio.get_running_loop()),
         )
         self._server.add(
             GENERATION_SERVICE,

@@ -18,6 +18,7 @@ from frontend.sampling import check_token_ids, completion_seed
 from frontend.stop_strings import StopMatcher, StopStrings
 from frontend.tokenizer import TextWorkers
 from frontend.validation import GeneratePlan, fit_to_context, plan_generation
+from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.errors import LorikeetError, aborted
 
@@ -63,6 +64,7 @@ class Generation:
         workers: threads for long texts.
         executor: where completions are computed.
         catalog: which digest a name points to.
+        wakeups: decides when streams with news go on.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Generation:
         workers: TextWorkers,
         executor: ExecutorClient,
         catalog: Catalog,
+        wakeups: Wakeups,
     ) -> None:
         self._model = model
         self._codec = model.codec
@@ -80,6 +83,7 @@ class Generation:
         self._workers = workers
         self._executor = executor
         self._catalog = catalog
+        self._wakeups = wakeups
 
     async def generate(
         self, request: generation_pb2.GenerateRequest, write: Write, *, remaining_seconds: float | None
@@ -166,6 +170,7 @@ class Generation:
             completions=completions,
             prompt_ids=prompt_ids,
             wants_prompt_logprobs=plan.sampling.HasField("prompt_logprobs"),
+            wakeups=self._wakeups,
             clock=asyncio.get_running_loop().time,
         )
 

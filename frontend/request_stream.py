@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from frontend.completion import Alternatives, Completion, add_alternatives
+from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.errors import LorikeetError
 
@@ -72,18 +73,20 @@ class RequestStream:
         completions: Sequence[Completion],
         prompt_ids: Sequence[int],
         wants_prompt_logprobs: bool,
+        wakeups: Wakeups,
         clock: Callable[[], float],
     ) -> None:
         self._identity = identity
         self._completions = completions
         self._prompt_tokens = len(prompt_ids)
         self._prompt_logprobs = PromptLogprobs(prompt_ids) if wants_prompt_logprobs else None
+        self._wakeups = wakeups
         self._clock = clock
         self._waiter: asyncio.Future[None] | None = None
         self._news = False
         self._error: LorikeetError | None = None
         self._first_taken = False
-        self._cached_tokens = 0
+        self._cached_tokens = len(prompt_ids)
         self._queued_us = self._adapter_wait_us = self._first_token_us = 0
         self._without_token = set(range(len(completions)))
 
@@ -146,7 +149,8 @@ class RequestStream:
 
     def on_admitted(self, admitted: executor_pb2.Admitted, submitted: float) -> None:
         """The completion's first step began; `submitted` is when it was sent to the executor."""
-        self._cached_tokens = max(self._cached_tokens, admitted.cached_tokens)
+        # What one completion has computed is cached for the next: the least is what was there before.
+        self._cached_tokens = min(self._cached_tokens, admitted.cached_tokens)
         before = round((submitted - self._identity.arrived) * 1e6)
         self._queued_us = max(self._queued_us, before + admitted.queued_us)
         self._adapter_wait_us = max(self._adapter_wait_us, admitted.adapter_wait_us)
@@ -163,10 +167,10 @@ class RequestStream:
         self._wake()
 
     def _wake(self) -> None:
-        self._news = True
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if not self._news:
+            self._news = True
+            if self._waiter is not None:
+                self._wakeups.add(self._waiter)
 
     def _since_arrival_us(self) -> int:
         return round((self._clock() - self._identity.arrived) * 1e6)
@@ -180,7 +184,7 @@ class RequestStream:
             adapter_digest=identity.digest,
             usage=generation_pb2.Usage(
                 prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached_tokens,
+                cached_tokens=self._cached_tokens if self._queued_us else 0,
                 completion_tokens=sum(completion.completion_tokens for completion in self._completions),
             ),
             timings=generation_pb2.Timings(

@@ -3,9 +3,9 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.frontend_model_folder import EOS, byte_fallback_tokenizer, byte_level_tokenizer
 
 from frontend.detokenizer import Detokenizer
+from tests.support.frontend_model_folder import EOS, byte_fallback_tokenizer, byte_level_tokenizer, token_id
 
 BYTE_LEVEL = byte_level_tokenizer()
 BYTE_FALLBACK = byte_fallback_tokenizer()
@@ -14,7 +14,7 @@ TEXTS = st.text(st.sampled_from("ab h é日😀\u200d \n�w"), max_size=30)
 
 
 def pieces_of(detokenizer: Detokenizer, ids: Sequence[int]) -> list[str]:
-    return [*(detokenizer.step(token_id) for token_id in ids), detokenizer.flush()]
+    return [*(detokenizer.step(token) for token in ids), detokenizer.flush()]
 
 
 @given(ids=st.lists(BYTE_LEVEL_IDS, max_size=80), skip=st.booleans())
@@ -42,12 +42,12 @@ def test_byte_fallback_continues_the_prompt(prompt: str, text: str):
 @given(ids=st.lists(st.integers(0, BYTE_FALLBACK.get_vocab_size() - 1), max_size=80))
 def test_garbage_in_a_byte_fallback_vocabulary_never_gets_stuck(ids: list[int]):
     detokenizer = Detokenizer(BYTE_FALLBACK, skip_special_tokens=True)
-    h, e = BYTE_FALLBACK.token_to_id("h"), BYTE_FALLBACK.token_to_id("e")
+    h, e = token_id(BYTE_FALLBACK, "h"), token_id(BYTE_FALLBACK, "e")
     assert "".join(pieces_of(detokenizer, [*ids, h, e])).endswith("he")
 
 
 def test_a_split_character_waits_for_its_last_byte():
-    ids = [BYTE_LEVEL.token_to_id(token) for token in ("ð", "Ł", "ĺ", "Ģ")]
+    ids = [token_id(BYTE_LEVEL, token) for token in ("ð", "Ł", "ĺ", "Ģ")]
     detokenizer = Detokenizer(BYTE_LEVEL, skip_special_tokens=True)
     assert pieces_of(detokenizer, ids) == ["", "", "", "😀", ""]
     detokenizer = Detokenizer(BYTE_LEVEL, skip_special_tokens=True)
@@ -55,23 +55,23 @@ def test_a_split_character_waits_for_its_last_byte():
 
 
 def test_a_leading_space_survives_where_the_decoder_strips_it():
-    prompt, word = BYTE_FALLBACK.encode("hello").ids, BYTE_FALLBACK.token_to_id("▁wo")
+    prompt, word = BYTE_FALLBACK.encode("hello").ids, token_id(BYTE_FALLBACK, "▁wo")
     detokenizer = Detokenizer(BYTE_FALLBACK, skip_special_tokens=True, prompt_ids=prompt)
     assert detokenizer.step(word) == " wo"
 
 
 def test_special_tokens_are_left_out_or_kept():
-    ids = [BYTE_LEVEL.token_to_id("a"), BYTE_LEVEL.token_to_id(EOS), BYTE_LEVEL.token_to_id("b")]
+    ids = [token_id(BYTE_LEVEL, "a"), token_id(BYTE_LEVEL, EOS), token_id(BYTE_LEVEL, "b")]
     assert "".join(pieces_of(Detokenizer(BYTE_LEVEL, skip_special_tokens=True), ids)) == "ab"
     assert "".join(pieces_of(Detokenizer(BYTE_LEVEL, skip_special_tokens=False), ids)) == f"a{EOS}b"
 
 
 @pytest.mark.parametrize("token", [EOS, "ÿ", "ð"])
 def test_a_long_run_without_text_waits_for_a_bounded_number_of_tokens(token: str):
-    ids = [BYTE_LEVEL.token_to_id(token)] * 300
+    ids = [token_id(BYTE_LEVEL, token)] * 300
     detokenizer = Detokenizer(BYTE_LEVEL, skip_special_tokens=True)
     text = ""
-    for token_id in ids:
-        text += detokenizer.step(token_id)
+    for each in ids:
+        text += detokenizer.step(each)
         assert detokenizer.waiting_tokens < 16
     assert text + detokenizer.flush() == BYTE_LEVEL.decode(ids)

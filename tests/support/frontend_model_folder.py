@@ -67,6 +67,13 @@ def byte_fallback_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that exists."""
+    found = tokenizer.token_to_id(token)
+    assert found is not None, token
+    return found
+
+
 def write_model_folder(
     folder: Path,
     *,
@@ -82,7 +89,8 @@ def write_model_folder(
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer_config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": {"content": EOS, "lstrip": False},
+        # As older releases of transformers wrote it.
+        "eos_token": {"__type": "AddedToken", "content": EOS, "lstrip": False, "rstrip": False},
         "pad_token": SPECIAL_TOKENS[0],
     }
     if chat_template is not None:

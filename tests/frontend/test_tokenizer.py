@@ -1,0 +1,63 @@
+import asyncio
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+
+from frontend.tokenizer import TextCodec, TextWorkers
+from rpc.errors import LorikeetError
+from tests.support.frontend_model_folder import (
+    EOS,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+    write_model_folder,
+)
+
+
+@pytest.mark.parametrize("text", ["hello world", "naïve 日本 😀", "a\nb  c", EOS, "\x00\x7f"])
+def test_the_bytes_of_the_tokens_make_up_the_text(text: str):
+    codec = TextCodec(byte_level_tokenizer())
+    ids = codec.encode(text, add_special_tokens=True)
+    assert b"".join(codec.token_bytes(token) for token in ids).decode() == text
+
+
+def test_the_bytes_of_a_sentence_piece_vocabulary():
+    codec = TextCodec(byte_fallback_tokenizer())
+    ids = codec.encode("hello 日", add_special_tokens=True)
+    assert b"".join(codec.token_bytes(token) for token in ids).decode() == " hello 日"
+    assert codec.token_bytes(1_000_000) == b""
+
+
+def test_encodes_as_transformers_does(tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    folder = write_model_folder(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    codec = TextCodec(byte_level_tokenizer())
+    for text in ("hello world", f"x{EOS}y", "日本語 naïve", ""):
+        assert codec.encode(text, add_special_tokens=True) == theirs(text)["input_ids"]
+        assert codec.decode(theirs(text)["input_ids"], skip_special_tokens=False) == text
+
+
+def test_padding_and_truncation_in_the_file_are_ignored():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.enable_padding(length=50)
+    tokenizer.enable_truncation(2)
+    assert len(TextCodec(tokenizer).encode("abcdef", add_special_tokens=True)) == 6
+
+
+async def test_too_many_long_texts_are_refused_and_places_come_back():
+    workers = TextWorkers(threads=1, max_waiting=2)
+    release = threading.Event()
+    waiting = [asyncio.create_task(workers.run(release.wait)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(LorikeetError) as caught:
+        await workers.run(lambda: None)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    waiting[1].cancel()
+    release.set()
+    assert await waiting[0]
+    assert await workers.run(lambda: 5) == 5
+    assert workers.statistics() == {"texts_waiting": 0}
+    workers.close()

@@ -1,0 +1,134 @@
+"""A catalog in a dictionary, which waits for its followers as the real one does."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+import grpc
+
+from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
+from rpc.errors import not_found
+
+
+def digest_of(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+class FakeStore(store_pb2_grpc.CatalogServiceServicer):
+    """Any source loads, its digest a hash of its path; one that begins with "missing" is not found."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+        self.revision = 1
+        self.watchers = 0
+        self.acknowledged: dict[int, int] = {}
+        self.changed = asyncio.Condition()
+        self._queues: dict[int, asyncio.Queue[store_pb2.FollowResponse]] = {}
+        self._next_follower = 0
+
+    async def until(self, condition) -> None:
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def point(self, name: str, digest: str) -> None:
+        """Moves a name (an empty digest removes it); returns once all followers act by it."""
+        self.revision += 1
+        revision = self.revision
+        if digest:
+            self.digests[name] = digest
+        else:
+            self.digests.pop(name, None)
+        change = store_pb2.FollowResponse(
+            revision=revision, pointers=[store_pb2.AdapterPointer(name=name, digest=digest)]
+        )
+        for queue in self._queues.values():
+            queue.put_nowait(change)
+        await self.until(lambda: all(done >= revision for done in self.acknowledged.values()))
+
+    async def Follow(  # noqa: N802
+        self, request_iterator: AsyncIterator[store_pb2.FollowRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        await anext(request_iterator)
+        follower = self._next_follower
+        self._next_follower += 1
+        queue = self._queues[follower] = asyncio.Queue()
+        self.acknowledged[follower] = 0
+        reader = asyncio.create_task(self._read(follower, request_iterator))
+        pointers = [
+            store_pb2.AdapterPointer(name=name, digest=digest) for name, digest in self.digests.items()
+        ]
+        try:
+            await context.write(
+                store_pb2.FollowResponse(revision=self.revision, snapshot=True, pointers=pointers)
+            )
+            while True:
+                await context.write(await queue.get())
+        finally:
+            reader.cancel()
+            del self._queues[follower], self.acknowledged[follower]
+
+    async def _read(self, follower: int, requests: AsyncIterator[store_pb2.FollowRequest]) -> None:
+        async for request in requests:
+            self.acknowledged[follower] = request.acknowledged_revision
+            async with self.changed:
+                self.changed.notify_all()
+
+    def _adapter(self, name: str) -> adapters_pb2.Adapter:
+        return adapters_pb2.Adapter(
+            name=name,
+            digest=self.digests[name],
+            state=adapters_pb2.ADAPTER_STATE_ACTIVE,
+            revision=self.revision,
+        )
+
+    def _known(self, name: str) -> None:
+        if name not in self.digests:
+            raise not_found("ADAPTER_NOT_FOUND", f"the store knows no {name}", adapter=name)
+
+    async def Load(  # noqa: N802
+        self, request: adapters_pb2.LoadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.LoadAdapterResponse:
+        if request.source.startswith("missing"):
+            raise not_found("SOURCE_NOT_FOUND", f"{request.source} does not exist", source=request.source)
+        await self.point(request.name, digest_of(request.source))
+        return adapters_pb2.LoadAdapterResponse(adapter=self._adapter(request.name), changed=True)
+
+    async def Unload(  # noqa: N802
+        self, request: adapters_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.UnloadAdapterResponse:
+        self._known(request.name)
+        adapter = self._adapter(request.name)
+        await self.point(request.name, "")
+        return adapters_pb2.UnloadAdapterResponse(adapter=adapter)
+
+    async def Get(  # noqa: N802
+        self, request: adapters_pb2.GetAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.Adapter:
+        self._known(request.name)
+        return self._adapter(request.name)
+
+    async def List(  # noqa: N802
+        self, request: adapters_pb2.ListAdaptersRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.ListAdaptersResponse:
+        return adapters_pb2.ListAdaptersResponse(
+            adapters=[self._adapter(name) for name in sorted(self.digests)]
+        )
+
+    async def Prefetch(  # noqa: N802
+        self, request: adapters_pb2.PrefetchAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.PrefetchAdapterResponse:
+        self._known(request.adapter)
+        return adapters_pb2.PrefetchAdapterResponse()
+
+    async def Watch(  # noqa: N802
+        self, request: adapters_pb2.WatchAdaptersRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        self.watchers += 1
+        try:
+            for name in sorted(self.digests):
+                await context.write(adapters_pb2.AdapterEvent(adapter=self._adapter(name)))
+            await asyncio.Event().wait()
+        finally:
+            self.watchers -= 1
+            async with self.changed:
+                self.changed.notify_all()
