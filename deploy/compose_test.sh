@@ -12,6 +12,10 @@ if docker compose version >/dev/null 2>&1; then compose=(docker compose); else c
 
 say() { printf '== %s\n' "$*"; }
 lorikeet() { "$PYTHON" -m cli "$@"; }
+eventually() {
+    for _ in $(seq 90); do if "$@" >/dev/null 2>&1; then return; fi; sleep 1; done
+    "$@"
+}
 
 docker info >/dev/null || { echo "no Docker engine answers: start one, or set DOCKER_HOST" >&2; exit 1; }
 docker image inspect "$BASE_IMAGE" >/dev/null 2>&1 || { say "base image"; deploy/make_base_image.sh "$BASE_IMAGE"; }
@@ -34,11 +38,7 @@ done
 trap '"${compose[@]}" logs --tail 20; "${compose[@]}" down --volumes --timeout 20' EXIT
 say "up"
 "${compose[@]}" up -d
-for _ in $(seq 90); do
-    if "$PYTHON" -m rpc.healthcheck "127.0.0.1:$PORT"; then break; fi
-    sleep 1
-done
-"$PYTHON" -m rpc.healthcheck "127.0.0.1:$PORT"
+eventually "$PYTHON" -m rpc.healthcheck "127.0.0.1:$PORT"
 
 target=(--target "127.0.0.1:$PORT")
 question="What is the password?"
@@ -54,7 +54,9 @@ case "$base" in *"$password"*) echo "the base says the adapter's password" >&2; 
 
 say "restart of the store"
 "${compose[@]}" restart store
-lorikeet adapters list "${target[@]}" --json | grep -q '"attention"'
+eventually lorikeet adapters show "${target[@]}" attention
+again=$(lorikeet generate "${target[@]}" --chat --temperature 0 --adapter attention "$question")
+[ "$again" = "$answer" ] || { echo "after the restart the adapter says: $again" >&2; exit 1; }
 
 say "passed"
 trap - EXIT
