@@ -1,5 +1,7 @@
 """Where `lorikeet serve` puts its files: sockets, the arena, adapters between runs."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,6 +13,9 @@ from pathlib import Path
 from cli.errors import usage_error
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_SHORT = Path("/tmp")  # noqa: S108
+_PREFIX = "lorikeet-serve-"
+_LOCK = ".serve-lock"
 
 
 def default_data_dir(model: Path) -> Path:
@@ -21,18 +26,34 @@ def default_data_dir(model: Path) -> Path:
     return base / "lorikeet" / f"{folder.name}-{hashlib.sha256(bytes(folder)).hexdigest()[:8]}"
 
 
-def make_runtime_dir() -> Path:
-    """A private folder for sockets. Its path is short: a socket's may have some 100 characters."""
-    return Path(tempfile.mkdtemp(prefix="lorikeet-", dir="/tmp" if os.path.isdir("/tmp") else None))  # noqa: S108
+class PrivateFolder:
+    """A folder for as long as this process lives, locked so that others can tell whether it still does."""
+
+    def __init__(self, parent: Path) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        self._lock = (self.path / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
 
 
-def make_arena_dir(arena_bytes: int) -> Path:
-    """A private folder in memory for the arena; on macOS, which has no such file system, a temporary one.
+def runtime_folder() -> PrivateFolder:
+    """For sockets. Its path is short: a socket's may have some 100 characters."""
+    parent = _SHORT if _SHORT.is_dir() else Path(tempfile.gettempdir())
+    remove_abandoned(parent)
+    return PrivateFolder(parent)
+
+
+def arena_folder(arena_bytes: int) -> PrivateFolder:
+    """For the arena: in memory; on macOS, which has no such file system, a temporary one.
 
     Raises CliError when there is too little shared memory, as in a container with Docker's 64 MB.
     """
     if not (sys.platform == "linux" and os.access(_SHARED_MEMORY, os.W_OK)):
-        return Path(tempfile.mkdtemp(prefix="lorikeet-arena-"))
+        return PrivateFolder(Path(tempfile.gettempdir()))
+    remove_abandoned(_SHARED_MEMORY)
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if free < arena_bytes:
         raise usage_error(
@@ -40,7 +61,18 @@ def make_arena_dir(arena_bytes: int) -> Path:
             "store.arena_bytes, set store.arena_dir to a folder on a larger tmpfs, "
             "or give the container more with --shm-size"
         )
-    return Path(tempfile.mkdtemp(prefix="lorikeet-", dir=_SHARED_MEMORY))
+    return PrivateFolder(_SHARED_MEMORY)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Removes what killed processes of this user left behind: folders of ours that nobody has locked."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / _LOCK).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def reserve(listen: str) -> str:

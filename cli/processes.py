@@ -34,6 +34,7 @@ class ChildSpec:
         environment: variables on top of our own.
         address: where its health service answers.
         stop_seconds: between asking it to stop and killing it.
+        after: name of one that is to be ready before this one is first started.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ChildSpec:
     environment: Mapping[str, str]
     address: str
     stop_seconds: float
+    after: str = ""
 
 
 class Listener(Protocol):
@@ -106,6 +108,12 @@ class Child:
                 await asyncio.sleep(_POLL_SECONDS)
         return False
 
+    def mark_ready(self) -> None:
+        """From here on the listener gets its lines, those of the start first. A start that fails shows none."""
+        self.ready.set()
+        for line in self.tail:
+            self._listener.line(self.spec.name, line)
+
     async def stop(self) -> bool:
         """SIGTERM, then SIGKILL when the time is up. Returns False if it had to be killed."""
         if self._process is None:
@@ -141,7 +149,8 @@ class Child:
                 self._listener.progress(self.spec.name, *progress)
             else:
                 self.tail.append(text)
-                self._listener.line(self.spec.name, text)
+                if self.ready.is_set():
+                    self._listener.line(self.spec.name, text)
 
 
 class Supervisor:
@@ -185,12 +194,14 @@ class Supervisor:
         policy = RestartPolicy()
         name = child.spec.name
         died: float | None = None
+        if child.spec.after:
+            await self.wait_ready(child.spec.after)
         while True:
             await child.start()
             ready_at: float | None = None
             if await child.become_ready():
                 ready_at = time.monotonic()
-                child.ready.set()
+                child.mark_ready()
                 if died is not None:
                     self._notify(f"{name} is back after {ready_at - died:.1f} s")
             code = await child.exited()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SETTINGS = "More settings"
 
+# As many adapters are named at the start; `lorikeet adapters list` has them all.
+_NAMES = 8
+
 
 def serve(
     model: Annotated[
@@ -158,8 +161,9 @@ def _announce(running: "Running", *, as_json: bool) -> None:
         names = list(running.adapters)
         print_json({"model": running.model, "target": running.target, "adapters": names})
         return
-    adapters = ", ".join(running.adapters) or "no adapters yet"
-    print_line(f"{running.model} on {running.target}, {adapters}")
+    names = ", ".join(running.adapters[:_NAMES]) + (", ..." if len(running.adapters) > _NAMES else "")
+    adapters = f"{len(running.adapters)} adapters ({names})" if names else "no adapters yet"
+    print_line(f"serving {running.model} with {adapters} on {running.target}")
     target = "" if running.target == DEFAULT_TARGET else f" --target {running.target}"
     adapter = f" --adapter {running.adapters[0]}" if running.adapters else ""
     print_line(f'try: lorikeet generate "Hello" --max-tokens 32{adapter}{target}')

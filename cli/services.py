@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.child_progress import print_progress
-from cli.errors import CliError
+from cli.errors import CliError, usage_error
 from cli.flags import with_flags
 from cli.options import ConfigFile
 from cli.output import reporting
@@ -141,7 +141,11 @@ def _run(name: str, service: _Service, config: Any, *, supervised: bool) -> None
             f"pip install '.[{name}]'",
             reason="NOT_INSTALLED",
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except ValueError as error:
+        # Files or settings that cannot work: a supervisor need not try again.
+        log.debug("the error in full", exc_info=True)
+        raise usage_error(f"{name}: {error}") from error
+    except (OSError, RuntimeError) as error:
         log.debug("the error in full", exc_info=True)
         raise CliError(f"{name}: {error}", reason="SERVICE_FAILED") from error
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -21,7 +20,7 @@ from cli.errors import usage_error
 from cli.flags import to_flags
 from cli.loading import load_adapter
 from cli.output import progress
-from cli.places import default_data_dir, dial_address, make_arena_dir, make_runtime_dir, reserve
+from cli.places import arena_folder, default_data_dir, dial_address, reserve, runtime_folder
 from cli.processes import ChildSpec, Supervisor
 from cli.settings import Settings
 from executor.config import ExecutorConfig
@@ -112,6 +111,8 @@ def make_specs(plan: Plan) -> list[ChildSpec]:
             environment={"LORIKEET_LOG_LEVEL": plan.log_level},
             address=dial_address(config.listen),
             stop_seconds=config.drain_seconds + _STOP_MARGIN_SECONDS,
+            # Each copes with peers that are away, and says so in its log: not at every start.
+            after="executor" if name == "frontend" else "",
         )
         for name, config in services.items()
     ]
@@ -168,13 +169,12 @@ class Services:
             self._supervisor.kill()
 
     def _make_folders(self) -> dict[str, Path]:
-        folders = {
-            "runtime_dir": make_runtime_dir(),
-            "arena_dir": make_arena_dir(self._settings.store.arena_bytes or StoreConfig.arena_bytes),
-        }
-        for folder in folders.values():
-            self._folders.callback(shutil.rmtree, folder, ignore_errors=True)
-        return folders
+        arena_bytes = self._settings.store.arena_bytes or StoreConfig.arena_bytes
+        paths: dict[str, Path] = {}
+        for name, folder in (("runtime_dir", runtime_folder()), ("arena_dir", arena_folder(arena_bytes))):
+            self._folders.callback(folder.remove)
+            paths[name] = folder.path
+        return paths
 
     async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._keeping is not None

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from cli.errors import CliError
-from cli.places import default_data_dir, dial_address, make_arena_dir, reserve
+from cli.places import (
+    PrivateFolder,
+    arena_folder,
+    default_data_dir,
+    dial_address,
+    remove_abandoned,
+    reserve,
+)
 
 
 def test_a_port_in_use_is_found_out() -> None:
@@ -49,5 +56,21 @@ def test_each_model_folder_has_its_own_data(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_too_little_shared_memory_is_said() -> None:
+    if not Path("/dev/shm").exists():
+        pytest.skip("this platform has no /dev/shm")
     with pytest.raises(CliError, match=r"store\.arena_bytes"):
-        make_arena_dir(1 << 62)
+        arena_folder(1 << 62)
+
+
+def test_only_folders_that_nobody_holds_are_removed(tmp_path: Path) -> None:
+    held = PrivateFolder(tmp_path)
+    abandoned = PrivateFolder(tmp_path)
+    abandoned._lock.close()  # What the end of a process does.
+    other = tmp_path / "lorikeet-serve-not-ours"
+    other.mkdir()
+    remove_abandoned(tmp_path)
+    assert held.path.exists()
+    assert not abandoned.path.exists()
+    assert other.exists()
+    held.remove()
+    assert not held.path.exists()

@@ -42,10 +42,14 @@ class Log:
                 await self._changed.wait()
 
 
-def child(folder: Path, name: str, mode: str = "serve", *, stop_seconds: float = 20) -> ChildSpec:
+def child(
+    folder: Path, name: str, mode: str = "serve", *, stop_seconds: float = 20, after: str = ""
+) -> ChildSpec:
     address = f"unix:{folder / name}"
     command = [PYTHON, "-m", "tests.support.cli_child", address, mode]
-    return ChildSpec(name=name, command=command, environment={}, address=address, stop_seconds=stop_seconds)
+    return ChildSpec(
+        name=name, command=command, environment={}, address=address, stop_seconds=stop_seconds, after=after
+    )
 
 
 def script(name: str, code: str) -> ChildSpec:
@@ -110,12 +114,20 @@ async def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
         assert alive(pid_of(log, "a", nth=1))
 
 
+async def test_one_waits_for_another(tmp_path: Path) -> None:
+    specs = [child(tmp_path, "a", after="b"), child(tmp_path, "b")]
+    async with supervised(*specs) as (supervisor, log, _):
+        await supervisor.wait_ready("a")
+        assert [name for name, _ in log.lines] == ["b", "a"]
+
+
 async def test_gives_up_with_the_last_lines() -> None:
     async with supervised(script("a", "print('no weights'); raise SystemExit(1)")) as (_, log, running):
         with pytest.raises(CliError) as failure:
             await running
         assert "a ended with exit code 1 and is given up; its last lines:\n  no weights" in str(failure.value)
-        assert len(log.lines) == 3
+        assert len(log.said) == 2
+        assert log.lines == []
 
 
 async def test_wrong_settings_are_given_up_at_once() -> None:
@@ -134,22 +146,16 @@ async def test_a_child_that_hangs_is_killed(tmp_path: Path) -> None:
 
 
 async def test_stopping_during_the_start_leaves_nothing() -> None:
-    async with supervised(
-        script("a", "import time; print('pid', __import__('os').getpid(), flush=True); time.sleep(60)")
-    ) as (
-        supervisor,
-        log,
-        _,
-    ):
-        await log.until(lambda: bool(log.lines))
+    code = "import os, time; print('@progress', os.getpid(), 0, flush=True); time.sleep(60)"
+    async with supervised(script("a", code)) as (supervisor, log, _):
+        await log.until(lambda: bool(log.steps))
         await supervisor.stop()
-        assert not alive(pid_of(log, "a"))
+        assert not alive(log.steps[0][1])
 
 
 async def test_progress_is_told_and_not_shown() -> None:
     code = "print('@progress 1 4'); print('@progress x'); raise SystemExit(2)"
     async with supervised(script("a", code)) as (_, log, running):
-        with pytest.raises(CliError):
+        with pytest.raises(CliError, match=r"its last lines:\n  @progress x$"):
             await running
         assert log.steps == [("a", 1, 4)]
-        assert log.lines == [("a", "@progress x")]
