@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     data_dir: Path | None = None
     target: str = DEFAULT_TARGET
     timeout: float = Field(default=600.0, ge=0, allow_inf_nan=False)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
     # The three classes are made from the services' config classes above.
     frontend: FrontendSection = Field(default_factory=FrontendSection)  # pyright: ignore[reportInvalidTypeForm]
     executor: ExecutorSection = Field(default_factory=ExecutorSection)  # pyright: ignore[reportInvalidTypeForm]

@@ -88,10 +88,8 @@ async def _show(console: Console) -> bool:
 
 def _introduce(console: Console, running: Running) -> None:
     names = ", ".join(running.adapters)
-    console.print(
-        f"Adapter store, executor and frontend run as three processes; clients call {running.target}."
-    )
-    console.print(f"Base model {running.model}; adapters {names}. One batch answers all four.")
+    console.print("Three processes are up: adapter store, executor and frontend.")
+    console.print(f"Base model {running.model}; adapters {names}. All answers come from one batch.")
 
 
 async def _ask_all(console: Console, running: Running) -> list[Answer]:
