@@ -109,7 +109,7 @@ class Child:
         return False
 
     def mark_ready(self) -> None:
-        """The listener gets its lines from here on, those of the start first; of a failed start it gets none."""
+        """The listener gets its lines from here on, those of the start first; a failed start shows none."""
         self.ready.set()
         for line in self.tail:
             self._listener.line(self.spec.name, line)

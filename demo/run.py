@@ -89,7 +89,7 @@ async def _show(console: Console) -> bool:
 def _introduce(console: Console, running: Running) -> None:
     names = ", ".join(running.adapters)
     console.print("Three processes are up: adapter store, executor and frontend.")
-    console.print(f"Base model {running.model}; adapters {names}. All answers come from one batch.")
+    console.print(f"Base model {running.model}; adapters {names}. All four are asked at once.")
 
 
 async def _ask_all(console: Console, running: Running) -> list[Answer]:
