@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from frontend.catalog import Catalog
 from lorikeet.v1 import adapters_pb2, store_pb2_grpc
-from rpc.errors import failed_precondition, from_rpc
+from rpc.errors import LorikeetError, failed_precondition, from_rpc, unavailable
 
 Response = TypeVar("Response")
 
@@ -60,7 +60,7 @@ class AdapterAdmin:
         try:
             return await call(request, timeout=remaining_seconds)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+            raise _store_error(error) from None
 
     async def watch(
         self, request: adapters_pb2.WatchAdaptersRequest
@@ -71,6 +71,14 @@ class AdapterAdmin:
             async for event in call:
                 yield event
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+            raise _store_error(error) from None
         finally:
             call.cancel()
+
+
+def _store_error(error: grpc.aio.AioRpcError) -> LorikeetError:
+    read = from_rpc(error)
+    if read.code is grpc.StatusCode.UNAVAILABLE and read.reason == read.code.name:
+        # Not from the store itself, which gives reasons, but from a connection that failed.
+        return unavailable("STORE_AWAY", f"the adapter store cannot be reached: retry later ({read.message})")
+    return read

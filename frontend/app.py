@@ -25,6 +25,9 @@ from rpc.server import Server
 
 log = logging.getLogger(__name__)
 
+# Calls at once beside generation: tokenising, admin, watching, health.
+_OTHER_CALLS = 256
+
 
 class Frontend:
     """One frontend in this process: `start`, then `stop`. Raises ValueError for a broken model folder."""
@@ -43,7 +46,10 @@ class Frontend:
         self._follower = (
             CatalogFollower(stub=stub, catalog=self.catalog, on_snapshot=self._changed.set) if stub else None
         )
-        self._server = Server(options=[("grpc.max_receive_message_length", config.max_message_bytes)])
+        self._server = Server(
+            options=[("grpc.max_receive_message_length", config.max_message_bytes)],
+            maximum_concurrent_rpcs=config.max_requests + _OTHER_CALLS,
+        )
         self._add_services(model, stub)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()

@@ -14,7 +14,7 @@ from frontend.flights import Sink
 from frontend.model_folder import ModelFolder
 from frontend.prompts import PromptReader
 from frontend.request_stream import Identity, RequestStream
-from frontend.sampling import check_token_ids, completion_seed
+from frontend.sampling import check_token_ids, completion_seed, out_of_range
 from frontend.stop_strings import StopMatcher, StopStrings
 from frontend.tokenizer import TextWorkers
 from frontend.validation import GeneratePlan, fit_to_context, plan_generation
@@ -24,6 +24,8 @@ from rpc.errors import LorikeetError, aborted
 
 Write: TypeAlias = Callable[[generation_pb2.GenerateResponse], Awaitable[None]]
 
+MAX_DETOKENIZE_IDS = 1 << 20
+# What is done without a thread's detour.
 _INLINE_TOKENS = 1024
 
 
@@ -177,23 +179,29 @@ class Generation:
     async def tokenize(self, request: generation_pb2.TokenizeRequest) -> generation_pb2.TokenizeResponse:
         """Token ids as Generate would use them. Raises INVALID_ARGUMENT."""
         ids = await self._prompts.read(request)
-        token_bytes = self._codec.token_bytes
-        return generation_pb2.TokenizeResponse(
-            token_ids=ids, tokens=[token_bytes(token_id) for token_id in ids]
-        )
+
+        def encode() -> generation_pb2.TokenizeResponse:
+            token_bytes = self._codec.token_bytes
+            return generation_pb2.TokenizeResponse(
+                token_ids=ids, tokens=[token_bytes(token_id) for token_id in ids]
+            )
+
+        return encode() if len(ids) <= _INLINE_TOKENS else await self._workers.run(encode)
 
     async def detokenize(
         self, request: generation_pb2.DetokenizeRequest
     ) -> generation_pb2.DetokenizeResponse:
         """The text of token ids. Raises INVALID_ARGUMENT."""
-        ids = list(request.token_ids)
+        ids = request.token_ids
+        if len(ids) > MAX_DETOKENIZE_IDS:
+            raise out_of_range("token_ids", f"{len(ids)} long", f"at most {MAX_DETOKENIZE_IDS}")
         check_token_ids("token_ids", ids, self._model.vocab_size)
-        skip = not request.include_special_tokens
-        if len(ids) <= _INLINE_TOKENS:
-            text = self._codec.decode(ids, skip_special_tokens=skip)
-        else:
-            text = await self._workers.run(lambda: self._codec.decode(ids, skip_special_tokens=skip))
-        return generation_pb2.DetokenizeResponse(text=text)
+
+        def decode() -> generation_pb2.DetokenizeResponse:
+            text = self._codec.decode(ids, skip_special_tokens=not request.include_special_tokens)
+            return generation_pb2.DetokenizeResponse(text=text)
+
+        return decode() if len(ids) <= _INLINE_TOKENS else await self._workers.run(decode)
 
     def describe_model(self) -> generation_pb2.GetModelResponse:
         """The base model and its limits. Raises UNAVAILABLE before an executor has been reached."""

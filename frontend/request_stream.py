@@ -86,7 +86,7 @@ class RequestStream:
         self._news = False
         self._error: LorikeetError | None = None
         self._first_taken = False
-        self._cached_tokens = len(prompt_ids)
+        self._cached_tokens: int | None = None
         self._queued_us = self._adapter_wait_us = self._first_token_us = 0
         self._without_token = set(range(len(completions)))
 
@@ -150,7 +150,8 @@ class RequestStream:
     def on_admitted(self, admitted: executor_pb2.Admitted, submitted: float) -> None:
         """The completion's first step began; `submitted` is when it was sent to the executor."""
         # What one completion has computed is cached for the next: the least is what was there before.
-        self._cached_tokens = min(self._cached_tokens, admitted.cached_tokens)
+        if self._cached_tokens is None or admitted.cached_tokens < self._cached_tokens:
+            self._cached_tokens = admitted.cached_tokens
         before = round((submitted - self._identity.arrived) * 1e6)
         self._queued_us = max(self._queued_us, before + admitted.queued_us)
         self._adapter_wait_us = max(self._adapter_wait_us, admitted.adapter_wait_us)
@@ -184,7 +185,7 @@ class RequestStream:
             adapter_digest=identity.digest,
             usage=generation_pb2.Usage(
                 prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached_tokens if self._queued_us else 0,
+                cached_tokens=self._cached_tokens or 0,
                 completion_tokens=sum(completion.completion_tokens for completion in self._completions),
             ),
             timings=generation_pb2.Timings(

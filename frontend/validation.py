@@ -17,6 +17,7 @@ from rpc.errors import invalid_argument, unimplemented
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_COMPLETIONS = 16
+MAX_CHAT_MESSAGES = 4096
 MAX_LOGPROBS = 20
 MAX_ID_CHARACTERS = 128
 # As one message holds them all, and clients receive at most 4 MiB by default.
@@ -88,7 +89,6 @@ def fit_to_context(
     """
     if not prompt_ids:
         raise invalid_argument("PROMPT_EMPTY", "the prompt has no tokens: send at least one")
-    check_token_ids("the prompt", prompt_ids, limits.vocab_size)
     left = limits.context_length - len(prompt_ids)
     if left < 1:
         raise invalid_argument(
@@ -98,6 +98,7 @@ def fit_to_context(
             prompt_tokens=str(len(prompt_ids)),
             context_length=str(limits.context_length),
         )
+    check_token_ids("the prompt", prompt_ids, limits.vocab_size)
     if sampling.HasField("prompt_logprobs"):
         entries = len(prompt_ids) * (1 + sampling.prompt_logprobs)
         if entries > MAX_PROMPT_LOGPROBS:
@@ -124,8 +125,15 @@ def parse_adapter(adapter: str) -> AdapterRef:
 
 def check_text(text: str, max_bytes: int) -> None:
     """Checks a prompt's text, plain or rendered. Raises INVALID_ARGUMENT."""
-    # A character has at most 4 bytes: most texts need not be encoded for this.
-    if len(text) * 4 > max_bytes and len(text.encode()) > max_bytes:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        # JSON can spell half a surrogate pair, which no tokenizer takes.
+        raise invalid_argument(
+            "PROMPT_NOT_UNICODE",
+            f"the prompt holds half a surrogate pair at character {error.start}: remove it",
+        ) from error
+    if size > max_bytes:
         raise invalid_argument("PROMPT_TOO_LARGE", f"the prompt is over {max_bytes} bytes: shorten it")
 
 
@@ -133,6 +141,8 @@ def check_chat(chat: generation_pb2.ChatPrompt) -> None:
     """Checks what every template relies on. Raises INVALID_ARGUMENT."""
     if not chat.messages:
         raise invalid_argument("CHAT_EMPTY", "chat.messages is empty: send at least one message")
+    if len(chat.messages) > MAX_CHAT_MESSAGES:
+        raise out_of_range("chat.messages", f"{len(chat.messages)} long", f"at most {MAX_CHAT_MESSAGES}")
     for index, message in enumerate(chat.messages):
         if not message.role:
             raise invalid_argument(

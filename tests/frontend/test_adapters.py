@@ -89,7 +89,9 @@ async def test_known_names_outlive_the_store_and_follow_its_successor(model_fold
         assert await digest_that_answers(rig, "sql") == "ab" * 32
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await load(rig, "sql", "/a")
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        error = from_rpc(caught.value)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_AWAY")
+        assert error.retry_after
         successor = FakeStore()
         successor.revision = 7
         successor.digests = {"other": "cd" * 32}

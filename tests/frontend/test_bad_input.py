@@ -50,6 +50,13 @@ async def refusal(rig: Rig, **fields: Any) -> LorikeetError:
         ({"chat": chat(("", "x"))}, INVALID, "CHAT_ROLE_MISSING", "chat.messages[0]"),
         ({"chat": chat(("tool", "x"))}, INVALID, "CHAT_TEMPLATE_REFUSED", "unknown role tool"),
         ({"chat": chat(("user", "x"), variables="{")}, INVALID, "CHAT_VARIABLES_MALFORMED", "JSON"),
+        ({"chat": chat(*[("user", "")] * 4097)}, INVALID, "VALUE_OUT_OF_RANGE", "chat.messages is 4097 long"),
+        (
+            {"chat": chat(("user", "x"), variables='{"eos_token": "\\ud800"}')},
+            INVALID,
+            "PROMPT_NOT_UNICODE",
+            "surrogate",
+        ),
         ({"chat": chat(("user", "x" * 20_000))}, INVALID, "PROMPT_TOO_LARGE", "10000 bytes"),
     ],
 )
@@ -100,7 +107,7 @@ async def test_more_requests_than_places_are_refused_with_a_delay(model_folder: 
         assert len(ids_of(await rig.generate(text="x", n=2, sampling={"max_tokens": 1}))) == 1
 
 
-@pytest.mark.parametrize("ids", [[4_000_000_000], [380]])
+@pytest.mark.parametrize("ids", [[4_000_000_000], [380], [1] * 1_100_000])
 async def test_token_ids_out_of_the_vocabulary_have_no_text(model_folder: Path, ids: list[int]):
     async with running_rig(model_folder) as rig:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -192,7 +192,7 @@ def fit(prompt_ids: list[int], **sampling: Any) -> executor_pb2.EngineSampling:
 
 
 @pytest.mark.parametrize(
-    ("prompt_ids", "message"), [([], "no tokens"), ([1] * 100, "at most 99"), ([5, 300, 7], "300")]
+    ("prompt_ids", "message"), [([], "no tokens"), ([900] * 100, "at most 99"), ([5, 300, 7], "300")]
 )
 def test_a_prompt_that_cannot_work_is_refused(prompt_ids: list[int], message: str):
     with pytest.raises(LorikeetError, match=message) as caught:

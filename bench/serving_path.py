@@ -1,0 +1,309 @@
+"""Speed of the serving path without a model: clients, a frontend and an executor that computes nothing.
+
+    python -m bench.serving_path                          # with the real executor and its arithmetic runner
+    python -m bench.serving_path --executor scripted      # with the bare one of the frontend's tests
+
+Three kinds of processes on loopback, as in production. Reported:
+
+* paced: the executor makes steps at a fixed rate, and the frontend must send one message per token. The
+  highest rate at which at least 99 % of the messages carry a single token counts.
+* coalesced: the executor makes steps as fast as its stream takes them; a frontend that is behind puts several
+  tokens into one message.
+* first token: from Generate to the first response, one stream at a time.
+* cancel: from the client's cancel to the abort that the executor sees (wall clock of one machine).
+
+CPU seconds are those of the processes, so that figures from a busy machine can be judged.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import uvloop
+
+from lorikeet.v1 import generation_pb2, generation_pb2_grpc
+from rpc.channel import open_channel
+from tests.support.frontend_fake_executor import FakeExecutor
+from tests.support.frontend_harness import hello_for, serve_executor
+
+CONTEXT = 4096
+PROMPT = "hello world, this is a small text"
+SINGLE_SHARE = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run of many streams measured."""
+
+    tokens: int
+    messages: int
+    single: int
+    seconds: float
+    cpu_seconds: dict[str, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def single_share(self) -> float:
+        return self.single / self.messages
+
+    def describe(self) -> str:
+        cpu = ", ".join(
+            f"{name} {seconds / self.tokens * 1e6:.1f}" for name, seconds in self.cpu_seconds.items()
+        )
+        return (
+            f"{self.tokens_per_second:9,.0f} tokens/s  {self.messages / self.seconds:9,.0f} messages/s  "
+            f"{self.single_share:6.1%} with one token  CPU us/token: {cpu}"
+        )
+
+
+# The processes.
+
+
+async def _serve_fake_executor(folder: Path, address: str, step_seconds: float) -> None:
+    executor = FakeExecutor(
+        hello=hello_for(folder, context_length=CONTEXT), step_seconds=step_seconds, record=False
+    )
+    executor.on_abort = lambda: print(f"abort {time.time_ns()}", flush=True)
+    _, bound = await serve_executor(executor, address)
+    print(f"serving on {bound}", flush=True)
+    await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def _process(*command: str, until: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Starts a process; yields it with its first line of output that holds `until`; ends it after."""
+    environment = os.environ | {"LORIKEET_LOG_LEVEL": "INFO"}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if until in line:
+                yield process, line.strip()
+                break
+        else:
+            raise RuntimeError(f"{' '.join(command)} ended without a line with {until!r}")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _executor_command(kind: str, folder: Path, step_seconds: float, streams: int) -> list[str]:
+    if kind == "scripted":
+        return [
+            "bench.serving_path",
+            "--role=executor",
+            f"--model-dir={folder}",
+            f"--step-seconds={step_seconds}",
+        ]
+    return [
+        "executor",
+        f"--model-dir={folder}",
+        "--listen=127.0.0.1:0",
+        "--runner=arithmetic",
+        f"--arithmetic-step-seconds={step_seconds}",
+        f"--max-running={streams}",
+        f"--max-step-tokens={max(512, 2 * streams)}",
+        "--kv-pages=16384",
+    ]
+
+
+@contextlib.contextmanager
+def _service(
+    kind: str, folder: Path, *, step_seconds: float, streams: int
+) -> Iterator[tuple[str, dict[str, subprocess.Popen[str]]]]:
+    """An executor and a frontend; yields the frontend's address and both processes."""
+    with contextlib.ExitStack() as stack:
+        command = _executor_command(kind, folder, step_seconds, streams)
+        executor, line = stack.enter_context(_process("-m", *command, until=" on 127.0.0.1:"))
+        frontend, line = stack.enter_context(
+            _process(
+                "-m",
+                "frontend",
+                f"--model-dir={folder}",
+                "--listen=127.0.0.1:0",
+                f"--executor={line.split()[-1]}",
+                "--store=",
+                until="ready on",
+            )
+        )
+        yield line.split()[-1], {"executor": executor, "frontend": frontend}
+
+
+# The client.
+
+
+def _request(max_tokens: int) -> generation_pb2.GenerateRequest:
+    return generation_pb2.GenerateRequest(
+        text=PROMPT,
+        sampling=generation_pb2.SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _client(address: str) -> AsyncIterator[generation_pb2_grpc.GenerationServiceStub]:
+    channel = open_channel(address)
+    try:
+        yield generation_pb2_grpc.GenerationServiceStub(channel)
+    finally:
+        await channel.close()
+
+
+async def _streams(
+    address: str, processes: dict[str, subprocess.Popen[str]], *, streams: int, tokens: int
+) -> Run:
+    async with _client(address) as stub:
+
+        async def one(max_tokens: int) -> tuple[int, int, int]:
+            count = messages = single = 0
+            async for response in stub.Generate(_request(max_tokens)):
+                received = len(response.token_ids)
+                count += received
+                messages += 1
+                single += received == 1
+            assert count == max_tokens, (count, max_tokens)
+            return count, messages, single
+
+        await asyncio.gather(*(one(5) for _ in range(streams)))
+        watched = {name: psutil.Process(process.pid) for name, process in processes.items()}
+        watched["client"] = psutil.Process()
+        before = {name: sum(process.cpu_times()[:2]) for name, process in watched.items()}
+        start = time.perf_counter()
+        results = await asyncio.gather(*(one(tokens) for _ in range(streams)))
+        seconds = time.perf_counter() - start
+        spent = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in watched.items()}
+    totals = [sum(column) for column in zip(*results, strict=True)]
+    return Run(tokens=totals[0], messages=totals[1], single=totals[2], seconds=seconds, cpu_seconds=spent)
+
+
+async def _first_tokens(address: str, count: int) -> list[float]:
+    """Milliseconds from Generate to the first response, one stream at a time."""
+    times: list[float] = []
+    async with _client(address) as stub:
+        for _ in range(count):
+            start = time.perf_counter()
+            call = stub.Generate(_request(2))
+            assert isinstance(await call.read(), generation_pb2.GenerateResponse)
+            times.append((time.perf_counter() - start) * 1e3)
+            while await call.read() is not grpc.aio.EOF:
+                pass
+    return times[5:]
+
+
+async def _cancels(address: str, executor: subprocess.Popen[str], count: int) -> list[float]:
+    """Milliseconds from a client's cancel to the abort at the executor, one stream at a time."""
+    times: list[float] = []
+    loop = asyncio.get_running_loop()
+    assert executor.stdout is not None
+    async with _client(address) as stub:
+        for _ in range(count):
+            call = stub.Generate(_request(2000))
+            await call.read()
+            start = time.time_ns()
+            call.cancel()
+            line = await loop.run_in_executor(None, executor.stdout.readline)
+            times.append((int(line.split()[1]) - start) / 1e6)
+    return times
+
+
+# The command.
+
+
+def _spread(times: list[float]) -> str:
+    ordered = sorted(times)
+    return f"median {statistics.median(ordered):.2f} ms, p95 {ordered[int(len(ordered) * 0.95)]:.2f} ms"
+
+
+def _measure_streams(arguments: argparse.Namespace, folder: Path, step_seconds: float) -> Run:
+    streams = arguments.streams
+    with _service(arguments.executor, folder, step_seconds=step_seconds, streams=streams) as (
+        address,
+        processes,
+    ):
+        return uvloop.run(_streams(address, processes, streams=streams, tokens=arguments.tokens))
+
+
+def _measure_paced(arguments: argparse.Namespace, folder: Path) -> Run | None:
+    """The fastest run in which the frontend sent one message per token."""
+    best: Run | None = None
+    for rate in arguments.rates:
+        run = _measure_streams(arguments, folder, arguments.streams / rate)
+        print(f"  paced for {rate:6,} tokens/s: {run.describe()}", flush=True)
+        if run.single_share < SINGLE_SHARE:
+            continue
+        if best is None or run.tokens_per_second > best.tokens_per_second:
+            best = run
+    return best
+
+
+def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    kind = arguments.executor
+    print(f"{kind} executor, {arguments.streams} streams of {arguments.tokens} tokens", flush=True)
+    best = _measure_paced(arguments, folder)
+    coalesced = _measure_streams(arguments, folder, 0.0)
+    print(f"  coalesced:                 {coalesced.describe()}", flush=True)
+    with _service(kind, folder, step_seconds=0.0, streams=1) as (address, _):
+        first = uvloop.run(_first_tokens(address, 105))
+    print(f"  first token: {_spread(first)}", flush=True)
+    # Only the scripted executor tells when it hears of an abort.
+    with _service("scripted", folder, step_seconds=0.001, streams=1) as (address, processes):
+        cancel = uvloop.run(_cancels(address, processes["executor"], 50))
+    print(f"  cancel to abort: {_spread(cancel)}", flush=True)
+    return {
+        "executor": kind,
+        "streams": arguments.streams,
+        "one_message_per_token": best and round(best.tokens_per_second),
+        "coalesced": round(coalesced.tokens_per_second),
+        "first_token_ms": round(statistics.median(first), 2),
+        "cancel_to_abort_ms": round(statistics.median(cancel), 2),
+        "load_average": round(os.getloadavg()[0], 1),
+        "grpcio": grpc.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--executor", choices=["real", "scripted"], default="real")
+    parser.add_argument("--model-dir", type=Path, default=Path("demo/qwen3-tiny"))
+    parser.add_argument("--streams", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=1000, help="tokens a stream")
+    parser.add_argument("--rates", type=int, nargs="*", default=[8_000, 12_000, 16_000, 20_000, 24_000])
+    parser.add_argument("--json", type=Path, help="append a row to this file")
+    parser.add_argument("--role", choices=["executor"], help=argparse.SUPPRESS)
+    parser.add_argument("--step-seconds", type=float, default=0.0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.role:
+        uvloop.run(_serve_fake_executor(arguments.model_dir, "127.0.0.1:0", arguments.step_seconds))
+        return
+    row = _measure(arguments, arguments.model_dir)
+    print(json.dumps(row))
+    if arguments.json:
+        with arguments.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
