@@ -9,7 +9,7 @@ from lorikeet.v1 import executor_pb2 as pb
 _ANSWERED = (FinishReason.STOP, FinishReason.LENGTH)
 
 
-def encode(share: Outputs) -> pb.EngineStep | None:
+def encode(share: Outputs) -> pb.ConnectResponse | None:
     """One frontend's share of one step; None when there is nothing that it must hear of.
 
     A request that ends without a token of this step (its limit was reached by tokens emitted elsewhere) is
@@ -18,7 +18,10 @@ def encode(share: Outputs) -> pb.EngineStep | None:
     requests = share.indexes.tolist()
     splits = share.token_splits.tolist()
     finishes = share.finish_reasons.tolist()
-    step = pb.EngineStep(step=max(share.step, 0))
+    # The step is filled in place: wrapping it afterwards would copy it.
+    response = pb.ConnectResponse()
+    step = response.step
+    step.step = max(share.step, 0)
     for event in share.events:
         match event:
             case Admitted():
@@ -46,12 +49,12 @@ def encode(share: Outputs) -> pb.EngineStep | None:
         step.top_logprobs.add(
             request=requests[row], token=token, ids=ids.tolist(), logprobs=logprobs.tolist()
         )
-    return step
+    return response
 
 
 def ended(share: Outputs) -> list[int]:
     """The requests, by the frontend's numbers, that end with this share."""
-    over = share.indexes[share.finish_reasons != FinishReason.NONE].tolist() if len(share.indexes) else []
+    over = share.indexes[np.flatnonzero(share.finish_reasons)].tolist()
     over.extend(event.key.index for event in share.events if isinstance(event, Finished | Failed))
     return over
 

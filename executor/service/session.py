@@ -61,9 +61,9 @@ class Session:
         try:
             while True:
                 share = await self._outbox.take()
-                step = encode(share)
-                if step is not None:
-                    await write(pb.ConnectResponse(step=step))
+                response = encode(share)
+                if response is not None:
+                    await write(response)
                 self._forget(ended(share))
         except OutboxFullError:
             raise _too_slow() from None

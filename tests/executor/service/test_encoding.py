@@ -15,6 +15,7 @@ from executor.control.outputs import (
 )
 from executor.control.request import Code, FinishReason, RequestKey
 from executor.service.encoding import encode, ended, size_of
+from lorikeet.v1 import executor_pb2 as pb
 
 
 def outputs(events: tuple[Event, ...] = (), wants: tuple[bool, ...] = (False, False)) -> Outputs:
@@ -33,6 +34,11 @@ def outputs(events: tuple[Event, ...] = (), wants: tuple[bool, ...] = (False, Fa
     )
 
 
+def step_of(share: Outputs) -> pb.EngineStep | None:
+    response = encode(share)
+    return response and response.step
+
+
 def finished(index: int, reason: FinishReason) -> Finished:
     return Finished(
         key=RequestKey(4, index), reason=reason, prompt_tokens=3, cached_tokens=0, completion_tokens=1
@@ -40,7 +46,7 @@ def finished(index: int, reason: FinishReason) -> Finished:
 
 
 def test_tokens_travel_as_parallel_arrays() -> None:
-    step = encode(outputs((finished(9, FinishReason.LENGTH), FirstToken(key=RequestKey(4, 9)))))
+    step = step_of(outputs((finished(9, FinishReason.LENGTH), FirstToken(key=RequestKey(4, 9)))))
     assert step is not None
     assert step.step == 11
     assert list(step.requests) == [7, 9]
@@ -52,7 +58,7 @@ def test_tokens_travel_as_parallel_arrays() -> None:
 
 
 def test_logprobs_come_when_one_request_asked() -> None:
-    step = encode(outputs(wants=(False, True)))
+    step = step_of(outputs(wants=(False, True)))
     assert step is not None
     assert list(step.logprobs) == [-0.5, -0.25, -1.0]
     (top,) = step.top_logprobs
@@ -61,7 +67,7 @@ def test_logprobs_come_when_one_request_asked() -> None:
 
 def test_events_become_messages() -> None:
     key = RequestKey(4, 7)
-    step = encode(
+    step = step_of(
         only_events(
             (
                 Admitted(key=key, cached_tokens=16, queued_seconds=0.5, adapter_wait_seconds=0.25),
@@ -87,7 +93,7 @@ def test_events_become_messages() -> None:
 
 
 def test_an_answer_that_ends_without_tokens_has_an_empty_range() -> None:
-    step = encode(outputs((finished(12, FinishReason.STOP),)))
+    step = step_of(outputs((finished(12, FinishReason.STOP),)))
     assert step is not None
     assert list(step.requests) == [7, 9, 12]
     assert list(step.token_splits) == [0, 2, 3, 3]
@@ -109,6 +115,6 @@ def test_ended_names_all_requests_that_are_over() -> None:
 def test_the_estimated_size_is_no_less_than_the_encoded_one() -> None:
     for wants in ((False, False), (True, True)):
         share = outputs(wants=wants)
-        step = encode(share)
+        step = step_of(share)
         assert step is not None
         assert size_of(share) >= step.ByteSize()
