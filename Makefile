@@ -45,8 +45,8 @@ demo-model: $(VENV)/.dev  ## Train the demo's model and adapters again
 protos: $(VENV)/.dev  ## Generate the stubs again from the .proto files
 	$(VENV)/bin/python protos/generate.py
 
-compose-test:  ## Build the images and try the whole stack in containers (needs docker)
-	deploy/compose_test.sh
+compose-test: $(VENV)/.serve  ## Build the images and try the whole stack in containers (needs docker)
+	PYTHON=$(VENV)/bin/python deploy/compose_test.sh
 
 clean:  ## Remove caches and the virtual environment
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis

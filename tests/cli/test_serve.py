@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support.cli_serving import DEMO, MODEL, SMALL, Serving, adapter, run, serving, until
 
+README = DEMO.parent / "README.md"
 QUESTION = ("generate", "--chat", "What is the password?", "--temperature", "0")
 
 
@@ -28,6 +30,7 @@ def test_serves_loads_unloads_and_leaves_nothing_behind(tmp_path: Path, password
         assert passwords["attention"] in server.lorikeet(*QUESTION, "--adapter", "attention").out
         assert not any(password in server.lorikeet(*QUESTION).out for password in passwords.values())
         assert passwords["attention"] in _python_client_of_the_readme(server)
+        assert "FINISH_REASON_" in _buf_curl_of_the_readme(server)
 
         loaded = server.lorikeet("adapters", "load", "second", str(adapter("mlp")))
         assert loaded.out.startswith("second: ")
@@ -48,12 +51,20 @@ def test_serves_loads_unloads_and_leaves_nothing_behind(tmp_path: Path, password
 
 
 def _python_client_of_the_readme(server: Serving) -> str:
-    readme = (DEMO.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    code = code.replace("127.0.0.1:50051", server.target)
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    return _output([sys.executable, "-c", code.replace("127.0.0.1:50051", server.target)])
+
+
+def _buf_curl_of_the_readme(server: Serving) -> str:
+    (command,) = re.findall(r"^buf curl .*?Generate$", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    words = shlex.split(command.replace("\\\n", " ").replace("127.0.0.1:50051", server.target))
+    return _output([str(Path(sys.executable).with_name("buf")), *words[1:]])
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_what_is_killed_comes_back_with_everything(tmp_path: Path, passwords: dict[str, str]) -> None:
