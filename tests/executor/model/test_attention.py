@@ -49,10 +49,10 @@ def spans_of(mix: list[tuple[int, int]]) -> Spans:
 
 
 def filled(mix: list[tuple[int, int]]) -> tuple[KvCache, np.ndarray, list[Tensor]]:
-    """A cache with random KV of every row on shuffled pages, NaN everywhere else but on the null page."""
+    """A cache with random KV of every row on shuffled pages; elsewhere, but for the null page, NaN."""
     rng, rows = np.random.default_rng(0), len(mix)
-    cache = KvCache(CONFIG, pages=rows * 8, page_size=PAGE, dtype=torch.float32, device=CPU)
-    page_table = rng.permutation(rows * 8).reshape(rows, 8).astype(np.int32)
+    cache = KvCache(CONFIG, pages=rows * 8 + 1, page_size=PAGE, dtype=torch.float32, device=CPU)
+    page_table = 1 + rng.permutation(rows * 8).reshape(rows, 8).astype(np.int32)  # page 0 is nobody's
     cache.layers[0][:-1] = float("nan")
     kv_by_row = []
     for i, (start, fed) in enumerate(mix):
