@@ -208,7 +208,9 @@ def is_empty(statistics: pb.ExecutorStatistics) -> bool:
 
 
 @asynccontextmanager
-async def executor_at(folder: Path, *, gated: bool = False, **settings: Any) -> AsyncIterator[Running]:
+async def executor_at(
+    folder: Path, *, gated: bool = False, runner: Runner[Any] | None = None, **settings: Any
+) -> AsyncIterator[Running]:
     model_dir = write_model(folder / "model")
     config = ExecutorConfig(
         **{
@@ -221,7 +223,7 @@ async def executor_at(folder: Path, *, gated: bool = False, **settings: Any) -> 
         }
     )
     base = build_base(config, lambda done, total: None)
-    gate = Gate(base.runner)
+    gate = Gate(runner or base.runner)
     if not gated:
         gate.open()
     executor = Executor(config, replace(base, runner=gate))

@@ -1,5 +1,6 @@
 """The executor as a service, in process: what frontends may send, and what is left when they go."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import grpc
 import numpy as np
 import pytest
 
+from executor.app import EngineFailedError
 from executor.control.arithmetic_runner import continuation
+from executor.control.plan import StepPlan, StepResult
 from lorikeet.v1 import executor_pb2 as pb
 from rpc.errors import from_rpc
 from tests.support.execsvc_executor import (
@@ -262,3 +265,25 @@ async def test_shutdown_lets_running_requests_end_and_takes_no_more(tmp_path: Pa
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         refused = from_rpc(await Connection(running.stub).error_of_hello(running.model_dir))
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+class Broken:
+    """A runner whose steps all fail."""
+
+    def launch(self, plan: StepPlan) -> None:
+        return None
+
+    def collect(self, pending: None) -> StepResult:
+        raise RuntimeError("the device is gone")
+
+
+async def test_an_engine_whose_steps_keep_failing_ends_the_process(tmp_path: Path) -> None:
+    async with executor_at(tmp_path, runner=Broken()) as running, running.connect() as connection:
+        for number in range(1, 4):
+            await connection.send(submit(number))
+            await connection.until_over(number)
+            failed = connection.answers[number].failed
+            assert failed is not None
+            assert (failed.code, failed.reason) == (13, "STEP_FAILED")
+        with pytest.raises(EngineFailedError):
+            await running.executor.wait(asyncio.Event())

@@ -1,0 +1,92 @@
+"""Settings: what is refused, and that the message says what to do."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor.__main__ import parse
+from executor.app import run
+from executor.config import ExecutorConfig
+from executor.service.build import build_base
+from tests.support.execsvc_executor import CONTEXT, write_model
+
+BAD = {
+    "cuda": ({"device": "cuda"}, "not built yet"),
+    "device": ({"device": "tpu"}, "use 'cpu'"),
+    "dtype": ({"dtype": "int8"}, "choose one of float32, bfloat16, float16"),
+    "policy": ({"queue_policy": "random"}, "choose one of fair, pack"),
+    "runner": ({"runner": "magic"}, "choose one of torch, arithmetic"),
+    "address": ({"listen": "50052"}, "give host:port or unix:/path"),
+    "port": ({"store": "host:70000"}, "give host:port or unix:/path"),
+    "rows": ({"max_running": 0}, "choose from 1"),
+    "tokens": ({"max_step_tokens": 10}, "must hold one token of each row"),
+    "page size": ({"page_size": 17}, "choose 8, 16, 32, 64 or 128"),
+    "pages": ({"kv_pages": 0}, "or leave it out"),
+    "no slots": ({"store": "unix:/s", "adapter_slots": 0}, "or leave out the store"),
+    "rank": ({"max_lora_rank": 12}, "multiple of 8"),
+    "NaN": ({"drain_seconds": float("nan")}, "choose from 0"),
+}
+
+
+@pytest.mark.parametrize(("settings", "advice"), BAD.values(), ids=BAD.keys())
+def test_a_setting_that_cannot_work_is_refused_with_advice(
+    tmp_path: Path, settings: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(ValueError, match=advice):
+        ExecutorConfig(model_dir=write_model(tmp_path), **settings)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Hugging Face checkpoint"):
+        ExecutorConfig(model_dir=tmp_path)
+
+
+def test_pages_follow_the_budget_but_not_beyond_what_all_rows_can_fill(tmp_path: Path) -> None:
+    model_dir = write_model(tmp_path)
+
+    def pages(**settings: Any) -> int:
+        config = ExecutorConfig(model_dir=model_dir, runner="arithmetic", **settings)
+        return build_base(config, lambda done, total: None).scheduling.pages
+
+    assert pages(kv_pages=7) == 7
+    # One layer, 16 tokens of a K and a V of 8 numbers with 4 bytes each.
+    assert pages(kv_bytes=5 * 1024 + 100) == 5
+    assert pages(max_running=3) == 3 * CONTEXT // 16
+    with pytest.raises(ValueError, match="give more"):
+        pages(kv_bytes=1000)
+
+
+def test_the_command_has_a_flag_for_each_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model_dir = write_model(tmp_path)
+    config = parse(
+        ["--model-dir", str(model_dir), "--kv-pages", "9", "--drain-seconds", "0.5", "--dtype", "float16"]
+    )
+    assert config == ExecutorConfig(model_dir=model_dir, kv_pages=9, drain_seconds=0.5, dtype="float16")
+    with pytest.raises(SystemExit):
+        parse(["--model-dir", str(model_dir), "--device", "cuda"])
+    assert "use device 'cpu'" in capsys.readouterr().err
+
+
+async def test_run_serves_until_told_to_stop(tmp_path: Path) -> None:
+    config = ExecutorConfig(
+        model_dir=write_model(tmp_path / "model"), listen="127.0.0.1:0", runner="arithmetic", kv_pages=8
+    )
+    stop = asyncio.Event()
+    addresses: list[str] = []
+
+    def ready(address: str) -> None:
+        addresses.append(address)
+        stop.set()
+
+    await asyncio.wait_for(run(config, stop=stop, ready=ready), 20)
+    assert addresses[0].startswith("127.0.0.1:")
+    assert not addresses[0].endswith(":0")
+
+
+async def test_run_says_which_file_is_missing(tmp_path: Path) -> None:
+    model_dir = write_model(tmp_path)
+    (model_dir / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        await run(ExecutorConfig(model_dir=model_dir, runner="arithmetic"))
