@@ -41,6 +41,7 @@ class StoreStatistics:
     revision: int
     pending_loads: int
     running_work: int
+    coming_packs: int
     followers: int
     watchers: int
     executors: int
@@ -147,6 +148,7 @@ class AdapterStore:
             revision=self.catalog.revision,
             pending_loads=self.admin.pending,
             running_work=self._workers.running,
+            coming_packs=self.warm.coming,
             followers=len(self.followers),
             watchers=len(self.watchers),
             executors=len(self.executors),

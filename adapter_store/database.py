@@ -46,8 +46,8 @@ class Database:
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise DatabaseError(
-                f"the catalog {path} cannot be read ({error}): move it away, start with an empty one, and load the "
-                "adapters again"
+                f"the catalog {path} cannot be read ({error}): move it away, start with an empty one, and "
+                "load the adapters again"
             ) from error
         except BaseException:
             self._connection.close()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from adapter_store.catalog import ModuleReport, Version
-from adapter_store.concurrency import Workers
+from adapter_store.concurrency import KeyedLock, Workers
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.packing import plan_pack
 from adapter_store.formats.reading import CheckedAdapter, read_adapter
@@ -49,6 +49,8 @@ class Loader:
         self._holds = holds
         self._roots = roots
         self._max_bytes = max_bytes
+        # Two loads of the same content, under two names, must not write the same files at once.
+        self._digests = KeyedLock()
 
     @asynccontextmanager
     async def load(
@@ -77,10 +79,13 @@ class Loader:
             )
             clock.lap("validate")
             with self._holds.hold(checked.digest):
-                pack = await self._workers.run(self._pack, checked, layout, _throttled(Stage.PACK, report))
-                clock.lap("pack")
-                await self._workers.run(self._disk.commit_object, staged, checked.digest)
-                clock.lap("keep")
+                async with self._digests.hold(checked.digest):
+                    pack = await self._workers.run(
+                        self._pack, checked, layout, _throttled(Stage.PACK, report)
+                    )
+                    clock.lap("pack")
+                    await self._workers.run(self._disk.commit_object, staged, checked.digest)
+                    clock.lap("keep")
                 log.info("%s is %s (%s)", source, checked.digest, clock)
                 report(Progress(stage=Stage.PUBLISH, bytes_done=0, bytes_total=0))
                 yield _version(found, checked, pack)

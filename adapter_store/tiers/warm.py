@@ -75,6 +75,11 @@ class WarmTier:
         with self._holds.hold(digest):
             return await self._workers.run(_find_or_build, self._disk, key, layout)
 
+    @property
+    def coming(self) -> int:
+        """Packs on their way into memory."""
+        return len(self._flights)
+
     def is_warm(self, key: PackKey) -> bool:
         """A probe."""
         pack = self._arena.find(key)
@@ -109,7 +114,7 @@ class WarmTier:
         if sound and stored is not None:
             self._arena.lease(pack)
             try:
-                sound = await self._workers.run(_has_checksum, self._arena.view(pack), stored.checksum)
+                sound = await self._workers.run(_has_checksum, self._arena, pack, stored.checksum)
             finally:
                 self._arena.release(pack)
         if sound and stored is not None:
@@ -125,7 +130,7 @@ class WarmTier:
             stored = await self._workers.run(_find_or_build, self._disk, key, layout)
             pack = await self._room(key, stored.manifest.total_bytes)
             try:
-                sound = await self._workers.run(_read_into, self._arena.view(pack), stored)
+                sound = await self._workers.run(_read_into, self._arena, pack, stored)
             except Exception:
                 # Not when cancelled: the thread goes on writing then, and the room stays its own.
                 self._abandon(pack)
@@ -171,14 +176,14 @@ def _find_or_build(disk: DiskTier, key: PackKey, layout: PackLayout) -> StoredPa
     return disk.find_pack(key) or rebuild_pack(disk, key.digest, layout)
 
 
-def _read_into(view: memoryview, stored: StoredPack) -> bool:
-    with view, stored.path.open("rb", buffering=0) as file:
+def _read_into(arena: Arena, pack: ArenaPack, stored: StoredPack) -> bool:
+    with arena.view(pack) as view, stored.path.open("rb", buffering=0) as file:
         done = 0
         while done < len(view) and (step := file.readinto(view[done:])):
             done += step
         return done == len(view) and blake3.blake3(view).hexdigest() == stored.checksum
 
 
-def _has_checksum(view: memoryview, checksum: str) -> bool:
-    with view:
+def _has_checksum(arena: Arena, pack: ArenaPack, checksum: str) -> bool:
+    with arena.view(pack) as view:
         return blake3.blake3(view).hexdigest() == checksum

@@ -253,3 +253,23 @@ def test_a_huge_config_is_refused(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(lora_config(x=None)) + " " * (5 << 20))
     with pytest.raises(LorikeetError, match=r"adapter_config.json is larger"):
         read_adapter(folder, toy_pack_layout())
+
+
+def test_configs_of_every_shape_are_read_or_refused(tmp_path):
+    folder, layout = write_adapter(tmp_path), toy_pack_layout()
+    values = [None, 0, -1, 1.5, "x", "", [], {}, [None], {"a": None}, True, 10**30, ["\ud800"], {"\ud800": 1}]
+    outcomes = set()
+    for option in lora_config():
+        for value in values:
+            (folder / "adapter_config.json").write_text(json.dumps(lora_config() | {option: value}))
+            outcomes.add(outcome(folder, layout))
+    assert outcomes == {"read", "INVALID_ARGUMENT", "UNIMPLEMENTED"}
+
+
+def outcome(folder, layout) -> str:
+    try:
+        read_adapter(folder, layout)
+    except LorikeetError as error:
+        error.message.encode()
+        return error.code.name
+    return "read"

@@ -1,4 +1,4 @@
-"""A real adapter store in the test's own process, over gRPC on a free port, and a client's side of its streams."""
+"""A real adapter store in the test's own process, over gRPC on a free port, and its clients' side."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,9 +30,9 @@ class RunningStore:
     catalog: Any
     packs: Any
 
-    async def load(self, name: str, source: Path | str, timeout: float = WAIT_SECONDS):
+    async def load(self, name: str, source: Path | str):
         request = adapters_pb2.LoadAdapterRequest(name=name, source=str(source))
-        return await self.catalog.Load(request, timeout=timeout)
+        return await self.catalog.Load(request, timeout=WAIT_SECONDS)
 
     async def unload(self, name: str):
         return await self.catalog.Unload(adapters_pb2.UnloadAdapterRequest(name=name), timeout=WAIT_SECONDS)
@@ -40,6 +40,15 @@ class RunningStore:
     async def register(self, layout: layout_pb2.Layout | None = None):
         request = store_pb2.RegisterLayoutRequest(layout=layout or toy_layout())
         return await self.packs.RegisterLayout(request, timeout=WAIT_SECONDS)
+
+    async def settled(self) -> None:
+        """Waits until nothing is under way in the background."""
+
+        def is_idle() -> bool:
+            now = self.store.statistics()
+            return not (now.running_work or now.coming_packs or now.pending_loads or now.disk.incoming)
+
+        await eventually(is_idle)
 
     @property
     def arena(self) -> bytes:
@@ -124,6 +133,8 @@ class ExecutorClient:
         self._running = running
         self._hello = store_pb2.LeaseHello(layout_digest=layout_digest, incarnation="test", held=held)
         self.call = running.packs.Lease()
+        # Digests to retire that came while another answer was waited for.
+        self.told: list[str] = []
 
     async def start(self) -> "ExecutorClient":
         await self.call.write(store_pb2.LeaseRequest(hello=self._hello))
@@ -132,7 +143,9 @@ class ExecutorClient:
     async def acquire(self, lease: int, digest: str):
         """Asks and returns the grant or refusal."""
         await self.ask(lease, digest)
-        return await self.next()
+        while (message := await self.next()).DESCRIPTOR.name == "RetireAdapter":
+            self.told.append(message.digest)
+        return message
 
     async def ask(self, lease: int, digest: str) -> None:
         await self.call.write(
@@ -174,5 +187,5 @@ async def error_of(call: Any) -> LorikeetError:
 async def eventually(condition: Any) -> None:
     """Waits until a condition holds; fails after WAIT_SECONDS."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
             await asyncio.sleep(0.002)

@@ -1,0 +1,453 @@
+"""The catalog's calls over gRPC, against a real store."""
+
+import asyncio
+import os
+import threading
+
+import grpc
+import pytest
+
+from adapter_store.sources import copy_source
+from lorikeet.v1 import adapters_pb2, store_pb2
+from rpc.errors import from_rpc
+from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
+from tests.support.store_server import FollowerClient, error_of, eventually, running_store
+
+ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
+FAILED = adapters_pb2.ADAPTER_STATE_FAILED
+LOADING = adapters_pb2.ADAPTER_STATE_LOADING
+UNLOADING = adapters_pb2.ADAPTER_STATE_UNLOADING
+UNLOADED = adapters_pb2.ADAPTER_STATE_UNLOADED
+
+
+@pytest.fixture
+async def running(tmp_path):
+    async with running_store(tmp_path) as running:
+        await running.register()
+        yield running
+
+
+def adapter(running, name="a", seed=0, **config):
+    folder = running.config.roots[0] / name
+    return write_adapter(folder, lora_tensors(seed=seed), lora_config(**config))
+
+
+async def refusal(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc(caught.value)
+
+
+async def test_a_load_is_reported(running):
+    response = await running.load("team/a", adapter(running))
+    assert response.changed
+    loaded = response.adapter
+    assert (loaded.name, loaded.state, loaded.revision, loaded.max_rank) == ("team/a", ACTIVE, 1, 4)
+    assert loaded.pack_bytes == 4608
+    assert loaded.source == str(running.config.roots[0] / "a")
+    assert [(m.module, m.rank, m.scaling) for m in loaded.report.modules][:2] == [
+        ("model.layers.0.self_attn.q_proj", 4, 2.0),
+        ("model.layers.0.self_attn.v_proj", 4, 2.0),
+    ]
+    got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="team/a"))
+    assert (got.digest, got.report, got.load_time) == (loaded.digest, loaded.report, loaded.load_time)
+    listed = await running.catalog.List(adapters_pb2.ListAdaptersRequest())
+    assert [a.name for a in listed.adapters] == ["team/a"]
+    assert not listed.adapters[0].report.modules
+    assert (listed.next_page_token, listed.adapters[0].digest) == ("", loaded.digest)
+
+
+async def test_loading_the_same_content_again_changes_nothing(running):
+    first = await running.load("a", adapter(running))
+    again = await running.load("a", adapter(running, "copy"))
+    assert not again.changed
+    assert again.adapter.digest == first.adapter.digest
+    assert again.adapter.revision == first.adapter.revision == 1
+    assert again.adapter.source == first.adapter.source
+    statistics = running.store.statistics()
+    assert (statistics.disk.objects, statistics.disk.packs, statistics.disk.incoming) == (1, 1, 0)
+
+
+async def test_new_content_moves_the_name_and_the_old_version_goes(running):
+    old = await running.load("a", adapter(running))
+    new = await running.load("a", adapter(running, seed=1))
+    assert new.changed
+    assert new.adapter.digest != old.adapter.digest
+    assert new.adapter.revision == 2
+    await eventually(lambda: not running.store.catalog.retiring)
+    await eventually(lambda: running.store.statistics().disk.incoming == 0)
+    statistics = running.store.statistics()
+    assert (statistics.disk.objects, statistics.disk.packs) == (1, 1)
+    # Back to what it was: a version that was removed is simply loaded again.
+    back = await running.load("a", adapter(running))
+    assert (back.adapter.digest, back.adapter.revision) == (old.adapter.digest, 3)
+
+
+async def test_two_names_share_one_object(running):
+    first = await running.load("a", adapter(running))
+    second = await running.load("b", adapter(running))
+    assert first.adapter.digest == second.adapter.digest
+    gone = await running.unload("a")
+    assert gone.adapter.state == UNLOADED
+    assert running.store.statistics().disk.objects == 1
+    await running.unload("b")
+    await eventually(lambda: running.store.statistics().disk.objects == 0)
+
+
+async def test_unloading_gives_everything_back(running):
+    before = running.store.statistics()
+    await running.load("a", adapter(running))
+    await running.settled()
+    unloaded = (await running.unload("a")).adapter
+    assert (unloaded.name, unloaded.revision) == ("a", 2)
+    await eventually(lambda: not running.store.catalog.retiring)
+    await eventually(lambda: running.store.statistics().disk == before.disk)
+    after = running.store.statistics()
+    assert after.arena == before.arena
+    assert after.adapters == 0
+    error = await refusal(running.unload("a"))
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "UNKNOWN_ADAPTER")
+    error = await refusal(running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a")))
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "UNKNOWN_ADAPTER")
+
+
+async def test_a_load_before_any_layout_says_to_wait(tmp_path):
+    async with running_store(tmp_path) as running:
+        error = await refusal(running.load("a", adapter(running)))
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "NO_LAYOUT")
+        assert error.retry_after == 1.0
+        assert "start one" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "code", "reason"),
+    [
+        ("", "a", "INVALID_ARGUMENT", "BAD_NAME"),
+        ("a b", "a", "INVALID_ARGUMENT", "BAD_NAME"),
+        ("a", "", "INVALID_ARGUMENT", "BAD_SOURCE"),
+        ("a", "nowhere", "NOT_FOUND", "NO_SOURCE"),
+        ("a", "/etc", "PERMISSION_DENIED", "OUTSIDE_ROOTS"),
+        ("a", "../data", "PERMISSION_DENIED", "OUTSIDE_ROOTS"),
+        ("a", "s3://b/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+    ],
+)
+async def test_malformed_requests_are_refused(running, name, source, code, reason):
+    error = await refusal(running.load(name, source))
+    assert (error.code.name, error.reason) == (code, reason)
+
+
+def spoil(folder, how):
+    weights = folder / "adapter_model.safetensors"
+    match how:
+        case "truncated":
+            os.truncate(weights, weights.stat().st_size - 1)
+        case "lying":
+            data = bytearray(weights.read_bytes())
+            data[:8] = (1 << 40).to_bytes(8, "little")
+            weights.write_bytes(data)
+        case "nan":
+            tensors = lora_tensors()
+            next(iter(tensors.values()))[0, 0] = float("nan")
+            write_adapter(folder, tensors)
+        case "shape":
+            tensors = lora_tensors()
+            name = next(iter(tensors))
+            tensors[name] = tensors[name][:, :-1].copy()
+            write_adapter(folder, tensors)
+        case "pickle":
+            weights.rename(folder / "adapter_model.bin")
+        case "dora":
+            write_adapter(folder, config=lora_config(use_dora=True))
+        case "json":
+            (folder / "adapter_config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "reason", "words"),
+    [
+        ("truncated", "INVALID_ARGUMENT", "BAD_FILE", "truncated"),
+        ("lying", "INVALID_ARGUMENT", "BAD_FILE", "its header claims"),
+        ("nan", "INVALID_ARGUMENT", "NOT_FINITE", "NaN or infinity"),
+        ("shape", "INVALID_ARGUMENT", "WRONG_SHAPE", "this base needs [rank, 16]"),
+        ("pickle", "INVALID_ARGUMENT", "PICKLE", "save_pretrained"),
+        ("dora", "UNIMPLEMENTED", "UNSUPPORTED_OPTION", "use_dora"),
+        ("json", "INVALID_ARGUMENT", "BAD_CONFIG", "not valid JSON"),
+    ],
+)
+async def test_bad_adapters_are_refused_and_leave_nothing(running, how, code, reason, words):
+    good = await running.load("a", adapter(running, "good"))
+    await running.settled()
+    before = running.store.statistics()
+    folder = adapter(running, "bad", seed=1)
+    spoil(folder, how)
+    error = await refusal(running.load("a", folder))
+    assert (error.code.name, error.reason) == (code, reason)
+    assert words in error.message
+    assert running.store.statistics() == before
+    # What was served under the name still is.
+    got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
+    assert (got.digest, got.state) == (good.adapter.digest, ACTIVE)
+
+
+async def test_a_pack_that_no_arena_can_hold_is_refused(running):
+    targets = ("embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "up_proj")
+    async with running_store(running.config.data_dir.parent / "other", arena_bytes=1 << 20) as other:
+        await other.register(toy_layout(layers=40, max_rank=512))
+        folder = write_adapter(
+            other.config.roots[0] / "big",
+            lora_tensors(targets, rank=256, layers=tuple(range(40))),
+            lora_config(targets, r=256),
+        )
+        error = await refusal(other.load("a", folder))
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "ARENA_TOO_SMALL")
+        assert other.store.statistics().disk.objects == 0
+
+
+async def test_concurrent_loads_of_one_source_are_one_load(running, monkeypatch):
+    copies = []
+    monkeypatch.setattr(
+        "adapter_store.loader.copy_source", lambda *args: (copies.append(1), copy_source(*args))[1]
+    )
+    folder = adapter(running)
+    results = await asyncio.gather(*(running.load("a", folder) for _ in range(8)))
+    assert {result.adapter.digest for result in results} == {results[0].adapter.digest}
+    assert len(copies) == 1
+    assert running.store.catalog.revision == 1
+
+
+async def test_many_concurrent_loads_and_unloads_keep_the_books(running):
+    folders = [adapter(running, f"s{seed}", seed=seed) for seed in range(4)]
+
+    outcomes = set()
+
+    async def churn(worker: int) -> None:
+        for step in range(6):
+            name = f"n{(worker + step) % 5}"
+            await running.load(name, folders[(worker * 7 + step) % 4])
+            if step % 2:
+                outcomes.add(await unload_if_there(running, name))
+
+    await asyncio.gather(*(churn(worker) for worker in range(6)))
+    assert outcomes <= {None, grpc.StatusCode.NOT_FOUND}
+    store = running.store
+    await eventually(lambda: not store.catalog.retiring)
+    await running.settled()
+    store.check_integrity()
+    statistics = store.statistics()
+    assert statistics.disk.objects == statistics.disk.packs == len(store.catalog.digests)
+    for pointer in store.catalog.pointers():
+        await running.unload(pointer.name)
+    await eventually(lambda: store.statistics().disk.objects == store.statistics().arena.packs == 0)
+
+
+async def unload_if_there(running, name):
+    try:
+        await running.unload(name)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return None
+
+
+async def test_too_many_loads_are_refused(tmp_path, monkeypatch):
+    release = threading.Event()
+
+    def slow(*args):
+        release.wait(20)
+        return copy_source(*args)
+
+    monkeypatch.setattr("adapter_store.loader.copy_source", slow)
+    async with running_store(tmp_path, max_pending_loads=2) as running:
+        await running.register()
+        folder = adapter(running)
+        loads = [asyncio.ensure_future(running.load(name, folder)) for name in ("a", "b")]
+        await eventually(lambda: running.store.statistics().pending_loads == 2)
+        error = await refusal(running.load("c", folder))
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_LOADS")
+        assert error.retry_after == 1.0
+        joined = asyncio.ensure_future(running.load("a", folder))
+        release.set()
+        assert [result.changed for result in await asyncio.gather(*loads, joined)] == [True] * 3
+
+
+async def test_a_load_goes_on_when_its_caller_goes(running, monkeypatch):
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(*args):
+        begun.set()
+        release.wait(20)
+        return copy_source(*args)
+
+    monkeypatch.setattr("adapter_store.loader.copy_source", slow)
+    load = asyncio.ensure_future(running.load("a", adapter(running)))
+    await asyncio.to_thread(begun.wait, 20)
+    load.cancel()
+    release.set()
+    await eventually(lambda: len(running.store.catalog.pointers()) == 1)
+    await eventually(lambda: running.store.statistics().pending_loads == 0)
+
+
+async def test_lists_come_in_pages(running):
+    folder = adapter(running)
+    for number in range(5):
+        await running.load(f"n{number}", folder)
+    request = adapters_pb2.ListAdaptersRequest(page_size=2)
+    names = []
+    while True:
+        page = await running.catalog.List(request)
+        names.append([a.name for a in page.adapters])
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert names == [["n0", "n1"], ["n2", "n3"], ["n4"]]
+    error = await refusal(running.catalog.List(adapters_pb2.ListAdaptersRequest(page_token="x")))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN")
+
+
+async def test_a_load_answers_once_every_follower_acts_by_it(running):
+    first, second = [await FollowerClient(running).start() for _ in range(2)]
+    assert first.pointers == {}
+    load = asyncio.ensure_future(running.load("a", adapter(running)))
+    await asyncio.gather(first.next(), second.next())
+    digest = first.pointers["a"]
+    await first.acknowledge()
+    assert not load.done()
+    await second.acknowledge()
+    assert (await load).adapter.digest == digest
+    # A follower that goes is not waited for.
+    unload = asyncio.ensure_future(running.unload("a"))
+    await asyncio.gather(first.next(), second.next())
+    assert first.pointers == second.pointers == {}
+    await first.acknowledge()
+    second.call.cancel()
+    await unload
+    await eventually(lambda: running.store.statistics().followers == 1)
+
+
+async def test_a_follower_that_joins_late_gets_everything_at_once(running):
+    await running.load("a", adapter(running))
+    await running.load("b", adapter(running, "b", seed=1))
+    follower = FollowerClient(running)
+    await follower.call.write(store_pb2.FollowRequest())
+    response = await follower.next()
+    assert (response.snapshot, response.revision, sorted(follower.pointers)) == (True, 2, ["a", "b"])
+
+
+async def test_a_stuck_follower_is_cut_off_and_the_load_answers(tmp_path):
+    async with running_store(tmp_path, follower_seconds=0.05) as running:
+        await running.register()
+        follower = await FollowerClient(running).start()
+        assert (await running.load("a", adapter(running))).changed
+        await follower.next()
+        error = await error_of(follower.call)
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "FELL_BEHIND")
+
+
+async def test_a_follower_cannot_acknowledge_the_future(running):
+    follower = await FollowerClient(running).start()
+    await follower.acknowledge(99)
+    error = await error_of(follower.call)
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "BAD_ACKNOWLEDGEMENT")
+    await eventually(lambda: running.store.statistics().followers == 0)
+
+
+async def events_until(watch, last_state):
+    events = []
+    while not events or events[-1].adapter.state != last_state:
+        events.append(await asyncio.wait_for(watch.read(), 20))
+        assert events[-1] is not grpc.aio.EOF
+    return events
+
+
+async def test_watchers_see_what_there_is_and_what_happens(running):
+    await running.load("a", adapter(running))
+    watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest())
+    (there,) = await events_until(watch, ACTIVE)
+    assert (there.adapter.name, there.adapter.revision) == ("a", 1)
+    assert not there.HasField("progress")
+
+    await running.load("b", adapter(running, "b", seed=1))
+    events = await events_until(watch, ACTIVE)
+    stages = [event.progress.stage for event in events[:-1]]
+    assert {event.adapter.state for event in events[:-1]} == {LOADING}
+    assert stages == sorted(stages)
+    assert {adapters_pb2.LoadStage.Name(stage) for stage in stages} == {
+        "LOAD_STAGE_COPY",
+        "LOAD_STAGE_VALIDATE",
+        "LOAD_STAGE_PACK",
+        "LOAD_STAGE_PUBLISH",
+    }
+    assert all(e.progress.bytes_done <= e.progress.bytes_total for e in events[:-1])
+    assert events[-1].adapter.digest
+
+    await refusal(running.load("b", "nowhere"))
+    failed = (await events_until(watch, FAILED))[-1]
+    assert (failed.adapter.name, failed.adapter.digest) == ("b", "")
+    assert "NO_SOURCE" in failed.error
+
+    await running.unload("a")
+    states = [event.adapter.state for event in await events_until(watch, UNLOADED)]
+    assert states == [UNLOADING, UNLOADED]
+    watch.cancel()
+    await eventually(lambda: running.store.statistics().watchers == 0)
+
+
+async def test_a_watcher_of_one_name_hears_of_no_other(running):
+    watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest(name="b"))
+    await eventually(lambda: running.store.statistics().watchers == 1)
+    await running.load("a", adapter(running))
+    await running.load("b", adapter(running))
+    events = await events_until(watch, ACTIVE)
+    assert {event.adapter.name for event in events} == {"b"}
+
+
+async def test_prefetching_brings_packs_into_memory(running):
+    digest = (await running.load("a", adapter(running))).adapter.digest
+    for reference in ("a", f"b3:{digest}"):
+        await running.settled()
+        assert running.store.statistics().arena.packs == 1
+        running.store.warm.drop(digest)
+        got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
+        assert got.tier == adapters_pb2.ADAPTER_TIER_COLD
+        await running.catalog.Prefetch(adapters_pb2.PrefetchAdapterRequest(adapter=reference))
+    await running.settled()
+    got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
+    assert got.tier == adapters_pb2.ADAPTER_TIER_WARM
+    error = await refusal(running.catalog.Prefetch(adapters_pb2.PrefetchAdapterRequest(adapter="b")))
+    assert error.code.name == "NOT_FOUND"
+
+
+async def test_a_full_disk_is_said_and_leaves_nothing(running, monkeypatch):
+    import errno
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("adapter_store.sources.copy_bytes", full)
+    before = running.store.statistics()
+    error = await refusal(running.load("a", adapter(running)))
+    assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "DISK_FULL")
+    assert running.store.statistics() == before
+
+
+async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeypatch):
+    import sqlite3
+
+    def fail(change):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(running.store._database, "commit", fail)
+    error = await refusal(running.load("a", adapter(running)))
+    assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "CATALOG_NOT_WRITTEN")
+    statistics = running.store.statistics()
+    assert (statistics.adapters, statistics.revision) == (0, 0)
+    await eventually(lambda: running.store.statistics().disk.objects == 0)
+    await eventually(lambda: running.store.statistics().disk.packs == 0)
+
+
+async def test_reports_keep_what_is_worth_knowing(running):
+    folder = adapter(running, base_model_name_or_path="org/other")
+    (folder / "chat_template.jinja").write_text("x")
+    loaded = (await running.load("a", folder)).adapter
+    assert len(loaded.report.notes) == 2
+    got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
+    assert got.report == loaded.report

@@ -1,0 +1,409 @@
+"""Layouts, leases and packs over gRPC, against a real store and its arena's file."""
+
+import asyncio
+import threading
+
+import blake3
+import grpc
+import pytest
+
+from adapter_store.tiers.building import rebuild_pack
+from adapter_store.tiers.key import PackKey
+from lorikeet.v1 import layout_pb2, store_pb2
+from rpc.digests import layout_digest
+from rpc.errors import from_rpc
+from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
+from tests.support.store_server import ExecutorClient, error_of, eventually, running_store
+
+
+class Ready:
+    """A store with a layout and loaded adapters, and an executor's stream."""
+
+    def __init__(self, running, layout: str) -> None:
+        self.running = running
+        self.store = running.store
+        self.layout = layout
+
+    async def load(self, name: str, seed: int = 0, *, rank: int = 4) -> str:
+        folder = self.running.config.roots[0] / f"{name}-{seed}-{rank}"
+        write_adapter(folder, lora_tensors(seed=seed, rank=rank), lora_config(r=rank))
+        return (await self.running.load(name, folder)).adapter.digest
+
+    async def executor(self, held=(), layout: str = "") -> ExecutorClient:
+        return await ExecutorClient(self.running, layout or self.layout, held).start()
+
+    def pack_on_disk(self, digest: str) -> bytes:
+        return (self.running.config.data_dir / "packs" / self.layout / f"{digest}.pack").read_bytes()
+
+    async def leases(self, count: int) -> None:
+        await eventually(lambda: self.store.executors.leases == count)
+
+
+@pytest.fixture
+async def ready(tmp_path):
+    async with running_store(tmp_path) as running:
+        response = await running.register()
+        yield Ready(running, response.layout_digest)
+
+
+async def test_registering_a_layout_says_where_the_arena_is(ready):
+    response = await ready.running.register()
+    assert response.layout_digest == layout_digest(toy_layout())
+    path = ready.running.config.arena_folder / response.arena_file
+    assert path.stat().st_size == response.arena_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "reason"),
+    [
+        ({"pack_format_version": 2}, "UNIMPLEMENTED", "PACK_FORMAT"),
+        ({"tensor_parallel_size": 2}, "UNIMPLEMENTED", "TENSOR_PARALLEL"),
+        ({"alignment_bytes": 64}, "INVALID_ARGUMENT", "BAD_LAYOUT"),
+        ({"compute_dtype": 0}, "INVALID_ARGUMENT", "BAD_LAYOUT"),
+        ({"compute_dtype": 77}, "INVALID_ARGUMENT", "BAD_LAYOUT"),
+        ({"rank_multiple": 0}, "INVALID_ARGUMENT", "BAD_LAYOUT"),
+        ({"max_rank": 0}, "INVALID_ARGUMENT", "BAD_LAYOUT"),
+    ],
+)
+async def test_layouts_that_cannot_be_served_are_refused(ready, change, code, reason):
+    layout = toy_layout()
+    for field, value in change.items():
+        setattr(layout, field, value)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ready.running.register(layout)
+    error = from_rpc(caught.value)
+    assert (error.code.name, error.reason) == (code, reason)
+
+
+@pytest.mark.parametrize("spoil", ["none", "twice", "no name", "no inputs", "kind"])
+async def test_slices_that_make_no_sense_are_refused(ready, spoil):
+    layout = toy_layout()
+    match spoil:
+        case "none":
+            layout.ClearField("slices")
+        case "twice":
+            layout.slices.append(layout.slices[0])
+        case "no name":
+            layout.slices[0].module = ""
+        case "no inputs":
+            layout.slices[0].in_features = 0
+        case _:
+            layout.slices[0].kind = layout_pb2.SLICE_KIND_UNSPECIFIED
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ready.running.register(layout)
+    assert from_rpc(caught.value).reason == "BAD_LAYOUT"
+
+
+async def test_a_lease_leads_to_the_packs_bytes(ready):
+    digest = await ready.load("a")
+    executor = await ready.executor()
+    grant = await executor.acquire(1, digest)
+    assert (grant.lease, grant.manifest.digest, grant.manifest.layout_digest) == (1, digest, ready.layout)
+    assert grant.pack_offset == grant.header_offset + 128
+    assert executor.copy(grant) == ready.pack_on_disk(digest)
+    await ready.leases(1)
+    await executor.release(1)
+    await ready.leases(0)
+    assert ready.store.statistics().arena.leases == 0
+
+
+async def test_a_digest_that_nobody_loaded_is_refused(ready):
+    executor = await ready.executor()
+    for digest in ("0" * 64, "x", "", "A" * 64):
+        refusal = await executor.acquire(1, digest)
+        assert (refusal.code, refusal.reason) == (5, "UNKNOWN_DIGEST")
+    # A refused number can be used again.
+    assert (await executor.acquire(1, await ready.load("a"))).lease == 1
+
+
+async def test_a_stream_takes_its_leases_with_it(ready):
+    digest = await ready.load("a")
+    first, second = await ready.executor(), await ready.executor()
+    for lease in range(3):
+        await first.acquire(lease, digest)
+    await second.acquire(1, digest)
+    await ready.leases(4)
+    first.call.cancel()
+    await ready.leases(1)
+    await second.call.done_writing()
+    await ready.leases(0)
+    await eventually(lambda: len(ready.store.executors) == 0)
+    assert ready.store.statistics().arena.leases == 0
+
+
+async def test_a_question_can_be_taken_back(ready, monkeypatch):
+    digest = await ready.load("a")
+    await ready.running.settled()
+    ready.store.warm.drop(digest)
+    go = threading.Event()
+    find = ready.store._disk.find_pack
+    monkeypatch.setattr(ready.store._disk, "find_pack", lambda key: (go.wait(20), find(key))[1])
+    executor = await ready.executor()
+    await executor.ask(7, digest)
+    await ready.leases(1)
+    await executor.release(7)
+    await ready.leases(0)
+    await executor.ask(7, digest)
+    go.set()
+    assert (await executor.next()).lease == 7
+    await ready.leases(1)
+    assert ready.store.statistics().arena.leases == 1
+
+
+@pytest.mark.parametrize("what", ["lease twice", "no hello", "second hello", "unknown layout", "empty"])
+async def test_streams_that_break_the_protocol_are_ended(ready, what):
+    executor = ExecutorClient(ready.running, ready.layout if what != "unknown layout" else "1" * 64)
+    if what == "no hello":
+        await executor.release(1)
+    else:
+        await executor.start()
+    match what:
+        case "lease twice":
+            digest = await ready.load("a")
+            await executor.acquire(1, digest)
+            await executor.ask(1, digest)
+        case "second hello":
+            await executor.start()
+        case "empty":
+            await executor.call.write(store_pb2.LeaseRequest())
+    reason = {
+        "lease twice": "LEASE_IN_USE",
+        "no hello": "NO_HELLO",
+        "second hello": "SECOND_HELLO",
+        "unknown layout": "UNKNOWN_LAYOUT",
+        "empty": "UNKNOWN_MESSAGE",
+    }[what]
+    assert (await error_of(executor.call)).reason == reason
+    await ready.leases(0)
+    assert ready.store.statistics().arena.leases == 0
+
+
+async def test_releasing_what_is_not_held_is_harmless(ready):
+    executor = await ready.executor()
+    await executor.release(99)
+    assert (await executor.acquire(1, await ready.load("a"))).lease == 1
+
+
+async def test_a_moved_name_retires_the_old_version_in_executors(ready):
+    executor = await ready.executor()
+    old = await ready.load("a")
+    grant = await executor.acquire(1, old)
+    new = await ready.load("a", seed=1)
+    retire = await executor.next()
+    assert retire.digest == old
+    # Requests in flight finish on the old version: it can be leased until the executor has dropped it.
+    again = await executor.acquire(2, old)
+    assert executor.copy(again) == executor.copy(grant)
+    await executor.retired(old)
+    await eventually(lambda: not ready.store.catalog.retiring)
+    # Its leases hold the pack in place all the same.
+    executor.copy(grant)
+    assert ready.store.statistics().arena.leases == 2
+    for lease in (1, 2):
+        await executor.release(lease)
+    await eventually(lambda: ready.store.statistics().arena.packs == 1)
+    refusal = await executor.acquire(3, old)
+    assert refusal.reason == "UNKNOWN_DIGEST"
+    assert (await executor.acquire(4, new)).manifest.digest == new
+    await eventually(lambda: ready.store.statistics().disk.objects == 1)
+
+
+async def test_a_freed_pack_tells_its_late_readers(ready):
+    executor = await ready.executor()
+    digest = await ready.load("a")
+    grant = await executor.acquire(1, digest)
+    await executor.release(1)
+    await ready.running.unload("a")
+    await executor.retired((await executor.next()).digest)
+    await eventually(lambda: ready.store.statistics().arena.packs == 0)
+    with pytest.raises(AssertionError):
+        executor.copy(grant)
+
+
+async def test_an_executor_that_comes_late_is_told_what_retires(ready):
+    first = await ready.executor()
+    await first.acquire(1, await ready.load("a"))
+    await ready.running.unload("a")
+    digest = (await first.next()).digest
+    second = await ready.executor()
+    assert (await second.next()).digest == digest
+    await first.retired(digest)
+    await second.retired("0" * 64)
+    assert ready.store.catalog.retiring == {digest}
+    await second.retired(digest)
+    await eventually(lambda: not ready.store.catalog.retiring)
+
+
+async def test_a_full_arena_evicts_the_idle_and_waits_for_the_leased(ready):
+    digests = [await ready.load(f"n{seed}", seed, rank=64) for seed in range(32)]
+    pack_bytes = len(ready.pack_on_disk(digests[0]))
+    fits = ready.store.statistics().arena.capacity_bytes // (pack_bytes + 128)
+    assert fits < len(digests)
+    executor = await ready.executor()
+    for lease in range(fits):
+        assert (await executor.acquire(lease, digests[lease])).lease == lease
+    await executor.ask(100, digests[-1])
+    await ready.leases(fits + 1)
+    assert ready.store.statistics().arena.leases == fits
+    await executor.release(3)
+    grant = await executor.next()
+    assert grant.lease == 100
+    assert executor.copy(grant) == ready.pack_on_disk(digests[-1])
+    ready.store.check_integrity()
+
+
+async def test_many_executors_copy_right_bytes_while_the_arena_churns(ready):
+    digests = [await ready.load(f"n{seed}", seed, rank=64) for seed in range(40)]
+    packs = {digest: ready.pack_on_disk(digest) for digest in digests}
+    assert sum(map(len, packs.values())) > 1.3 * ready.store.statistics().arena.capacity_bytes
+
+    async def use(seed: int) -> None:
+        executor = await ready.executor()
+        for step in range(25):
+            digest = digests[(seed * 5 + step * (seed + 1)) % len(digests)]
+            grant = await executor.acquire(step, digest)
+            assert executor.copy(grant) == packs[digest]
+            await executor.release(step)
+        await executor.call.done_writing()
+
+    await asyncio.gather(*(use(seed) for seed in range(6)))
+    await ready.leases(0)
+    assert ready.store.statistics().arena.leases == 0
+    assert ready.store.statistics().arena.evictions > 20
+    ready.store.check_integrity()
+
+
+async def test_another_layout_is_packed_when_it_is_asked_for(ready):
+    digest = await ready.load("a")
+    layout = toy_layout(dtype=layout_pb2.TENSOR_TYPE_BFLOAT16)
+    other = (await ready.running.register(layout)).layout_digest
+    assert other != ready.layout
+    executor = await ready.executor(layout=other)
+    grant = await executor.acquire(1, digest)
+    assert grant.manifest.layout_digest == other
+    assert len(executor.copy(grant)) == len(ready.pack_on_disk(digest)) / 2
+    assert ready.store.statistics().disk.packs == 2
+    await ready.running.unload("a")
+    await executor.retired((await executor.next()).digest)
+    await executor.release(1)
+    await eventually(lambda: ready.store.statistics().disk.packs == 0)
+    await eventually(lambda: ready.store.statistics().arena.packs == 0)
+
+
+async def test_an_adapter_that_does_not_fit_another_layout_is_refused(ready):
+    digest = await ready.load("a")
+    other = (await ready.running.register(toy_layout(max_rank=2))).layout_digest
+    refusal = await (await ready.executor(layout=other)).acquire(1, digest)
+    assert (refusal.code, refusal.reason) == (3, "RANK_TOO_LARGE")
+    assert "rank 4 is above the executor's maximum of 2" in refusal.message
+    # The other executor goes on.
+    assert (await (await ready.executor()).acquire(1, digest)).lease == 1
+
+
+@pytest.mark.parametrize("damage", ["bytes", "manifest", "gone"])
+async def test_a_damaged_pack_is_made_anew(ready, damage):
+    digest = await ready.load("a")
+    await ready.running.settled()
+    ready.store.warm.drop(digest)
+    good = ready.pack_on_disk(digest)
+    path = ready.running.config.data_dir / "packs" / ready.layout / f"{digest}.pack"
+    match damage:
+        case "bytes":
+            path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        case "manifest":
+            path.with_suffix(".manifest").write_bytes(b"x")
+        case _:
+            path.unlink()
+    executor = await ready.executor()
+    assert executor.copy(await executor.acquire(1, digest)) == good
+    assert ready.pack_on_disk(digest) == good
+
+
+async def test_an_adapter_that_is_lost_is_said_and_repaired_by_loading_it(ready):
+    digest = await ready.load("a")
+    await ready.running.settled()
+    ready.store.warm.drop(digest)
+    ready.store._disk.forget_pack(PackKey(layout=ready.layout, digest=digest))
+    weights = ready.running.config.data_dir / "objects" / digest / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x00")
+    executor = await ready.executor()
+    refusal = await executor.acquire(1, digest)
+    assert (refusal.code, refusal.reason) == (15, "ADAPTER_LOST")
+    assert await ready.load("a") == digest
+    assert (await executor.acquire(1, digest)).manifest.digest == digest
+    assert rebuild_pack(ready.store._disk, digest, ready.store.layouts.current).manifest.digest == digest
+
+
+async def test_packs_come_in_chunks_where_the_arena_is_out_of_reach(ready):
+    digest = await ready.load("a", rank=64)
+    request = store_pb2.FetchPackRequest(digest=digest, layout_digest=ready.layout)
+    chunks = [chunk async for chunk in ready.running.packs.FetchPack(request)]
+    assert chunks[0].manifest.digest == digest
+    data = b"".join(chunk.data for chunk in chunks)
+    assert blake3.blake3(data).digest() == blake3.blake3(ready.pack_on_disk(digest)).digest()
+    for bad, code in (
+        (store_pb2.FetchPackRequest(digest="0" * 64, layout_digest=ready.layout), "NOT_FOUND"),
+        (store_pb2.FetchPackRequest(digest=digest, layout_digest="0" * 64), "FAILED_PRECONDITION"),
+    ):
+        assert (await error_of(ready.running.packs.FetchPack(bad))).code.name == code
+
+
+async def test_a_damaged_pack_is_not_passed_off_as_good(ready):
+    digest = await ready.load("a")
+    await ready.running.settled()
+    path = ready.running.config.data_dir / "packs" / ready.layout / f"{digest}.pack"
+    good = path.read_bytes()
+    path.write_bytes(b"\x01" + good[1:])
+    request = store_pb2.FetchPackRequest(digest=digest, layout_digest=ready.layout)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await fetch(ready, request)
+    assert from_rpc(caught.value).reason == "PACK_DAMAGED"
+    assert await fetch(ready, request) == good
+
+
+async def fetch(ready, request) -> bytes:
+    return b"".join([chunk.data async for chunk in ready.running.packs.FetchPack(request)])
+
+
+async def test_hints_bring_packs_in_and_never_hurt(ready):
+    digest = await ready.load("a")
+    await ready.running.settled()
+    ready.store.warm.drop(digest)
+    executor = await ready.executor()
+    for hint in ("x", "0" * 64, digest, digest):
+        await executor.call.write(store_pb2.LeaseRequest(prefetch=store_pb2.PrefetchPack(digest=hint)))
+    await eventually(lambda: ready.store.statistics().arena.packs == 1)
+
+
+async def test_too_many_leases_of_one_stream_are_refused(ready, monkeypatch):
+    monkeypatch.setattr("adapter_store.executors._MAX_LEASES", 3)
+    digest = await ready.load("a")
+    executor = await ready.executor()
+    for lease in range(3):
+        await executor.acquire(lease, digest)
+    refusal = await executor.acquire(3, digest)
+    assert (refusal.code, refusal.reason) == (8, "TOO_MANY_LEASES")
+    await executor.release(0)
+    assert (await executor.acquire(3, digest)).manifest.digest == digest
+
+
+async def test_an_executor_that_does_not_read_is_cut_off(ready, monkeypatch):
+    monkeypatch.setattr("adapter_store.executors._QUEUED_MESSAGES", 2)
+    executor = await ready.executor()
+    await eventually(lambda: len(ready.store.executors) == 1)
+    (session,) = ready.store.executors._sessions
+    for _ in range(5):
+        session.retire("0" * 64)
+    error = await error_of_stream(executor)
+    assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "FELL_BEHIND")
+    await eventually(lambda: len(ready.store.executors) == 0)
+
+
+async def error_of_stream(executor: ExecutorClient):
+    async def drain() -> None:
+        while await executor.call.read() is not grpc.aio.EOF:
+            pass
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await drain()
+    return from_rpc(caught.value)
