@@ -113,10 +113,10 @@ def progress(console: "Console | None" = None) -> "Progress":
     from rich.text import Text
 
     class Bytes(DownloadColumn):
-        """Bytes done of bytes to do, blank where a task counts none."""
+        """Bytes done of bytes to do; blank for tasks that are merely open (None) or done (1 of 1)."""
 
         def render(self, task: Task) -> Text:
-            return super().render(task) if task.total else Text("")
+            return super().render(task) if task.total and task.total > 1 else Text("")
 
     console = console or Console(stderr=True)
     return Progress(

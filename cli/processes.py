@@ -182,6 +182,9 @@ class Supervisor:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         for child in reversed(self.children.values()):
+            if not child.ready.is_set():
+                # It serves nobody yet, and while it imports or loads it may not hear us for long.
+                child.kill()
             if not await child.stop():
                 self._notify(f"{child.spec.name} did not stop within {child.spec.stop_seconds:g} s: killed")
 
