@@ -9,9 +9,11 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from lorikeet.v1 import adapters_pb2, generation_pb2
+from lorikeet.v1 import adapters_pb2, executor_pb2_grpc, generation_pb2
+from rpc.channel import open_channel
 from rpc.errors import from_rpc
-from tests.support.execsvc_stack import DEMO, Answer, Stack, question, stack_at
+from tests.support.execsvc_executor import Connection, submit
+from tests.support.execsvc_stack import DEMO, Answer, Service, Stack, question, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -119,6 +121,30 @@ async def test_sampled_answers_are_the_same_alone_and_in_company(stack: Stack) -
     company = [question(ASK, name, temperature=1.0, max_tokens=60) for name in ["", *PASSWORDS] * 3]
     among, *_ = await asyncio.gather(stack.answer(request), *(stack.answer(other) for other in company))
     assert among.token_ids == alone.token_ids
+
+
+async def test_an_executor_without_the_arena_answers_the_same(stack: Stack, tmp_path: Path) -> None:
+    prompt = list(range(10, 60))
+    request = generation_pb2.GenerateRequest(
+        tokens=generation_pb2.TokenIds(ids=prompt),
+        adapter="mlp",
+        sampling=generation_pb2.SamplingParams(temperature=0, max_tokens=20, ignore_eos=True),
+    )
+    expected = await stack.answer(request)
+    model_dir = DEMO / "qwen3-tiny"
+    other = Service("executor", ["--model-dir", str(model_dir), "--store", stack.store.address], tmp_path)
+    other.start()
+    try:
+        await other.serving()
+        async with open_channel(other.address) as channel:
+            connection = Connection(executor_pb2_grpc.ExecutorServiceStub(channel))
+            await connection.hello(model_dir)
+            await connection.send(submit(1, prompt, max_tokens=20, adapter_digest=expected.digest))
+            await connection.until_over(1)
+            assert connection.answers[1].token_ids == expected.token_ids
+            connection.call.cancel()
+    finally:
+        assert other.stop() == 0
 
 
 async def test_everything_is_given_back(stack: Stack) -> None:
