@@ -110,10 +110,10 @@ def test_top_p(logits: Tensor, p: float) -> None:
     assert kept(logits) == expected
 
 
-def test_top_p_prefers_smaller_ids_among_equals() -> None:
-    logits = torch.zeros(1, 4)
-    filters.keep_top_p(logits, torch.tensor([0.5]))
-    assert kept(logits) == [{0, 1}]
+def test_top_p_keeps_ties_with_the_last() -> None:
+    logits = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).log()
+    filters.keep_top_p(logits, torch.tensor([0.6]))
+    assert kept(logits) == [{0, 1, 2}]
 
 
 def test_top_p_looks_at_what_top_k_left() -> None:
