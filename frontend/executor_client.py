@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -71,7 +72,7 @@ class ExecutorClient:
     def submit(
         self, submits: list[executor_pb2.Submit], *, deadline: float | None, sinks: list[Sink]
     ) -> list[Flight]:
-        """Starts all completions of a request, or none. `deadline` is a time of the event loop's clock.
+        """Starts all completions of a request, or none. `deadline` is a time of `time.monotonic`.
 
         Raises RESOURCE_EXHAUSTED when there are too many already, UNAVAILABLE when the executor has been away
         for too long.
@@ -142,11 +143,10 @@ class ExecutorClient:
 
     async def _write_commands(self, call: Stream) -> None:
         """Sends what gathered since the last message: a tick's commands travel together."""
-        clock = asyncio.get_running_loop().time
         # Where the stream has ended, the reader knows why.
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
-                commands = self._flights.next_commands(clock())
+                commands = self._flights.next_commands(time.monotonic())
                 if commands is None:
                     self._commands_wait.clear()
                     await self._commands_wait.wait()

@@ -1,7 +1,7 @@
 """What GenerationService does: a request's way from its arrival to its last message."""
 
-import asyncio
 import importlib.metadata
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -94,8 +94,8 @@ class Generation:
 
         However it is left, also by cancellation, the executor works for this request no longer.
         """
-        clock = asyncio.get_running_loop().time
-        arrived = clock()
+        # Not the loop's clock: uvloop's stands still during a turn of the loop.
+        arrived = time.monotonic()
         deadline = None if remaining_seconds is None else arrived + remaining_seconds
         engine = self._executor.engine
         plan = plan_generation(request, limits=engine.limits, defaults=self._model.defaults)
@@ -133,11 +133,11 @@ class Generation:
         submits = [_submit_of(plan, prompt_ids, digest, index) for index in range(plan.completions)]
         sinks: list[Sink] = [CompletionSink(stream, index) for index in range(plan.completions)]
         flights = self._executor.submit(submits, deadline=deadline, sinks=sinks)
-        take = stream.take
+        wait, take = stream.wait, stream.take
         try:
             while not stream.done:
-                await stream.wait()
-                while (response := take()) is not None:
+                await wait()
+                for response in take():
                     await write(response)
         finally:
             for flight in flights:
@@ -173,7 +173,7 @@ class Generation:
             prompt_ids=prompt_ids,
             wants_prompt_logprobs=plan.sampling.HasField("prompt_logprobs"),
             wakeups=self._wakeups,
-            clock=asyncio.get_running_loop().time,
+            clock=time.monotonic,
         )
 
     async def tokenize(self, request: generation_pb2.TokenizeRequest) -> generation_pb2.TokenizeResponse:

@@ -62,8 +62,8 @@ class PromptLogprobs:
 class RequestStream:
     """Gathers what the engine does for a request and hands it out as messages; one reader, woken once a step.
 
-    The executor's side calls `on_*` (through a `CompletionSink`); the client's side awaits `wait` and then
-    takes messages until there are none. A failure ends the stream: `wait` raises it.
+    The executor's side calls `on_*` (through a `CompletionSink`); the client's side awaits `wait`, takes and
+    sends what there is, and waits again. A failure ends the stream: `wait` raises it.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class RequestStream:
         self._completions = completions
         self._prompt_tokens = len(prompt_ids)
         self._prompt_logprobs = PromptLogprobs(prompt_ids) if wants_prompt_logprobs else None
+        self._loop = asyncio.get_running_loop()
         self._wakeups = wakeups
         self._clock = clock
         self._waiter: asyncio.Future[None] | None = None
@@ -101,35 +102,38 @@ class RequestStream:
         return all(completion.sent_all for completion in self._completions)
 
     async def wait(self) -> None:
-        """Returns when there may be something to take. Raises the LorikeetError that ended the request."""
-        if not self._news:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+        """Returns when there is news and this stream's turn. Raises the error that ended the request."""
+        waiter = self._waiter = self._loop.create_future()
+        if self._news:
+            self._wakeups.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
         self._news = False
         if self._error is not None:
             raise self._error
 
-    def take(self) -> generation_pb2.GenerateResponse | None:
-        """The next message for the client, None when there is none now."""
+    def take(self) -> list[generation_pb2.GenerateResponse]:
+        """All messages for the client that there are now."""
         if not self._first_taken and self._prompt_logprobs is not None and not self._prompt_logprobs.complete:
-            return None
+            return []
+        responses: list[generation_pb2.GenerateResponse] = []
         for completion in self._completions:
-            response = completion.take()
-            if response is not None:
-                break
-        else:
-            return None
-        if not self._first_taken:
-            self._first_taken = True
-            response.adapter_digest = self._identity.digest
-            if self._prompt_logprobs is not None:
-                self._prompt_logprobs.write_to(response)
-        if response.finish_reason and self.done:
-            response.summary.CopyFrom(self._summary())
-        return response
+            while (response := completion.take()) is not None:
+                responses.append(response)
+        if responses:
+            if not self._first_taken:
+                self._complete_first(responses[0])
+            if responses[-1].finish_reason and self.done:
+                responses[-1].summary.CopyFrom(self._summary())
+        return responses
+
+    def _complete_first(self, response: generation_pb2.GenerateResponse) -> None:
+        self._first_taken = True
+        response.adapter_digest = self._identity.digest
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs.write_to(response)
 
     def on_tokens(
         self,

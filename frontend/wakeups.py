@@ -8,15 +8,31 @@ frontend that keeps up waits for nothing: its next step comes later than that.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 
 _READ_SHARE = 0.5
 
 
 class Wakeups:
-    """Wakes waiting handlers in bursts; one for all streams of a process."""
+    """Wakes waiting handlers in bursts; one for all streams of a process.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        loop: in which everything runs.
+        clock: seconds. Not the loop's own: uvloop's stands still during a turn of the loop.
+        busy: seconds that this thread has computed, so that a busy machine makes no burst look long.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        busy: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._loop = loop
+        self._clock = clock
+        self._busy = busy
         self._waiters: list[asyncio.Future[None]] = []
         self._scheduled = False
         self._not_before = 0.0
@@ -26,8 +42,9 @@ class Wakeups:
         self._waiters.append(waiter)
         if not self._scheduled:
             self._scheduled = True
-            if self._loop.time() < self._not_before:
-                self._loop.call_at(self._not_before, self._burst)
+            delay = self._not_before - self._clock()
+            if delay > 0.0:
+                self._loop.call_later(delay, self._burst)
             else:
                 self._loop.call_soon(self._burst)
 
@@ -38,8 +55,7 @@ class Wakeups:
             if not waiter.done():
                 waiter.set_result(None)
         # The loop calls in order: after the handlers that have just been woken.
-        self._loop.call_soon(self._burst_ended, self._loop.time())
+        self._loop.call_soon(self._burst_ended, self._busy())
 
-    def _burst_ended(self, started: float) -> None:
-        now = self._loop.time()
-        self._not_before = now + (now - started) * _READ_SHARE
+    def _burst_ended(self, busy_before: float) -> None:
+        self._not_before = self._clock() + (self._busy() - busy_before) * _READ_SHARE

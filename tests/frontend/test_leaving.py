@@ -44,10 +44,10 @@ async def test_a_client_whose_connection_goes_frees_its_requests(model_folder: P
 async def test_a_deadline_reaches_the_executor_and_frees_the_request(model_folder: Path):
     async with running_rig(model_folder, free_running=False) as rig:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in rig.generation.Generate(LONG, timeout=0.3):
+            async for _ in rig.generation.Generate(LONG, timeout=1.0):
                 pass
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert all(0 < submit.remaining_us <= 300_000 for submit in rig.executor.submits)
+        assert all(0 < submit.remaining_us <= 1_000_000 for submit in rig.executor.submits)
         async with asyncio.timeout(5):
             await rig.executor.until(lambda: sorted(rig.executor.aborts) == [1, 2])
         await rig.assert_idle()

@@ -19,13 +19,13 @@ class Clockwork:
     def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
         self.ready.append(lambda: callback(*arguments))
 
-    def call_at(self, when: float, callback: Callable[..., Any], *arguments: Any) -> None:
-        self.timers.append((when, lambda: callback(*arguments)))
+    def call_later(self, delay: float, callback: Callable[..., Any], *arguments: Any) -> None:
+        self.timers.append((self.now + delay, lambda: callback(*arguments)))
 
     def turn(self) -> None:
         """One turn of the loop."""
-        due = [callback for when, callback in self.timers if when <= self.now]
-        self.timers = [(when, callback) for when, callback in self.timers if when > self.now]
+        due = [callback for when, callback in self.timers if when <= self.now + 1e-9]
+        self.timers = [(when, callback) for when, callback in self.timers if when > self.now + 1e-9]
         ready, self.ready = [*self.ready, *due], []
         for callback in ready:
             callback()
@@ -52,7 +52,7 @@ def add(wakeups: Wakeups) -> Waiter:
 
 def test_a_frontend_that_keeps_up_waits_for_nothing():
     loop = Clockwork()
-    wakeups = Wakeups(cast(asyncio.AbstractEventLoop, loop))
+    wakeups = Wakeups(cast(asyncio.AbstractEventLoop, loop), clock=loop.time, busy=loop.time)
     for _ in range(3):
         waiters = [add(wakeups), add(wakeups)]
         loop.turn()
@@ -65,7 +65,7 @@ def test_a_frontend_that_keeps_up_waits_for_nothing():
 
 def test_after_a_burst_the_loop_reads_on_for_half_as_long():
     loop = Clockwork()
-    wakeups = Wakeups(cast(asyncio.AbstractEventLoop, loop))
+    wakeups = Wakeups(cast(asyncio.AbstractEventLoop, loop), clock=loop.time, busy=loop.time)
     add(wakeups)
     loop.turn()
     loop.now += 0.004
@@ -83,7 +83,7 @@ def test_after_a_burst_the_loop_reads_on_for_half_as_long():
 
 def test_a_waiter_that_is_gone_is_passed_over():
     loop = Clockwork()
-    wakeups = Wakeups(cast(asyncio.AbstractEventLoop, loop))
+    wakeups = Wakeups(cast(asyncio.AbstractEventLoop, loop), clock=loop.time, busy=loop.time)
     gone, other = add(wakeups), add(wakeups)
     gone.woken = True
     loop.turn()
