@@ -1,17 +1,17 @@
-"""Random adapters of many forms, made and written by PEFT itself, and a plain packer for them."""
+"""Random adapters of many forms, made and written by PEFT itself, and packed by the adapter store."""
 
-import json
-import math
-import re
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from adapter_store.formats.layout import read_layout
+from adapter_store.formats.packing import plan_pack, write_pack
+from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ def make_adapters(checkpoint: Path, folder: Path, names: list[str] | None = None
                 if "lora_" in tensor_name:
                     parameter.copy_(torch.randn_like(parameter) * 0.5 * parameter.shape[-1] ** -0.5)
         made[name] = folder / name
-        model.save_pretrained(made[name], save_embedding_layers=False)
+        model.save_pretrained(made[name])
     return made
 
 
@@ -66,47 +66,9 @@ class Pack:
 
 
 def pack_adapter(folder: Path, layout: layout_pb2.Layout) -> Pack:
-    """What a store would make of a PEFT folder, in as few lines as will do; checks nothing."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = load_file(folder / "adapter_model.safetensors")
-    dtype = {1: torch.float32, 2: torch.bfloat16, 3: torch.float16}[layout.compute_dtype]
-    manifest = layout_pb2.PackManifest(digest=folder.name)
-    data = bytearray()
-
-    def append(matrix: torch.Tensor) -> int:
-        offset = len(data)
-        data.extend(matrix.to(dtype).contiguous().view(torch.uint8).numpy().tobytes())
-        data.extend(bytes(-len(data) % 128))
-        return offset
-
-    for index, spec in enumerate(layout.slices):
-        prefix = f"base_model.model.{spec.module}"
-        if spec.kind == layout_pb2.SLICE_KIND_EMBEDDING:
-            a, b = tensors.get(f"{prefix}.lora_embedding_A"), tensors.get(f"{prefix}.lora_embedding_B")
-        else:
-            a, b = tensors.get(f"{prefix}.lora_A.weight"), tensors.get(f"{prefix}.lora_B.weight")
-        if a is None or b is None:
-            continue
-        rank = a.shape[0]
-        padding = -rank % 8
-        a = torch.nn.functional.pad(a, (0, 0, 0, padding))
-        b = torch.nn.functional.pad(b, (0, padding))
-        manifest.slices.add(
-            slice=index,
-            a_offset=append(a.t() if spec.kind == layout_pb2.SLICE_KIND_EMBEDDING else a),
-            b_offset=append(b),
-            padded_rank=rank + padding,
-            rank=rank,
-            scaling=_scaling(config, spec.module, rank),
-        )
-    manifest.total_bytes = len(data)
-    return Pack(data=bytes(data), manifest=manifest)
-
-
-def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = config["lora_alpha"]
-    for key, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            alpha = value
-            break
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    """What the adapter store makes of a PEFT folder."""
+    checked = read_adapter(folder, pack_layout := read_layout(layout))
+    manifest = plan_pack(checked.digest, checked.slices, pack_layout)
+    data = io.BytesIO()
+    write_pack(manifest, checked.slices, checked.files, pack_layout, data.write)
+    return Pack(data=data.getvalue(), manifest=manifest)
