@@ -84,6 +84,7 @@ class Executor:
             limits=RequestLimits(vocab_size=base.model.vocab_size, context_length=base.scheduling.longest),
         )
         self._leases: LeaseClient | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._engine: Engine[Any] | None = None
 
     @contextlib.asynccontextmanager
@@ -114,9 +115,11 @@ class Executor:
             yield address
 
     async def wait(self, stop: asyncio.Event) -> None:
-        """Returns when `stop` is set. Raises EngineFailedError."""
+        """Returns when `stop` is set. Raises EngineFailedError, or what ended the store's stream for good."""
         assert self._engine is not None
         while self._engine.healthy:
+            if self._loading is not None and self._loading.done():
+                self._loading.result()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _HEALTH_SECONDS)
                 return
@@ -148,6 +151,8 @@ class Executor:
         config = self._config
         if not config.store:
             return BaseOnlyLoader()
+        if config.arena_dir is None:
+            log.info("no arena_dir: packs come through gRPC; give the store's folder to share its memory")
         self._leases = LeaseClient(
             channel=await stack.enter_async_context(open_channel(config.store)),
             layout=self._base.layout,
@@ -163,7 +168,8 @@ class Executor:
             copier=stack.enter_context(ThreadPoolExecutor(1, "adapter-copy")),
             wake=self._mailbox.wake,
         )
-        stack.push_async_callback(_cancel, asyncio.create_task(loader.run()))
+        self._loading = asyncio.create_task(loader.run())
+        stack.push_async_callback(_cancel, self._loading)
         return loader
 
     async def _await_store(self) -> None:
