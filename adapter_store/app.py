@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Self
 
 from adapter_store.admin import Admin
-from adapter_store.catalog import Catalog
 from adapter_store.concurrency import Workers
 from adapter_store.config import StoreConfig
 from adapter_store.database import Database
 from adapter_store.executors import Executors
 from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
+from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.service import CatalogServicer, PackServicer
@@ -30,6 +30,9 @@ from rpc.errors import unavailable
 from rpc.server import Server, run_service
 
 log = logging.getLogger(__name__)
+
+# Streams and calls at once, of all frontends, executors and admin clients of a host.
+_MAX_CALLS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,43 +63,51 @@ class AdapterStore:
         self._arena_file = arena_file
         self._disk = disk
         self._database = database
-        self._workers = Workers(config.workers, "store-worker")
+        # Apart, so that a lease never waits behind loads.
+        self._load_workers = Workers(config.workers, "store-load")
+        self._pack_workers = Workers(config.workers, "store-pack")
         self._writer = Workers(1, "store-writer")
-        self._holds = Holds()
         self.arena = Arena(arena_file)
-        self.catalog: Catalog = database.read_catalog()
+        self.catalog = database.read_catalog()
         self.layouts = Layouts(database, self._writer)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
-        self.warm = WarmTier(arena=self.arena, disk=disk, workers=self._workers, holds=self._holds)
+        holds = Holds()
+        self.warm = WarmTier(arena=self.arena, disk=disk, workers=self._pack_workers, holds=holds)
+        self._ledger = Ledger(
+            catalog=self.catalog,
+            database=database,
+            writer=self._writer,
+            disk=disk,
+            workers=self._load_workers,
+            warm=self.warm,
+            holds=holds,
+            followers=self.followers,
+            executor_grace_seconds=config.executor_grace_seconds,
+        )
         loader = Loader(
             disk=disk,
             arena=self.arena,
-            workers=self._workers,
-            holds=self._holds,
+            workers=self._load_workers,
+            holds=holds,
             roots=config.roots,
             max_bytes=config.max_adapter_bytes,
         )
         self.admin = Admin(
             catalog=self.catalog,
-            database=database,
-            writer=self._writer,
+            ledger=self._ledger,
             layouts=self.layouts,
             loader=loader,
-            disk=disk,
-            workers=self._workers,
             warm=self.warm,
-            holds=self._holds,
             followers=self.followers,
             watchers=self.watchers,
             max_pending_loads=config.max_pending_loads,
-            executor_grace_seconds=config.executor_grace_seconds,
         )
         self.executors = Executors(
             arena=self.arena,
             catalog=self.catalog,
             warm=self.warm,
-            retirement=self.admin.retirement,
+            retirement=self._ledger.retirement,
             grace_seconds=config.executor_grace_seconds,
         )
         self._recover()
@@ -134,7 +145,9 @@ class AdapterStore:
         packs = PackServicer(
             layouts=self.layouts,
             executors=self.executors,
-            chunks=PackChunks(catalog=self.catalog, warm=self.warm, disk=self._disk, workers=self._workers),
+            chunks=PackChunks(
+                catalog=self.catalog, warm=self.warm, disk=self._disk, workers=self._pack_workers
+            ),
             arena_file=self._arena_file.path.name,
             arena_bytes=self._arena_file.size,
         )
@@ -147,7 +160,7 @@ class AdapterStore:
             retiring=len(self.catalog.retiring),
             revision=self.catalog.revision,
             pending_loads=self.admin.pending,
-            running_work=self._workers.running,
+            running_work=self._load_workers.running + self._pack_workers.running,
             coming_packs=self.warm.coming,
             followers=len(self.followers),
             watchers=len(self.watchers),
@@ -176,8 +189,9 @@ class AdapterStore:
         self._grace.cancel()
         await self.admin.close()
         await self.warm.close()
-        self._workers.close()
-        self._writer.close()
+        await self._ledger.close()
+        for workers in (self._load_workers, self._pack_workers, self._writer):
+            workers.close()
         self._database.close()
         self._arena_file.close()
         self._disk.close()
@@ -190,7 +204,7 @@ class AdapterStore:
         for pack in self.arena.packs:
             if not self.catalog.knows(pack.key.digest) or pack.key.layout not in self.layouts.digests:
                 self.arena.drop(pack.key)
-        self.admin.retirement.resume(self.catalog.retiring)
+        self._ledger.retirement.resume(self.catalog.retiring)
         loop = asyncio.get_running_loop()
         self._grace = loop.call_later(self._config.executor_grace_seconds, self.warm.end_grace)
         log.info(
@@ -213,7 +227,7 @@ async def run(
         ValueError, OSError: it cannot start; the message says what to do.
     """
     store = AdapterStore.open(config)
-    server = Server()
+    server = Server(maximum_concurrent_rpcs=_MAX_CALLS)
     catalog, packs = store.servicers()
     server.add("lorikeet.v1.CatalogService", store_pb2_grpc.add_CatalogServiceServicer_to_server, catalog)
     server.add("lorikeet.v1.PackService", store_pb2_grpc.add_PackServiceServicer_to_server, packs)

@@ -37,11 +37,11 @@ class Retirement:
     Args:
         holds: uses of a digest's files in the store itself.
         grace_seconds: how long an executor that left may take to come back.
-        finish: removes a digest for good.
+        finish: removes a digest for good; answers False when it is in use after all.
     """
 
     def __init__(
-        self, *, holds: Holds, grace_seconds: float, finish: Callable[[str], Awaitable[None]]
+        self, *, holds: Holds, grace_seconds: float, finish: Callable[[str], Awaitable[bool]]
     ) -> None:
         self._holds = holds
         self._grace = grace_seconds
@@ -116,13 +116,19 @@ class Retirement:
 
     async def _run(self, digest: str, retiring: _Retiring) -> None:
         try:
-            await self._finish(digest)
+            is_gone = await self._finish(digest)
         except Exception:
             # Left as it is: the next start tries again.
             log.exception("the retired adapter %s could not be removed", digest)
             return
-        if self._retiring.get(digest) is retiring:
+        if self._retiring.get(digest) is not retiring:
+            return
+        if is_gone:
             del self._retiring[digest]
+        else:
+            # Its use may have ended meanwhile, unheard.
+            retiring.is_finishing = False
+            self.poke(digest)
 
     def _wait(self, retiring: _Retiring, digest: str) -> None:
         loop = asyncio.get_running_loop()

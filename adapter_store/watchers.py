@@ -50,6 +50,10 @@ class AdapterView:
     version: Version | None = None
     is_warm: bool = False
 
+    @property
+    def digest(self) -> str:
+        return self.version.digest if self.version else ""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:

@@ -66,7 +66,9 @@ class WarmTier:
     def prefetch(self, digest: str, layout: PackLayout) -> None:
         """Brings a pack in ahead of use, unless too many hints are being followed already."""
         key = PackKey(layout=layout.digest, digest=digest)
-        if not self.is_warm(key) and len(self._flights) < _MAX_HINTS:
+        pack = self._arena.find(key)
+        is_ready = pack is not None and pack.manifest is not None
+        if not is_ready and len(self._flights) < _MAX_HINTS:
             self._flights.start(key, lambda: self._fetch(key, layout))
 
     async def stored(self, digest: str, layout: PackLayout) -> StoredPack:
@@ -110,6 +112,8 @@ class WarmTier:
 
     async def _verify(self, pack: ArenaPack) -> None:
         stored = await self._workers.run(self._disk.find_pack, pack.key)
+        if self._arena.find(pack.key) is not pack:
+            return  # evicted meanwhile
         sound = stored is not None and stored.manifest.total_bytes == pack.pack_bytes
         if sound and stored is not None:
             self._arena.lease(pack)

@@ -42,8 +42,9 @@ async def test_names_packs_and_layouts_come_back(tmp_path):
         pack = running.config.data_dir / "packs" / layout / f"{digest}.pack"
         assert executor.copy(grant) == pack.read_bytes()
         # It never moved: the same arena, the same place.
-        assert running.arena[grant.pack_offset :][: grant.manifest.total_bytes] == (
-            arena[grant.pack_offset :][: grant.manifest.total_bytes]
+        assert (
+            running.arena[grant.pack_offset :][: grant.manifest.total_bytes]
+            == (arena[grant.pack_offset :][: grant.manifest.total_bytes])
         )
         assert running.store.statistics().revision == 1
 
@@ -121,7 +122,7 @@ async def test_an_object_that_is_gone_is_said(tmp_path, caplog):
 
 async def test_two_stores_never_share_a_folder(tmp_path):
     async with running_store(tmp_path) as running:
-        with pytest.raises(ValueError, match="another store uses .*choose another data_dir"):
+        with pytest.raises(ValueError, match=r"another store uses .*choose another data_dir"):
             AdapterStore.open(running.config)
         other = StoreConfig(data_dir=tmp_path / "other", arena_dir=tmp_path / "arena", arena_bytes=1 << 20)
         with pytest.raises(ValueError, match="another store uses the arena"):
@@ -139,15 +140,13 @@ class Process:
         self.folder = folder
         self.socket = folder / "socket"
         (folder / "adapters").mkdir(exist_ok=True)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> store_pb2_grpc.CatalogServiceStub:
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "adapter_store", "--data-dir", self.folder / "data"),
-                *("--listen", f"unix:{self.socket}", "--root", self.folder / "adapters"),
-                *("--arena-dir", self.folder / "arena", "--arena-bytes", str(1 << 20)),
-            ],
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "adapter_store", "--data-dir", self.folder / "data"),
+            *("--listen", f"unix:{self.socket}", "--root", self.folder / "adapters"),
+            *("--arena-dir", self.folder / "arena", "--arena-bytes", str(1 << 20)),
             cwd=ROOT,
             env=os.environ | {"LORIKEET_LOG_LEVEL": "ERROR"},
         )
@@ -160,7 +159,7 @@ class Process:
     async def stop(self, number: signal.Signals) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return await asyncio.to_thread(self.process.wait, 30)
+        return await asyncio.wait_for(self.process.wait(), 30)
 
 
 def check_folder(folder: Path, sources: dict[str, str]) -> dict[str, str]:

@@ -17,11 +17,16 @@ class Rig:
         self.holds = Holds()
         self.gone: list[str] = []
         self.went = asyncio.Event()
+        self.in_use = False
         self.retirement = Retirement(holds=self.holds, grace_seconds=grace, finish=self._finish)
 
-    async def _finish(self, digest: str) -> None:
+    async def _finish(self, digest: str) -> bool:
+        if self.in_use:
+            self.in_use = False
+            return False
         self.gone.append(digest)
         self.went.set()
+        return True
 
     async def settle(self) -> None:
         for _ in range(5):
@@ -102,6 +107,14 @@ async def test_files_in_use_are_not_removed():
     assert rig.gone == ["d"]
 
 
+async def test_files_that_came_into_use_at_the_last_moment_are_removed_later():
+    rig = Rig()
+    rig.in_use = True
+    rig.retirement.begin("d")
+    await asyncio.wait_for(rig.went.wait(), 10)
+    assert rig.gone == ["d"]
+
+
 async def test_a_digest_that_is_loaded_again_stays():
     rig = Rig()
     executor = Executor()
@@ -116,7 +129,7 @@ async def test_a_digest_that_is_loaded_again_stays():
 async def test_a_failure_to_remove_is_left_for_the_next_start():
     holds = Holds()
 
-    async def fail(digest: str) -> None:
+    async def fail(digest: str) -> bool:
         raise OSError("disk")
 
     retirement = Retirement(holds=holds, grace_seconds=0.0, finish=fail)

@@ -1,0 +1,130 @@
+"""Changes of the catalog: planned, written down, then told to everyone, one at a time."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from adapter_store.catalog import Catalog, Change
+from adapter_store.concurrency import Workers
+from adapter_store.database import Database
+from adapter_store.followers import Followers
+from adapter_store.retirement import Retirement
+from adapter_store.tiers.disk import DiskTier
+from adapter_store.tiers.holds import Holds
+from adapter_store.tiers.warm import WarmTier
+from rpc.errors import resource_exhausted
+
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """The only one who changes the catalog, and who removes a digest's files. Belongs to the event loop.
+
+    Args:
+        writer: the one thread that writes to the database.
+        workers: threads that delete files.
+        executor_grace_seconds: see Retirement.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        database: Database,
+        writer: Workers,
+        disk: DiskTier,
+        workers: Workers,
+        warm: WarmTier,
+        holds: Holds,
+        followers: Followers,
+        executor_grace_seconds: float,
+    ) -> None:
+        self._catalog = catalog
+        self._database = database
+        self._writer = writer
+        self._disk = disk
+        self._workers = workers
+        self._warm = warm
+        self._holds = holds
+        self._followers = followers
+        self.retirement = Retirement(holds=holds, grace_seconds=executor_grace_seconds, finish=self._finish)
+        self._lock = asyncio.Lock()
+        self._listeners: list[Callable[[str], None]] = []
+        self._trash: set[asyncio.Task[None]] = set()
+        holds.on_free(self._remove_if_unknown)
+
+    def on_settled(self, listener: Callable[[str], None]) -> None:
+        """`listener` hears of each retiring digest that is gone, or that a name points to again."""
+        self._listeners.append(listener)
+
+    async def do(self, plan: Callable[[], Change | None]) -> Change | None:
+        """Plans a change, writes it down and lets it count; None when there is nothing to do.
+
+        Must not be cancelled half-way: call it from a task that outlives its callers.
+
+        Raises:
+            LorikeetError: RESOURCE_EXHAUSTED when it cannot be written, and whatever `plan` raises.
+        """
+        async with self._lock:
+            change = plan()
+            if change is None:
+                return None
+            with _database_errors():
+                await self._writer.run(self._database.commit, change)
+            self._catalog.apply(change)
+            if change.pointer is not None:
+                self.retirement.revive(change.pointer.digest)
+                self._settled(change.pointer.digest)
+                self._followers.publish(change.revision, change.pointer.name, change.pointer.digest)
+            if change.removed is not None:
+                self._followers.publish(change.revision, change.removed, "")
+            if change.retired is not None:
+                self.retirement.begin(change.retired)
+            return change
+
+    async def close(self) -> None:
+        """Stops; what is retiring goes on after the next start."""
+        await self.retirement.close()
+        await asyncio.gather(*self._trash, return_exceptions=True)
+
+    async def _finish(self, digest: str) -> bool:
+        """Nobody needs a retired digest any more; False when somebody does after all."""
+        async with self._lock:
+            if digest not in self._catalog.retiring:
+                return True
+            if self._holds.is_held(digest):
+                return False
+            self._catalog.forget(digest)
+            self._remove(digest)
+            self._settled(digest)
+            await self._writer.run(self._database.forget, digest)
+            return True
+
+    def _remove_if_unknown(self, digest: str) -> None:
+        # What a failed load left behind, or what was made for a lease while its adapter went away.
+        if not self._catalog.knows(digest):
+            self._remove(digest)
+
+    def _remove(self, digest: str) -> None:
+        self._warm.drop(digest)
+        # Out of the tier at once, so that nobody finds half of it; the bytes go in their own time.
+        task = asyncio.ensure_future(self._workers.run(self._disk.discard, self._disk.set_aside(digest)))
+        self._trash.add(task)
+        task.add_done_callback(self._trash.discard)
+
+    def _settled(self, digest: str) -> None:
+        for listener in self._listeners:
+            listener(digest)
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        log.exception("the catalog cannot be written")
+        raise resource_exhausted(
+            "CATALOG_NOT_WRITTEN", f"the store cannot write its catalog ({error}): check its disk"
+        ) from error
