@@ -106,6 +106,10 @@ class Frontend:
         log.info("listening on %s", address)
         return address
 
+    def statistics(self) -> dict[str, int]:
+        """What is queued and known at this moment."""
+        return self.flights.statistics() | self._workers.statistics() | self.catalog.statistics()
+
     async def ready(self) -> None:
         """Returns once the frontend is healthy for the first time."""
         await self._ready.wait()

@@ -1,6 +1,7 @@
 """What GenerationService does: a request's way from its arrival to its last message."""
 
 import importlib.metadata
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -21,6 +22,8 @@ from frontend.validation import GeneratePlan, fit_to_context, plan_generation
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.errors import LorikeetError, aborted
+
+log = logging.getLogger(__name__)
 
 Write: TypeAlias = Callable[[generation_pb2.GenerateResponse], Awaitable[None]]
 
@@ -102,7 +105,13 @@ class Generation:
         digest = self._catalog.resolve(plan.adapter)
         prompt_ids = await self._prompts.read(request)
         fit_to_context(plan.sampling, prompt_ids, engine.limits)
-        while True:
+        log.debug(
+            "request %s: %d prompt tokens for %s",
+            plan.request_id,
+            len(prompt_ids),
+            digest or "the base model",
+        )
+        for retry in (True, False):
             stream = self._open_stream(plan, prompt_ids, digest, engine.model_name, arrived)
             try:
                 await self._run(stream, plan, prompt_ids, digest, deadline, write)
@@ -117,7 +126,7 @@ class Generation:
                     ) from error
                 # The name may have moved while the request was on its way.
                 current = self._catalog.resolve(plan.adapter)
-                if current == digest:
+                if current == digest or not retry:
                     raise
                 digest = current
 

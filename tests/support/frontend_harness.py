@@ -86,7 +86,8 @@ class Rig:
 
     async def assert_idle(self) -> None:
         """Asserts that neither side has a request left; the executor hears of the end within a message."""
-        assert len(self.frontend.flights) == 0
+        statistics = self.frontend.statistics()
+        assert (statistics["flights"], statistics["texts_waiting"]) == (0, 0)
         self.frontend.flights.check_integrity()
         async with asyncio.timeout(5):
             await self.executor.until(lambda: self.executor.running == 0)
