@@ -120,7 +120,7 @@ class AdapterStore:
             ValueError: another store uses them, they are damaged, or too small; the message says what to do.
             OSError: a folder cannot be made or read.
         """
-        config.data_dir.mkdir(parents=True, exist_ok=True)
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             disk = DiskTier(config.data_dir)
         except BlockingIOError as error:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
 _MIB = 1 << 20
 _GIB = 1 << 30
 
@@ -58,6 +59,8 @@ class StoreConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or not least <= value <= most:
                 raise ValueError(f"{name} is {value}: choose from {least} to {most}")
+        if self.arena_dir is None and sys.platform == "linux" and not _SHARED_MEMORY.is_dir():
+            raise ValueError(f"arena_dir: there is no {_SHARED_MEMORY} here: name a folder on another tmpfs")
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(f"roots: {root} is not a folder: create it or name another")
@@ -68,7 +71,7 @@ class StoreConfig:
         if self.arena_dir is not None:
             return self.arena_dir
         if sys.platform == "linux":
-            return Path(f"/dev/shm/lorikeet-{os.getuid()}")  # noqa: S108 - it is shared memory that is wanted
+            return _SHARED_MEMORY / f"lorikeet-{os.getuid()}"
         return self.data_dir / "arena"
 
 
