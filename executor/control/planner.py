@@ -75,10 +75,8 @@ class Planner:
         go on.
         """
         table = self._table
-        before = self._running.preemptions
         rows = self._give_pages(table.rows_to_decode())
-        preempted = self._running.preemptions > before
-        chunks = self._prefill(step, self._config.max_step_tokens - len(rows), preempted)
+        chunks = self._prefill(step, self._config.max_step_tokens - len(rows))
         if not len(rows) and not chunks.rows:
             return None
         self._running.planned = step
@@ -110,17 +108,14 @@ class Planner:
         running.grow(needy)
         return rows
 
-    def _prefill(self, step: int, budget: int, preempted: bool) -> _Chunks:
-        """Fills the budget with prompts: those begun earlier, oldest first, then new ones.
-
-        Nothing is admitted in a step that preempted: the pages are needed by those who run.
-        """
+    def _prefill(self, step: int, budget: int) -> _Chunks:
+        """Fills the budget with prompts: those begun earlier, oldest first, then new ones."""
         table, chunks = self._table, _Chunks()
         for row in table.rows_to_prefill():
             if budget <= 0:
                 return chunks
             budget -= self._chunk(step, row, budget, chunks)
-        admitting = not preempted and self._admission.begin()
+        admitting = self._admission.begin()
         while admitting and budget > 0:
             sequence = self._admission.next()
             if sequence is None:
