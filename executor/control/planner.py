@@ -1,6 +1,4 @@
-"""Makes the plan of one step: first every running sequence's next token, then prompts, as far as the budget
-goes.
-"""
+"""Makes the plan of one step: every running sequence's next token, then prompts up to the budget."""
 
 from __future__ import annotations
 
@@ -71,9 +69,7 @@ class Planner:
         self._admission = admission
 
     def plan(self, step: int) -> tuple[StepPlan, StepRecord] | None:
-        """Plans a step and counts it as planned; None, with nothing changed but preemptions, if no row can
-        go on.
-        """
+        """Plans a step and counts it as planned; None, preemptions apart, if no row can go on."""
         table = self._table
         rows = self._give_pages(table.rows_to_decode())
         chunks = self._prefill(step, self._config.max_step_tokens - len(rows))
@@ -87,9 +83,7 @@ class Planner:
         return self._assemble(step, rows, starts, chunks)
 
     def _give_pages(self, rows: Int32Array) -> Int32Array:
-        """Gives each decoding row that is at the end of its last page another; returns the rows that can go
-        on.
-        """
+        """Gives each row that is at the end of its last page another; returns the rows that can go on."""
         table, running = self._table, self._running
         needy = rows[table.planned[rows] == table.pages[rows] * table.page_size]
         if not len(needy):
