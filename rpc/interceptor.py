@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 from grpc_status import rpc_status
 
-from rpc.errors import LorikeetError, internal, to_status
+from rpc.errors import LorikeetError, internal, to_status, unimplemented
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,10 @@ async def _fail(method: str, context: grpc.aio.ServicerContext, error: BaseExcep
         error = RuntimeError("a handler leaked a cancellation of its own")
     elif not isinstance(error, Exception):
         raise error
+    if isinstance(error, NotImplementedError):
+        error = unimplemented(
+            "NOT_IMPLEMENTED", f"this server does not implement {method}: it may be an older one"
+        )
     if not isinstance(error, LorikeetError):
         incident = uuid.uuid4().hex[:12]
         log.error("incident %s in %s", incident, method, exc_info=error)

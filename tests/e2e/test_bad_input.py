@@ -52,6 +52,7 @@ async def counters(stack: Stack) -> dict[str, Any]:
     executor = await stack.until_empty()
     listed = await stack.adapters.ListAdapters(adapters_pb2.ListAdaptersRequest())
     data = stack.store.log.parent / "data"
+    packs = await stack.pack_statistics()
     return {
         **{name: getattr(executor, name) for name in HELD},
         "adapters": [(adapter.name, adapter.digest, adapter.state) for adapter in listed.adapters],
@@ -60,6 +61,9 @@ async def counters(stack: Stack) -> dict[str, Any]:
             for path in data.rglob("*")
             if not path.name.endswith(("-wal", "-shm"))
         ),
+        "store leases": packs.leases,
+        "arena": packs.arena_bytes_used,
+        "packs": (packs.packs_warm, packs.packs_cold),
     }
 
 

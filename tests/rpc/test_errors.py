@@ -100,3 +100,11 @@ async def test_reflection_lists_the_services(target: str) -> None:
         names = [service.name async for answer in call for service in answer.list_services_response.service]
     assert SERVICE in names
     assert "grpc.health.v1.Health" in names
+
+
+async def test_method_that_nobody_wrote_is_unimplemented(target: str) -> None:
+    async with open_channel(target) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            await stub.GetModel(generation_pb2.GetModelRequest())
+    assert from_rpc(caught.value).code is grpc.StatusCode.UNIMPLEMENTED
