@@ -31,7 +31,8 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
 
     Args:
         source: a folder, absolute or below one of the roots. Links are followed as long as they stay below
-        roots. roots: the only folders that anything is read from.
+            roots.
+        roots: the only folders that anything is read from.
 
     Raises:
         LorikeetError: INVALID_ARGUMENT, UNIMPLEMENTED, PERMISSION_DENIED or NOT_FOUND, saying what to do.

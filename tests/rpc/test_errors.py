@@ -104,7 +104,7 @@ async def test_reflection_lists_the_services(target: str) -> None:
 
 async def test_method_that_nobody_wrote_is_unimplemented(target: str) -> None:
     async with open_channel(target) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            stub = generation_pb2_grpc.GenerationServiceStub(channel)
             await stub.GetModel(generation_pb2.GetModelRequest())
     assert from_rpc(caught.value).code is grpc.StatusCode.UNIMPLEMENTED
