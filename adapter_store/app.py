@@ -125,7 +125,7 @@ class AdapterStore:
             disk = DiskTier(config.data_dir)
         except BlockingIOError as error:
             raise ValueError(
-                f"another store uses {config.data_dir}: stop it, or choose another data_dir"
+                f"another store uses {config.data_dir}: stop it, or choose another --data-dir"
             ) from error
         try:
             database = Database(config.data_dir)

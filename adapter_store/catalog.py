@@ -196,7 +196,9 @@ def check_name(name: str) -> None:
 def unknown_name(name: str) -> LorikeetError:
     """The error for a name that nothing is loaded under."""
     return not_found(
-        "UNKNOWN_ADAPTER", f"no adapter is loaded as {printable(name, 150)!r}", adapter=printable(name)
+        "ADAPTER_NOT_FOUND",
+        f"no adapter is loaded as {printable(name, 150)!r}: load it, or list what there is",
+        adapter=printable(name),
     )
 
 

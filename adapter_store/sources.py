@@ -42,7 +42,9 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
     _check_text(source)
     if not roots:
         raise permission_denied(
-            "NO_ROOTS", "the store has no folders that adapters may be loaded from: start it with roots"
+            "NO_ROOTS",
+            "the store has no folders that adapters may be loaded from: start it with roots "
+            "(lorikeet serve --adapter-root, lorikeet store --roots)",
         )
     folder = _find_folder(source, roots)
     try:
@@ -115,7 +117,11 @@ def _find_folder(source: str, roots: Sequence[Path]) -> Path:
     if not allowed:
         # Said alike whether it exists or not: what lies outside the roots is nobody's business.
         listed = ", ".join(str(root) for root in roots)
-        raise permission_denied("OUTSIDE_ROOTS", f"{source} is not below a root of the store ({listed})")
+        raise permission_denied(
+            "OUTSIDE_ROOTS",
+            f"{source} is not below a root of the store ({listed}): move it there, or start the server with "
+            "one more root (lorikeet serve --adapter-root, lorikeet store --roots)",
+        )
     for folder in allowed:
         # Not Path.is_dir, which raises where a part of the path is too long to exist.
         if os.path.isdir(folder):

@@ -63,7 +63,7 @@ class ArithmeticLoader:
         else:
             message = f"adapter {digest} is not known: load it first"
             self._later(
-                LoadFailed(digest=digest, code=Code.NOT_FOUND, reason="UNKNOWN_ADAPTER", message=message)
+                LoadFailed(digest=digest, code=Code.NOT_FOUND, reason="ADAPTER_NOT_FOUND", message=message)
             )
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:

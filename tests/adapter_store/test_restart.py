@@ -122,7 +122,7 @@ async def test_an_object_that_is_gone_is_said(tmp_path, caplog):
 
 async def test_two_stores_never_share_a_folder(tmp_path):
     async with running_store(tmp_path) as running:
-        with pytest.raises(ValueError, match=r"another store uses .*choose another data_dir"):
+        with pytest.raises(ValueError, match=r"another store uses .*choose another --data-dir"):
             AdapterStore.open(running.config)
         other = StoreConfig(data_dir=tmp_path / "other", arena_dir=tmp_path / "arena", arena_bytes=1 << 20)
         with pytest.raises(ValueError, match="another store uses the arena"):

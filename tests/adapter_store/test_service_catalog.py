@@ -106,9 +106,9 @@ async def test_unloading_gives_everything_back(running):
     assert after.arena == before.arena
     assert after.adapters == 0
     error = await refusal(running.unload("a"))
-    assert (error.code.name, error.reason) == ("NOT_FOUND", "UNKNOWN_ADAPTER")
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
     error = await refusal(running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a")))
-    assert (error.code.name, error.reason) == ("NOT_FOUND", "UNKNOWN_ADAPTER")
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
 
 
 async def test_a_load_before_any_layout_says_to_wait(tmp_path):

@@ -144,7 +144,7 @@ def test_an_unknown_adapter_fails_its_requests_only():
     for request in lost:
         failed = world.of(request).failed
         assert failed is not None
-        assert (failed.code, failed.reason) == (Code.NOT_FOUND, "UNKNOWN_ADAPTER")
+        assert (failed.code, failed.reason) == (Code.NOT_FOUND, "ADAPTER_NOT_FOUND")
     check_answers(world, kept)
     assert world.loader.held == 1
 
