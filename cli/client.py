@@ -14,6 +14,9 @@ from rpc.errors import LorikeetError, from_rpc
 
 T = TypeVar("T")
 
+# What gRPC says of a connection that was there and went.
+_LOST = ("Socket closed", "Connection reset", "Broken pipe", "GOAWAY")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
@@ -75,6 +78,8 @@ def explain(error: LorikeetError, connection: Connection) -> CliError:
 def _transport_message(error: LorikeetError, connection: Connection) -> str:
     target = connection.target
     match error.code:
+        case grpc.StatusCode.UNAVAILABLE if any(word in error.message for word in _LOST):
+            return f"{target} went away before the answer was complete: ask again ({error.message})"
         case grpc.StatusCode.UNAVAILABLE:
             return (
                 f"nothing answers at {target}: start a server with `lorikeet serve`, or give its address "

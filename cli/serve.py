@@ -162,7 +162,8 @@ def _announce(running: "Running", *, as_json: bool) -> None:
         print_json({"model": running.model, "target": running.target, "adapters": names})
         return
     names = ", ".join(running.adapters[:_NAMES]) + (", ..." if len(running.adapters) > _NAMES else "")
-    adapters = f"{len(running.adapters)} adapters ({names})" if names else "no adapters yet"
+    count = "1 adapter" if len(running.adapters) == 1 else f"{len(running.adapters)} adapters"
+    adapters = f"{count} ({names})" if names else "no adapters yet"
     print_line(f"serving {running.model} with {adapters} on {running.target}")
     target = "" if running.target == DEFAULT_TARGET else f" --target {running.target}"
     adapter = f" --adapter {running.adapters[0]}" if running.adapters else ""
