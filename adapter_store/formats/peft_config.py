@@ -59,6 +59,8 @@ _UNSUPPORTED = {
 _PLAIN_INITS = ("gaussian", "orthogonal", "eva")
 
 _MAX_RANK = 1 << 16
+# Each is tried on each module; trainers write one a module at most.
+_MAX_PATTERNS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +203,8 @@ def _pattern(config: Mapping[str, Any], option: str, convert: Any) -> dict[str, 
     patterns = config.get(option) or {}
     if not isinstance(patterns, dict):
         raise _bad(f"{option} is {_shown(patterns)}; it must map module patterns to numbers")
+    if len(patterns) > _MAX_PATTERNS:
+        raise _bad(f"{option} has {len(patterns)} patterns; up to {_MAX_PATTERNS} are read")
     for key in patterns:
         pattern_key_regex(key, option)
     return {key: convert(f"{option}[{key!r}]", value) for key, value in patterns.items()}

@@ -214,6 +214,13 @@ def test_malformed_json_is_refused(data, message):
         r"(?P<x>a)(?P=x)",
         r".*.*.*.*.*.*.*x",
         "a?" * 30 + "a" * 30,
+        "(.|.)" * 30 + "!",
+        "(m|m)(o|o)(d|d)(e|e)(l|l)(.|.)!",
+        r"(\.|[.]|\W)" * 5 + "!",
+        r"(\-|-|l|la)" * 6 + "!",
+        "(|a)" * 6 + "!",
+        "(|(|(|(|(|(|a))))))!",
+        ".*.*.*.*.*.*" + ".?" * 8 + "!",
         "x" * 5_000,
     ],
 )
@@ -230,6 +237,19 @@ def test_patterns_that_trainers_write_are_accepted():
     config = parse(target_modules=unsloth)
     assert is_targeted(config, "model.layers.11.self_attn.q_proj")
     assert not is_targeted(config, "model.layers.11.self_attn.v_proj")
+
+
+def test_alternatives_that_exclude_one_another_are_no_burden():
+    layers = "|".join(map(str, range(80)))
+    modules = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    config = parse(rank_pattern={rf"^model\.layers\.({layers})\.(self_attn|mlp)\.({modules})": 4}, r=8)
+    assert config.rank_of("model.layers.71.self_attn.o_proj") == 4
+    assert config.rank_of("model.layers.80.self_attn.o_proj") == 8
+
+
+def test_more_patterns_than_a_model_has_modules_are_refused():
+    error = refusal(json.dumps(lora_config(rank_pattern={f"m{n}": 4 for n in range(5000)})).encode())
+    assert (error.reason, "5000 patterns" in error.message) == ("BAD_CONFIG", True)
 
 
 def test_text_that_cannot_be_encoded_is_escaped():
