@@ -91,12 +91,16 @@ def _check_base_copy(slice_: Slice, entry: TensorEntry, config: PeftConfig, layo
 
 def _check_targets(present: set[str], config: PeftConfig, layout: PackLayout) -> None:
     deadline = time.monotonic() + _PATTERN_SECONDS
+
+    def tick() -> None:
+        if time.monotonic() > deadline:
+            raise invalid_argument("PATTERN_TOO_COMPLEX", "the config's patterns take too long to match")
+
     targeted: set[str] = set()
     for slice_ in layout.slices:
         if is_targeted(config, slice_.module):
             targeted.add(slice_.module)
-        if time.monotonic() > deadline:
-            raise invalid_argument("PATTERN_TOO_COMPLEX", "the config's patterns take too long to match")
+        tick()
     if missing := sorted(targeted - present):
         raise invalid_argument(
             "MISSING_TENSORS",
@@ -121,7 +125,7 @@ def _check_targets(present: set[str], config: PeftConfig, layout: PackLayout) ->
                     f"target_modules: {target[:100]!r} names nothing that {layout.base_name!r} can adapt",
                     option="target_modules",
                 )
-    for option, key in config.unused_patterns(sorted(present)):
+    for option, key in config.unused_patterns(sorted(present), tick):
         raise invalid_argument(
             "UNUSED_PATTERN",
             f"{option}: {key[:100]!r} decides nothing for any module of this adapter; correct or remove it",

@@ -15,7 +15,7 @@ _MAX_LENGTH = 2_000
 # Each may be tried at every position of a path of some 40 characters. Six admits what Unsloth writes.
 _MAX_UNBOUNDED = 6
 # Each of them may be tried with all of these.
-_MAX_WAYS = 32
+_MAX_WAYS = 16
 
 # A construct that backtracking makes exponential or that we need not have: a repeated group, a
 # back-reference, a look-around, a conditional or inline flags. "(?:...)" is harmless, and so is an optional

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,19 +93,25 @@ class PeftConfig:
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
-    def unused_patterns(self, modules: list[str]) -> list[tuple[str, str]]:
-        """(option, key) of each pattern that decides nothing for any of these modules."""
+    def unused_patterns(self, modules: list[str], tick: Callable[[], None]) -> list[tuple[str, str]]:
+        """(option, key) of each pattern that decides nothing for any of these modules.
+
+        `tick` is called between matches, and may raise when they take too long.
+        """
         unused = []
         for option, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
-            used = {_first_match(patterns, module, option) for module in modules}
+            used = {_first_match(patterns, module, option, tick) for module in modules}
             unused += [(option, key) for key in patterns if key not in used]
         return unused
 
 
-def _first_match(patterns: Mapping[str, Any], module: str, option: str) -> str | None:
+def _first_match(
+    patterns: Mapping[str, Any], module: str, option: str, tick: Callable[[], None] = lambda: None
+) -> str | None:
     for key in patterns:
         if pattern_key_regex(key, option).match(module):
             return key
+        tick()
     return None
 
 

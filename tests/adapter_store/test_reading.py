@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from adapter_store.formats import checks
 from adapter_store.formats.reading import read_adapter
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import (
@@ -51,6 +52,14 @@ def test_patterns_decide_rank_and_scaling_per_module(tmp_path):
     assert found["model.layers.1.self_attn.v_proj"] == (4, 0.25)
     assert found["model.layers.1.mlp.down_proj"] == (16, 0.5)
     assert checked.max_rank == 16
+
+
+def test_patterns_that_take_too_long_together_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "_PATTERN_SECONDS", 0.2)
+    # Each takes some 10 ms a module.
+    patterns = {".*.*.*.*.*.*" + "!" * (1 + number): 4 for number in range(100)}
+    error = refusal(tmp_path, config=lora_config(rank_pattern=patterns))
+    assert error.reason == "PATTERN_TOO_COMPLEX"
 
 
 def test_chosen_layers_only(tmp_path):
