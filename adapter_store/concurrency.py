@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -100,6 +100,17 @@ class KeyedLock:
             self._users[key] -= 1
             if not self._users[key]:
                 del self._users[key], self._locks[key]
+
+
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Runs what must not stop half-way: a caller that is cancelled waits for its end all the same."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_see)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _see(task: asyncio.Task[Any]) -> None:

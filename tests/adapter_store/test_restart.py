@@ -8,13 +8,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import grpc
 import pytest
 
 from adapter_store.app import AdapterStore
+from adapter_store.catalog import Change
 from adapter_store.config import StoreConfig
+from adapter_store.database import Database
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
@@ -118,6 +121,34 @@ async def test_an_object_that_is_gone_is_said(tmp_path, caplog):
         assert f"the files of adapter {digest} are gone" in caplog.text
         assert (await running.load("a", tmp_path / "adapters/a")).adapter.digest == digest
         assert running.store.statistics().disk.objects == 1
+
+
+async def test_a_store_that_is_stopped_while_it_writes_a_change_down_keeps_its_files(tmp_path, monkeypatch):
+    old = write_adapter(tmp_path / "adapters/old", lora_tensors(seed=1))
+    new = write_adapter(tmp_path / "adapters/new", lora_tensors(seed=2))
+    writing, go_on = threading.Event(), threading.Event()
+
+    def commit_when_told(database: Database, change: Change, commit=Database.commit) -> None:
+        writing.set()
+        assert go_on.wait(20)
+        commit(database, change)
+
+    async with running_store(tmp_path) as running:
+        await running.register()
+        await running.load("a", old)
+        monkeypatch.setattr(Database, "commit", commit_when_told)
+        load = asyncio.ensure_future(running.load("a", new))
+        assert await asyncio.to_thread(writing.wait, 20)
+        closing = asyncio.ensure_future(running.store.admin.close())
+        for _ in range(100):
+            await asyncio.sleep(0)  # whoever gives up when told to stop has done so by now
+        go_on.set()
+        await closing
+    await asyncio.gather(load, return_exceptions=True)
+    async with running_store(tmp_path) as running:
+        (pointer,) = running.store.catalog.pointers()
+        assert pointer.digest == read_adapter(new, toy_pack_layout()).digest
+        assert (running.config.data_dir / "objects" / pointer.digest).is_dir()
 
 
 async def test_two_stores_never_share_a_folder(tmp_path):
@@ -255,7 +286,9 @@ import asyncio, os, pathlib, pkgutil, sys
 folder, point, when, root = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 sys.path.insert(0, root)
 from adapter_store.app import AdapterStore
+from adapter_store.catalog import Change
 from adapter_store.config import StoreConfig
+from adapter_store.database import Database
 from tests.support.store_adapters import toy_layout
 
 owner, _, name = point.rpartition(".")
