@@ -4,11 +4,14 @@ A copy from or to ordinary memory makes the host wait for all work that the devi
 memory it is queued behind that work like a kernel.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 _ALIGNMENT = 16
+_DTYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 
 
 def upload(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
@@ -17,19 +20,35 @@ def upload(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
     """
     if device.type == "cpu":
         return tuple(torch.from_numpy(array) for array in arrays)
+    # The allocator of pinned memory keeps the buffer until this copy is done.
+    sent = pack(arrays, pinned=True).to(device, non_blocking=True)
+    return unpack(sent, arrays)
+
+
+def pack(arrays: Sequence[np.ndarray], *, pinned: bool) -> Tensor:
+    """One buffer, uint8, with all arrays in it."""
+    offsets = _offsets(arrays)
+    buffer = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=pinned)
+    content = buffer.numpy()
+    for array, offset in zip(arrays, offsets, strict=False):
+        content[offset : offset + array.nbytes] = np.frombuffer(array.tobytes(), dtype=np.uint8)
+    return buffer
+
+
+def unpack(buffer: Tensor, arrays: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+    """Views of a packed buffer, with the dtypes and shapes of the arrays."""
+    return tuple(
+        buffer[offset : offset + array.nbytes].view(_DTYPES[array.dtype.name]).view(array.shape)
+        for array, offset in zip(arrays, _offsets(arrays), strict=False)
+    )
+
+
+def _offsets(arrays: Sequence[np.ndarray]) -> list[int]:
+    """Where each array begins, and the end."""
     offsets = [0]
     for array in arrays:
         offsets.append(-(-(offsets[-1] + array.nbytes) // _ALIGNMENT) * _ALIGNMENT)
-    staged = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=True)
-    host = staged.numpy()
-    for array, offset in zip(arrays, offsets, strict=False):
-        host[offset : offset + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-    # The allocator of pinned memory keeps `staged` until this copy is done.
-    sent = staged.to(device, non_blocking=True)
-    return tuple(
-        sent[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
-        for array, offset in zip(arrays, offsets, strict=False)
-    )
+    return offsets
 
 
 class Download:

@@ -19,7 +19,7 @@ from kernels.attention.tiles import cut
 from kernels.transfer import upload
 
 # A split has at least this many keys; below, combining costs more than it brings.
-_KEYS_OF_A_SPLIT = 128
+_KEYS_OF_A_SPLIT = 64
 _MAX_SPLITS = 32
 # Programs that keep a GPU's memory busy: about two for each of an H100's 132 multiprocessors.
 _ENOUGH_PROGRAMS = 256
