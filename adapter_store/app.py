@@ -25,7 +25,7 @@ from adapter_store.tiers.disk import DiskStatistics, DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.watchers import Watchers
-from lorikeet.v1 import store_pb2_grpc
+from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.server import Server, run_service
 
@@ -120,7 +120,7 @@ class AdapterStore:
             ValueError: another store uses them, they are damaged, or too small; the message says what to do.
             OSError: a folder cannot be made or read.
         """
-        config.data_dir.mkdir(parents=True, exist_ok=True)
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             disk = DiskTier(config.data_dir)
         except BlockingIOError as error:
@@ -150,6 +150,7 @@ class AdapterStore:
             ),
             arena_file=self._arena_file.path.name,
             arena_bytes=self._arena_file.size,
+            statistics=self._pack_statistics,
         )
         return catalog, packs
 
@@ -168,6 +169,17 @@ class AdapterStore:
             leases=self.executors.leases,
             arena=self.arena.statistics(),
             disk=self._disk.statistics(),
+        )
+
+    def _pack_statistics(self) -> store_pb2.PackStatistics:
+        now = self.statistics()
+        return store_pb2.PackStatistics(
+            executors=now.executors,
+            leases=now.leases,
+            packs_warm=now.arena.packs,
+            arena_bytes=now.arena.capacity_bytes,
+            arena_bytes_used=now.arena.used_bytes,
+            packs_cold=now.disk.packs,
         )
 
     def check_integrity(self) -> None:

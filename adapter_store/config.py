@@ -6,6 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rpc.addresses import check_address
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
 _MIB = 1 << 20
 _GIB = 1 << 30
 
@@ -17,11 +20,11 @@ class StoreConfig:
     Raises ValueError, saying what to change, for values that cannot work.
 
     Args:
-        data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time. listen:
-        `host:port` (port 0 takes a free one) or `unix:/path`. roots: folders that adapters may be loaded
-        from; nothing is loaded from anywhere else. arena_dir: folder, shared with the executors, for the
-        memory tier; a tmpfs. None picks a folder of this
-            user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
+        data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time.
+        listen: `host:port` (port 0 takes a free one) or `unix:/path`.
+        roots: folders that adapters may be loaded from; nothing is loaded from anywhere else.
+        arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of
+            this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
         max_adapter_bytes: largest adapter, as the sum of its files.
         workers: threads that copy, check and pack; what they do at once.
@@ -45,7 +48,7 @@ class StoreConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roots", tuple(Path(root).expanduser().absolute() for root in self.roots))
-        _check_address(self.listen)
+        check_address("listen", self.listen)
         for name, least, most in (
             ("arena_bytes", _MIB, 1 << 44),
             ("max_adapter_bytes", 1, 1 << 44),
@@ -58,6 +61,8 @@ class StoreConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or not least <= value <= most:
                 raise ValueError(f"{name} is {value}: choose from {least} to {most}")
+        if self.arena_dir is None and sys.platform == "linux" and not _SHARED_MEMORY.is_dir():
+            raise ValueError(f"arena_dir: there is no {_SHARED_MEMORY} here: name a folder on another tmpfs")
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(f"roots: {root} is not a folder: create it or name another")
@@ -68,13 +73,5 @@ class StoreConfig:
         if self.arena_dir is not None:
             return self.arena_dir
         if sys.platform == "linux":
-            return Path(f"/dev/shm/lorikeet-{os.getuid()}")  # noqa: S108 - it is shared memory that is wanted
+            return _SHARED_MEMORY / f"lorikeet-{os.getuid()}"
         return self.data_dir / "arena"
-
-
-def _check_address(address: str) -> None:
-    if address.startswith("unix:") and len(address) > len("unix:"):
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"listen is {address!r}: give host:port or unix:/path")

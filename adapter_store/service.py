@@ -1,6 +1,6 @@
 """The store's two gRPC services: decode, call, encode."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 
@@ -94,12 +94,14 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
         chunks: PackChunks,
         arena_file: str,
         arena_bytes: int,
+        statistics: Callable[[], store_pb2.PackStatistics],
     ) -> None:
         self._layouts = layouts
         self._executors = executors
         self._chunks = chunks
         self._arena_file = arena_file
         self._arena_bytes = arena_bytes
+        self._statistics = statistics
 
     async def RegisterLayout(  # noqa: N802
         self, request: store_pb2.RegisterLayoutRequest, context: Context
@@ -136,6 +138,11 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
             await context.write(store_pb2.PackChunk(manifest=manifest))
             async for chunk in chunks:
                 await context.write(store_pb2.PackChunk(data=chunk))
+
+    async def GetStatistics(  # noqa: N802
+        self, request: store_pb2.GetPackStatisticsRequest, context: Context
+    ) -> store_pb2.PackStatistics:
+        return self._statistics()
 
 
 def _dispatch(session: LeaseSession, request: store_pb2.LeaseRequest) -> None:

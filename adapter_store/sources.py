@@ -13,6 +13,8 @@ from rpc.errors import LorikeetError, aborted, invalid_argument, not_found, perm
 
 _MAX_SOURCE_LENGTH = 4096
 _MAX_INDEX_BYTES = 16 << 20
+# All are open at once while they are copied, and a process may have few open files.
+_MAX_SHARDS = 128
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Files that a trainer may save beside an adapter and that would change how prompts are made.
 _PROMPT_FILES = ("chat_template.jinja", "chat_template.json", "added_tokens.json", "tokenizer_config.json")
@@ -31,7 +33,8 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
 
     Args:
         source: a folder, absolute or below one of the roots. Links are followed as long as they stay below
-        roots. roots: the only folders that anything is read from.
+            roots.
+        roots: the only folders that anything is read from.
 
     Raises:
         LorikeetError: INVALID_ARGUMENT, UNIMPLEMENTED, PERMISSION_DENIED or NOT_FOUND, saying what to do.
@@ -114,7 +117,8 @@ def _find_folder(source: str, roots: Sequence[Path]) -> Path:
         listed = ", ".join(str(root) for root in roots)
         raise permission_denied("OUTSIDE_ROOTS", f"{source} is not below a root of the store ({listed})")
     for folder in allowed:
-        if folder.is_dir():
+        # Not Path.is_dir, which raises where a part of the path is too long to exist.
+        if os.path.isdir(folder):
             return folder
     raise not_found("NO_SOURCE", f"{source}: there is no such folder")
 
@@ -128,10 +132,13 @@ def _weight_files(folder: Path, source: str, names: Sequence[str], roots: Sequen
     if SINGLE_NAME in names:
         return [SINGLE_NAME]
     if INDEX_NAME in names:
-        path = _real_file(folder / INDEX_NAME, source, roots)
-        if path.stat().st_size > _MAX_INDEX_BYTES:
-            raise invalid_argument("BAD_FILE", f"{INDEX_NAME} is larger than {_MAX_INDEX_BYTES} bytes")
-        return [INDEX_NAME, *sorted(set(parse_index(path.read_bytes()).values()))]
+        data = _read_index(_real_file(folder / INDEX_NAME, source, roots))
+        shards = sorted(set(parse_index(data).values()))
+        if len(shards) > _MAX_SHARDS:
+            raise invalid_argument(
+                "TOO_MANY_FILES", f"{source} has {len(shards)} weight files; up to {_MAX_SHARDS} are read"
+            )
+        return [INDEX_NAME, *shards]
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         raise invalid_argument(
             "PICKLE",
@@ -146,9 +153,17 @@ def _real_file(path: Path, source: str, roots: Sequence[Path]) -> Path:
     real = _real(path)
     if not _is_below(real, roots):
         raise permission_denied("OUTSIDE_ROOTS", f"{source}: {path.name} is a link out of the store's roots")
-    if not real.exists():
+    if not os.path.exists(real):
         raise not_found("NO_FILE", f"{source}: {path.name} is missing")
     return real
+
+
+def _read_index(path: Path) -> bytes:
+    descriptor, size = _open_regular(path)
+    with open(descriptor, "rb") as file:
+        if size > _MAX_INDEX_BYTES:
+            raise invalid_argument("BAD_FILE", f"{INDEX_NAME} is larger than {_MAX_INDEX_BYTES} bytes")
+        return file.read(_MAX_INDEX_BYTES)
 
 
 def _open_regular(path: Path) -> tuple[int, int]:

@@ -18,6 +18,7 @@ CPU seconds are those of the processes, so that figures from a busy machine can 
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import statistics
@@ -172,6 +173,8 @@ async def _client(address: str) -> AsyncIterator[generation_pb2_grpc.GenerationS
 async def _streams(
     address: str, processes: dict[str, subprocess.Popen[str]], *, streams: int, tokens: int
 ) -> Run:
+    # The client shares the cores with what is measured: let it do no more than it must.
+    gc.disable()
     async with _client(address) as stub:
 
         async def one(max_tokens: int) -> tuple[int, int, int]:

@@ -22,13 +22,14 @@ from executor.control.scheduler import Scheduler
 from executor.service.build import Base, Progress, build_base
 from executor.service.commands import MAX_LOGPROBS, RequestLimits
 from executor.service.outbox import Outboxes
-from executor.service.servicer import PROTOCOL_VERSION, ExecutorServicer
+from executor.service.servicer import ExecutorServicer
 from executor.service.sessions import Sessions
 from lorikeet.v1 import executor_pb2 as pb
 from lorikeet.v1 import executor_pb2_grpc
 from rpc.channel import open_channel
 from rpc.digests import layout_digest
 from rpc.server import Server
+from rpc.versions import PROTOCOL_VERSION
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from rpc.addresses import check_address
+
 DType = Literal["float32", "bfloat16", "float16"]
 Runner = Literal["torch", "arithmetic"]
 LoadFormat = Literal["safetensors", "dummy"]
@@ -24,8 +26,8 @@ class ExecutorConfig:
         model_dir: folder with config.json, tokenizer.json and safetensors files.
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
         store: the adapter store's address; empty serves the base model only.
-        arena_dir: folder, shared with the store, that holds its arena; None fetches packs through gRPC
-        instead. model_name: what the model is called to clients; the folder's name when empty.
+        arena_dir: folder, shared with the store, that holds its arena; None fetches packs through gRPC.
+        model_name: what the model is called to clients; the folder's name when empty.
         device: "cpu" or "cuda", which takes the first GPU that CUDA_VISIBLE_DEVICES leaves visible.
         load_format: "safetensors", or "dummy", which makes up weights from config.json alone (benchmarks).
         dtype: of weights, KV and LoRA packs.
@@ -80,9 +82,9 @@ class ExecutorConfig:
         _check_choice("dtype", self.dtype, get_args(DType))
         _check_choice("queue_policy", self.queue_policy, get_args(QueuePolicy))
         _check_choice("runner", self.runner, get_args(Runner))
-        self._check_address("listen", self.listen)
+        check_address("listen", self.listen)
         if self.store:
-            self._check_address("store", self.store)
+            check_address("store", self.store)
         self._check_numbers()
         if not (self.model_dir / "config.json").is_file():
             raise ValueError(
@@ -128,14 +130,6 @@ class ExecutorConfig:
             )
         if self.max_lora_rank % _RANK_MULTIPLE:
             raise ValueError(f"max_lora_rank is {self.max_lora_rank}: give a multiple of {_RANK_MULTIPLE}")
-
-    @staticmethod
-    def _check_address(name: str, address: str) -> None:
-        if address.startswith("unix:") and len(address) > len("unix:"):
-            return
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65_535:
-            raise ValueError(f"{name} is {address!r}: give host:port or unix:/path")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

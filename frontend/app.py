@@ -18,6 +18,7 @@ from frontend.model_folder import ModelFolder, read_model_folder
 from frontend.prompts import PromptReader
 from frontend.service import ADAPTER_SERVICE, GENERATION_SERVICE, AdapterServicer, GenerationServicer
 from frontend.tokenizer import TextWorkers
+from frontend.tuning import tune_process
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import adapters_pb2_grpc, executor_pb2_grpc, generation_pb2_grpc, store_pb2_grpc
 from rpc.channel import open_channel
@@ -166,6 +167,7 @@ async def run(
     """
     frontend = Frontend(config)
     address = await frontend.start()
+    tune_process()
     announcing = asyncio.create_task(_announce(frontend, address, ready))
     try:
         await frontend.serve_until(stop or asyncio.Event())

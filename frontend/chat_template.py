@@ -18,6 +18,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rpc.errors import LorikeetError, invalid_argument
 
+# In characters. While JSON is parsed all streams stand still, and it may take many times its size in memory.
+_MAX_VARIABLES = 1 << 20
 RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt"})
 
 
@@ -84,6 +86,11 @@ def parse_variables(text: str) -> dict[str, Any]:
     """Reads `template_variables_json`: a JSON object, empty text for none. Raises INVALID_ARGUMENT."""
     if not text:
         return {}
+    if len(text) > _MAX_VARIABLES:
+        raise invalid_argument(
+            "CHAT_VARIABLES_TOO_LARGE",
+            f"chat.template_variables_json is {len(text)} characters long: at most {_MAX_VARIABLES} are read",
+        )
     try:
         variables = json.loads(text)
     except (ValueError, RecursionError) as error:

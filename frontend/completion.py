@@ -16,6 +16,7 @@ Alternatives = tuple[Sequence[int], Sequence[float]]
 """Token ids and their log probabilities."""
 
 NO_FINISH = executor_pb2.ENGINE_FINISH_UNSPECIFIED
+ENGINE_STOP = executor_pb2.ENGINE_FINISH_STOP
 STOP = generation_pb2.FINISH_REASON_STOP
 LENGTH = generation_pb2.FINISH_REASON_LENGTH
 
@@ -92,19 +93,19 @@ class Completion:
 
         Returns True where a stop string ended the completion, which the engine cannot know.
         """
-        last = len(token_ids) - 1
+        matcher = self._matcher
+        last = len(token_ids) - 1 if finish == ENGINE_STOP else -1
         for position, token_id in enumerate(token_ids):
             self.completion_tokens += 1
             self._token_ids.append(token_id)
             if logprobs is not None:
                 self._logprobs.append(logprobs[position])
                 self._alternatives.append(alternatives.get(position) if alternatives else None)
-            ends = position == last and finish == executor_pb2.ENGINE_FINISH_STOP
+            ends = position == last
             if ends and (token_id in self._stop_token_ids or not self._include_special_tokens):
                 text = ""
             else:
                 text = self._detokenizer.step(token_id)
-            matcher = self._matcher
             if matcher is not None:
                 text = matcher.feed(text)
                 if matcher.match:
@@ -127,7 +128,7 @@ class Completion:
                 return
             tail += matcher.flush()
         self._append_tail(tail)
-        if finish == executor_pb2.ENGINE_FINISH_STOP:
+        if finish == ENGINE_STOP:
             self._end(STOP, self._describe_token(token_ids[-1]) if token_ids else "")
         else:
             self._end(LENGTH, "")

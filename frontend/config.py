@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rpc.addresses import check_address
 from rpc.channel import MAX_MESSAGE_BYTES
 
 
@@ -36,10 +37,10 @@ class FrontendConfig:
     drain_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_address("listen", self.listen)
-        _check_address("executor", self.executor)
+        check_address("listen", self.listen)
+        check_address("executor", self.executor)
         if self.store:
-            _check_address("store", self.store)
+            check_address("store", self.store)
         for name, least, most in (
             ("max_requests", 1, 1 << 20),
             ("max_message_bytes", 1 << 10, 1 << 30),
@@ -55,11 +56,3 @@ class FrontendConfig:
                 raise ValueError(
                     f"{self.model_dir} holds no {file}: give the folder of a Hugging Face checkpoint"
                 )
-
-
-def _check_address(name: str, address: str) -> None:
-    if address.startswith("unix:") and len(address) > len("unix:"):
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"{name} is {address!r}: give host:port or unix:/path")

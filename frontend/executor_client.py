@@ -13,10 +13,10 @@ from frontend.flights import RETRY_SECONDS, Flight, FlightTable, Sink
 from frontend.reconnect import Backoff, closed, why_ended
 from lorikeet.v1 import executor_pb2, executor_pb2_grpc
 from rpc.errors import LorikeetError, aborted, failed_precondition, unavailable
+from rpc.versions import PROTOCOL_VERSION
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION = 1
 
 _HELLO_SECONDS = 10.0
 

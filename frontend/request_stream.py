@@ -87,6 +87,8 @@ class RequestStream:
         self._news = False
         self._error: LorikeetError | None = None
         self._first_taken = False
+        self.done = False
+        """True once the last message has been taken."""
         self._cached_tokens: int | None = None
         self._queued_us = self._adapter_wait_us = self._first_token_us = 0
         self._without_token = set(range(len(completions)))
@@ -95,11 +97,6 @@ class RequestStream:
     def begun(self) -> bool:
         """True once any completion has a token."""
         return len(self._without_token) < len(self._completions)
-
-    @property
-    def done(self) -> bool:
-        """True once the last message has been taken."""
-        return all(completion.sent_all for completion in self._completions)
 
     async def wait(self) -> None:
         """Returns when there is news and this stream's turn. Raises the error that ended the request."""
@@ -125,7 +122,8 @@ class RequestStream:
         if responses:
             if not self._first_taken:
                 self._complete_first(responses[0])
-            if responses[-1].finish_reason and self.done:
+            if responses[-1].finish_reason and all(each.sent_all for each in self._completions):
+                self.done = True
                 responses[-1].summary.CopyFrom(self._summary())
         return responses
 

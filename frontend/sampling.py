@@ -1,5 +1,6 @@
 """Sampling parameters: their ranges, their defaults, and the complete set that an executor is sent."""
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,8 +96,8 @@ def complete_sampling(
     for name, (least, most) in _RANGES.items():
         explicit = name in ("presence_penalty", "frequency_penalty") or params.HasField(name)
         value = getattr(params, name) if explicit else getattr(defaults, name)
-        # Written so that NaN fails as well.
-        if not least <= value <= most:
+        # Written so that NaN fails as well. The message's floats are single: 0.01 arrives as 0.00999999978.
+        if not _single(least) <= value <= most:
             raise out_of_range(f"sampling.{name}", value, f"{least:g} to {most:g}")
         setattr(sampling, name, value)
     if sampling.temperature < MIN_TEMPERATURE:
@@ -105,6 +106,10 @@ def complete_sampling(
     sampling.stop_token_ids.extend(params.stop_token_ids)
     _add_logit_bias(sampling, params.logit_bias, vocab_size)
     return sampling
+
+
+def _single(value: float) -> float:
+    return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
 def _check_stop_token_ids(params: generation_pb2.SamplingParams, vocab_size: int) -> None:

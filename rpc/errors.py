@@ -15,6 +15,11 @@ from grpc_status import rpc_status
 
 DOMAIN = "lorikeet"
 
+# Clients drop a response whose headers exceed 8 KiB, and learn nothing of the error. The message travels
+# twice: percent-encoded, up to three bytes a byte, and in the details.
+_MAX_MESSAGE_BYTES = 1500
+_MAX_METADATA_BYTES = 200
+
 _CODE_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -102,15 +107,23 @@ def code_number(code: grpc.StatusCode) -> int:
 
 
 def to_status(error: LorikeetError) -> status_pb2.Status:
-    """Encodes an error with its ErrorInfo and, if it has a delay, its RetryInfo."""
-    status = status_pb2.Status(code=code_number(error.code), message=error.message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
+    """Encodes an error with its ErrorInfo and, if it has a delay, its RetryInfo; cuts long texts."""
+    message = _fit(error.message, _MAX_MESSAGE_BYTES)
+    metadata = {key: _fit(value, _MAX_METADATA_BYTES) for key, value in error.metadata.items()}
+    status = status_pb2.Status(code=code_number(error.code), message=message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     status.details.add().Pack(info)
     if error.retry_after is not None:
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_after * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def _fit(text: str, limit: int) -> str:
+    # Messages quote what was sent, and JSON can spell half a surrogate pair.
+    data = text[: limit + 1].encode("utf-8", "backslashreplace")
+    return data.decode() if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "..."
 
 
 def from_status(status: status_pb2.Status) -> LorikeetError:

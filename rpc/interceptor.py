@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from rpc.errors import LorikeetError, internal, to_status
+from rpc.errors import LorikeetError, internal, invalid_argument, to_status, unimplemented
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +47,42 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 else grpc.unary_unary_rpc_method_handler
             )
             wrapped = _wrap_unary(method, inner)
-        return factory(wrapped, handler.request_deserializer, handler.response_serializer)
+        deserializer = handler.request_deserializer
+        if deserializer is not None and not handler.request_streaming:
+            deserializer = _decode_or_tell(deserializer)
+        return factory(wrapped, deserializer, handler.response_serializer)
+
+
+class _Malformed:
+    """Stands for a request that is not a message of its type.
+
+    grpc.aio logs what a deserializer raises, at length, and answers UNKNOWN.
+    """
+
+
+def _decode_or_tell(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError:
+            return _Malformed()
+
+    return decode
+
+
+def _check_decoded(request: Any) -> None:
+    if isinstance(request, _Malformed):
+        raise invalid_argument(
+            "MALFORMED_MESSAGE",
+            "the request is not a message of the method's type, or a text in it is not UTF-8: "
+            "build it with the published protos",
+        )
 
 
 def _wrap_unary(method: str, inner: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            _check_decoded(request)
             return await inner(request, context)
         except BaseException as error:
             await _fail(method, context, error)
@@ -63,6 +94,7 @@ def _wrap_streaming(method: str, inner: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
         # Written with context.write: one coroutine hop a message less than an async generator around another.
         try:
+            _check_decoded(request)
             responses = inner(request, context)
             if isinstance(responses, AsyncIterator):
                 async for response in responses:
@@ -85,6 +117,10 @@ async def _fail(method: str, context: grpc.aio.ServicerContext, error: BaseExcep
         error = RuntimeError("a handler leaked a cancellation of its own")
     elif not isinstance(error, Exception):
         raise error
+    if isinstance(error, NotImplementedError):
+        error = unimplemented(
+            "NOT_IMPLEMENTED", f"this server does not implement {method}: it may be an older one"
+        )
     if not isinstance(error, LorikeetError):
         incident = uuid.uuid4().hex[:12]
         log.error("incident %s in %s", incident, method, exc_info=error)

@@ -34,6 +34,13 @@ _BYTES = {
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 
+# What is found under the name of a safetensors file now and then.
+_IMPOSTORS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run git lfs pull"),
+    (b"PK\x03\x04", "a PyTorch archive, not safetensors: save it again with save_pretrained"),
+    (b"\x80", "a pickle, not safetensors: save it again with save_pretrained"),
+)
+
 NUMPY_DTYPES = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -133,6 +140,9 @@ def read_header(file: str, data: mmap.mmap | bytes) -> Iterator[TensorEntry]:
     size = len(data)
     length = int.from_bytes(data[:8], "little")
     if length > _MAX_HEADER_BYTES:
+        for start, what in _IMPOSTORS:
+            if data[: len(start)] == start:
+                raise _bad(file, f"it is {what}")
         raise _bad(file, f"its header claims {length} bytes; more than {_MAX_HEADER_BYTES} is never honest")
     if 8 + length > size:
         raise _bad(file, f"it is truncated: the header takes {length} bytes of a file of {size}")

@@ -14,6 +14,7 @@ import mmap
 import os
 import secrets
 import shutil
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class ArenaFile:
             ArenaError: the folder cannot be made, is in use by another store, or is too small.
         """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(folder)
             lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ArenaError(
@@ -187,6 +189,14 @@ class ArenaFile:
 
     def _set_generation(self, header_offset: int, generation: int) -> None:
         _HEADER.pack_into(self._map, header_offset, _HEADER_MAGIC, generation)
+
+
+def _check_owner(folder: Path) -> None:
+    # In a folder that everyone may write to, such as /dev/shm, somebody else may have been there first.
+    status = folder.lstat()
+    is_ours = status.st_uid == os.getuid() and not stat.S_ISLNK(status.st_mode)
+    if folder.parent.stat().st_mode & stat.S_ISVTX and not is_ours:
+        raise ArenaError(f"{folder} is a link or belongs to another user: choose another arena_dir")
 
 
 def _attach(folder: Path, size: int) -> tuple[Path, mmap.mmap] | None:

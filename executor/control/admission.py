@@ -17,8 +17,9 @@ from executor.control.table import RowTable
 
 
 class Admission:
-    """Admits in the policy's order, whose first is waited for if there are no pages for it: a small request
-    must not pass a large one for ever."""
+    """Admits in the policy's order and waits for the first if there are no pages for it: small requests must
+    not pass a large one for ever.
+    """
 
     def __init__(
         self,

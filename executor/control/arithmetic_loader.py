@@ -26,9 +26,7 @@ class SlotRow:
 
 
 class ArithmeticLoader:
-    """`packs` gives each known digest's units; others fail with NOT_FOUND. An event comes `delay()` polls
-    late.
-    """
+    """`packs` gives known digests' units; others fail with NOT_FOUND. Events come `delay()` polls late."""
 
     def __init__(
         self,

@@ -38,8 +38,9 @@ class InFlight(Generic[Pending]):
 
 
 class Engine(Generic[Pending]):
-    """Joins scheduler, runner, loader and mailbox; `publish` takes the outputs of each step, on the
-    engine's thread, and must neither wait nor raise.
+    """Joins scheduler, runner, loader and mailbox.
+
+    `publish` takes the outputs of each step, on the engine's thread; it must neither wait nor raise.
     """
 
     def __init__(
@@ -69,9 +70,7 @@ class Engine(Generic[Pending]):
 
     @property
     def healthy(self) -> bool:
-        """False when step after step fails, or the loop has crashed: whoever supervises the process should
-        act.
-        """
+        """False when step after step fails, or the loop has crashed: the supervisor should act."""
         return self._failures < _FAILURES_TOLERATED and not self._crashed
 
     def run(self) -> None:
@@ -100,11 +99,11 @@ class Engine(Generic[Pending]):
         """One turn, with the step in flight before it; returns the one in flight after it."""
         self._receive()
         plan = self._scheduler.plan()
-        self._load_adapters()
+        loading = self._load_adapters()
         launched = self._launch(plan) if plan is not None else None
         if not self._overlap and launched is not None:
             in_flight, launched = launched, None
-        self._idle = plan is None and in_flight is None
+        self._idle = plan is None and in_flight is None and not loading
         if in_flight is not None:
             self._collect(in_flight)
         self._send(self._scheduler.take_outputs())
@@ -137,9 +136,10 @@ class Engine(Generic[Pending]):
             case ClientGone(client):
                 self._scheduler.abort_client(client)
 
-    def _load_adapters(self) -> None:
-        loader = self._loader
-        for action in self._scheduler.take_actions():
+    def _load_adapters(self) -> bool:
+        """Passes the scheduler's wishes on; returns whether there were any."""
+        loader, actions = self._loader, self._scheduler.take_actions()
+        for action in actions:
             match action:
                 case Prefetch(digest):
                     loader.prefetch(digest)
@@ -155,6 +155,7 @@ class Engine(Generic[Pending]):
                     loader.release(digest)
                 case Retired(digest):
                     loader.retired(digest)
+        return bool(actions)
 
     def _launch(self, plan: StepPlan) -> InFlight[Pending] | None:
         try:

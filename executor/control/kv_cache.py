@@ -75,9 +75,7 @@ class KvCache:
         self._pool.give(self._tree.drop(digest))
 
     def check_integrity(self, private: Int32Array) -> None:
-        """`private` are the pages that rows own; with the pool's and the tree's they are all pages, each
-        once.
-        """
+        """`private` pages, those that rows own, with the pool's and the tree's are all pages, each once."""
         self._pool.check_integrity()
         self._tree.check_integrity()
         everywhere = np.concatenate([private, self._pool.idle_ids(), self._tree.page_ids()])

@@ -51,9 +51,7 @@ class LifecycleError(Exception):
 
 
 def next_state(state: State, trigger: Trigger) -> State:
-    """Returns where `trigger` leads from `state`; raises LifecycleError, naming both, where it leads
-    nowhere.
-    """
+    """Returns where `trigger` leads; raises LifecycleError, naming both, where it leads nowhere."""
     try:
         return TRANSITIONS[state, trigger]
     except KeyError:

@@ -15,9 +15,7 @@ NO_STEP = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """The request's first step begins. queued_seconds counts from submission and includes
-    adapter_wait_seconds.
-    """
+    """The request's first step begins. queued_seconds includes adapter_wait_seconds."""
 
     key: RequestKey
     cached_tokens: int
@@ -27,9 +25,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The request is over, whoever ended it. first_token_seconds counts from submission; 0 when there was
-    no token.
-    """
+    """The request is over, whoever ended it. first_token_seconds is from submission, 0 without a token."""
 
     key: RequestKey
     reason: FinishReason
@@ -41,9 +37,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The request ended without an answer, whether or not it had begun. A Finished (FAILED) does not
-    follow.
-    """
+    """The request ended without an answer, whether or not it had begun. No Finished follows."""
 
     key: RequestKey
     code: Code

@@ -31,9 +31,7 @@ class PagePool:
         return self._free
 
     def take(self, count: int) -> Int32Array:
-        """Removes `count` pages from the pool and returns their ids, int32[count]; the caller knows there
-        are enough.
-        """
+        """Removes `count` pages, of which there are enough; returns their ids, int32[count]."""
         assert 0 <= count <= self._free, f"{count} pages wanted, {self._free} free"
         self._free -= count
         return self._stack[self._free : self._free + count].copy()
@@ -46,9 +44,7 @@ class PagePool:
         self._free = end
 
     def give_after(self, step: int, page_ids: Int32Array) -> None:
-        """Takes pages back that steps up to `step` may still touch; steps must not decrease from call to
-        call.
-        """
+        """Takes pages back that steps up to `step`, no less than in the last call, may still touch."""
         self._waiting.append((step, page_ids))
         self.waiting += len(page_ids)
 

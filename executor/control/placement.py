@@ -134,9 +134,7 @@ class Placement:
         accounts.draining[:] = False
 
     def _victims(self) -> _Victims:
-        """A busy adapter with nothing waiting is easily drained; one with its line must have had its
-        quantum.
-        """
+        """Nobody minds draining an adapter with no request waiting; others must have had their quantum."""
         accounts = self._accounts
         victims = _Victims([], [], [])
         had_quantum = accounts.served - accounts.quantum_start >= self._config.slot_quantum
@@ -153,9 +151,7 @@ class Placement:
         return victims
 
     def _drain_for(self, digest: str, victims: _Victims) -> None:
-        """Drains as few busy adapters as make room, those served most first; none while all would not be
-        enough.
-        """
+        """Drains busy adapters until there will be room, those served most first; none if all are too few."""
         accounts = self._accounts
 
         def cost(candidate: tuple[int, Adapter]) -> tuple[bool, int]:

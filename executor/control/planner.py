@@ -1,6 +1,4 @@
-"""Makes the plan of one step: first every running sequence's next token, then prompts, as far as the budget
-goes.
-"""
+"""Makes the plan of one step: every running sequence's next token, then prompts up to the budget."""
 
 from __future__ import annotations
 
@@ -71,14 +69,10 @@ class Planner:
         self._admission = admission
 
     def plan(self, step: int) -> tuple[StepPlan, StepRecord] | None:
-        """Plans a step and counts it as planned; None, with nothing changed but preemptions, if no row can
-        go on.
-        """
+        """Plans a step and counts it as planned; None, preemptions apart, if no row can go on."""
         table = self._table
-        before = self._running.preemptions
         rows = self._give_pages(table.rows_to_decode())
-        preempted = self._running.preemptions > before
-        chunks = self._prefill(step, self._config.max_step_tokens - len(rows), preempted)
+        chunks = self._prefill(step, self._config.max_step_tokens - len(rows))
         if not len(rows) and not chunks.rows:
             return None
         self._running.planned = step
@@ -89,9 +83,7 @@ class Planner:
         return self._assemble(step, rows, starts, chunks)
 
     def _give_pages(self, rows: Int32Array) -> Int32Array:
-        """Gives each decoding row that is at the end of its last page another; returns the rows that can go
-        on.
-        """
+        """Gives each row that is at the end of its last page another; returns the rows that can go on."""
         table, running = self._table, self._running
         needy = rows[table.planned[rows] == table.pages[rows] * table.page_size]
         if not len(needy):
@@ -110,17 +102,14 @@ class Planner:
         running.grow(needy)
         return rows
 
-    def _prefill(self, step: int, budget: int, preempted: bool) -> _Chunks:
-        """Fills the budget with prompts: those begun earlier, oldest first, then new ones.
-
-        Nothing is admitted in a step that preempted: the pages are needed by those who run.
-        """
+    def _prefill(self, step: int, budget: int) -> _Chunks:
+        """Fills the budget with prompts: those begun earlier, oldest first, then new ones."""
         table, chunks = self._table, _Chunks()
         for row in table.rows_to_prefill():
             if budget <= 0:
                 return chunks
             budget -= self._chunk(step, row, budget, chunks)
-        admitting = not preempted and self._admission.begin()
+        admitting = self._admission.begin()
         while admitting and budget > 0:
             sequence = self._admission.next()
             if sequence is None:

@@ -46,9 +46,7 @@ class PrefixTree:
         return self.size - self.pinned
 
     def match(self, namespace: Namespace, token_ids: Int32Array, limit: int) -> list[int]:
-        """Probes for the longest known prefix of at most `limit` full pages; returns its pages. Changes
-        nothing.
-        """
+        """Probes for the longest known prefix, at most `limit` pages; returns them. Changes nothing."""
         children = self._roots.get(namespace)
         if children is None or limit <= 0:
             return []
@@ -127,9 +125,7 @@ class PrefixTree:
         return kept
 
     def evict(self, count: int) -> Int32Array:
-        """Removes up to `count` unpinned pages, leaves first, those least recently used first; returns
-        their ids.
-        """
+        """Removes up to `count` unpinned pages, always the least recently used leaf; returns their ids."""
         gone: list[int] = []
         while len(gone) < count and self._leaves:
             used, page = heapq.heappop(self._leaves)

@@ -38,9 +38,7 @@ class RangeAllocator:
         return any(gap >= size for _, gap in free)
 
     def check_integrity(self, taken: Iterable[tuple[int, int]]) -> None:
-        """`taken` are all ranges in use; with the free ones they cover the pool, and free neighbours are
-        joined.
-        """
+        """`taken`, all ranges in use, and the free ones cover the pool; free neighbours are joined."""
         end = 0
         was_free = False
         for offset, size, free in sorted([(*r, True) for r in self._free] + [(*r, False) for r in taken]):

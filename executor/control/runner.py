@@ -17,7 +17,5 @@ class Runner(Protocol[Pending]):
         ...
 
     def collect(self, pending: Pending) -> StepResult:
-        """Samples and waits for the result. Comes after the launch, and maybe after the launch of the next
-        step.
-        """
+        """Samples and waits for the result. The next step may have been launched in between."""
         ...

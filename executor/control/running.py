@@ -31,9 +31,7 @@ _PageUpdate = tuple[Int32Array, Int32Array, Int32Array]
 
 
 class Running:
-    """Keeps row, pages, pins and accounts of a running sequence together: it gets all of them and gives
-    back all.
-    """
+    """Keeps row, pages, pin and account of a running sequence together: it gets all or none."""
 
     def __init__(
         self,
@@ -58,9 +56,7 @@ class Running:
 
     @property
     def room(self) -> int:
-        """Pages that an admission may use. Each running row will soon need another, so as many are left
-        alone.
-        """
+        """Pages that an admission may use: all but one for each running row, which will soon need it."""
         return self._cache.available - min(self._table.used, self._cache.pages // 8)
 
     @property
@@ -127,9 +123,7 @@ class Running:
             self._announce(row, first, int(self._table.shared[row]))
 
     def youngest(self) -> int | None:
-        """The row admitted last of those that stay, or None where only one is left: the oldest always goes
-        on.
-        """
+        """The row admitted last of those that stay; None for the oldest, which always goes on."""
         table = self._table
         staying = np.flatnonzero(table.live & ~table.leaving)
         if len(staying) < 2:
@@ -137,9 +131,7 @@ class Running:
         return int(staying[table.admission[staying].argmax()])
 
     def preempt(self, row: int) -> None:
-        """Sends a sequence back to the queue once the steps in flight have retired; a token in flight still
-        counts.
-        """
+        """Sends a sequence back to the queue after the steps in flight, whose token still counts."""
         self.preemptions += 1
         self._leave(row, Trigger.PREEMPT)
 
@@ -158,9 +150,7 @@ class Running:
                 self._release(row)
 
     def take_page_updates(self) -> _PageUpdate:
-        """The changes of page tables since the last call: rows, columns, page ids, int32[K] each; no entry
-        twice.
-        """
+        """The latest changes of page tables: rows, columns, page ids, int32[K] each; no entry twice."""
         updates, self._page_updates = self._page_updates, []
         if not updates:
             return no_ids(), no_ids(), no_ids()
@@ -203,9 +193,7 @@ class Running:
             self._accounts.close_if_idle(sequence.account)
 
     def _share(self, row: int, full_pages: int) -> Int32Array:
-        """Moves the row's first pages to the tree; returns those of its own that the tree had already,
-        int32[n].
-        """
+        """Moves the row's first pages to the tree; returns those that the tree had already, int32[n]."""
         table = self._table
         first, old = int(table.shared[row]), int(table.node[row])
         if full_pages <= first:

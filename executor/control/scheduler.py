@@ -34,9 +34,7 @@ from executor.control.validation import refusal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStatistics:
-    """Counts at one moment. Pages: held by running requests, cached in the prefix tree (held or not), of
-    all.
-    """
+    """Counts at one moment. Pages cached are those in the prefix tree, whether or not they are held too."""
 
     waiting: int
     running: int
@@ -114,9 +112,7 @@ class Scheduler:
         self._finish_if_complete(sequence)
 
     def finish(self, key: RequestKey) -> None:
-        """The frontend has ended a request (a stop string). Unknown keys are ignored: it may have ended
-        meanwhile.
-        """
+        """The frontend has ended a request (a stop string). Unknown keys are ignored: they may have ended."""
         self._end(key, FinishReason.STOP)
 
     def abort(self, key: RequestKey) -> None:
@@ -139,9 +135,7 @@ class Scheduler:
         self._placement.handle(event)
 
     def plan(self) -> StepPlan | None:
-        """Plans the next step, which must then be launched, or failed; None if there is nothing to compute
-        now.
-        """
+        """Plans the next step, which is then launched, or failed; None if nothing can be computed now."""
         self._placement.update()
         planned = self._planner.plan(self._steps)
         if planned is None:

@@ -110,9 +110,7 @@ class Adapter:
 
 class EvictionPolicy(Protocol):
     def choose(self, idle: Sequence[Adapter]) -> Adapter:
-        """Returns the one of these resident adapters without pins that is given up first; there is at least
-        one.
-        """
+        """Returns which of these, resident and without pins, at least one, is given up first."""
         ...
 
 
@@ -124,9 +122,7 @@ class LruEviction:
 
 
 class AdapterSlots:
-    """Owns slots, pool ranges, pins and the residency of every adapter. Digests without an entry are
-    ABSENT.
-    """
+    """Owns slots, pool ranges, pins and the residency of every adapter."""
 
     def __init__(self, *, slots: int, units: int, eviction: EvictionPolicy | None = None) -> None:
         self.slots = slots
@@ -279,9 +275,7 @@ class AdapterSlots:
         return self._resident.get(digest) or self._arriving.get(digest)
 
     def _adapter(self, digest: str, trigger: _Trigger) -> Adapter:
-        """Returns the adapter after the transition; raises LifecycleError where there is none from its
-        state.
-        """
+        """Returns the adapter after the transition; raises LifecycleError where it is illegal."""
         adapter = self._find(digest) or Adapter(digest)
         try:
             adapter.residency = _TRANSITIONS[adapter.residency, trigger]

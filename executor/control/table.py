@@ -116,9 +116,7 @@ class RowTable:
         self._free.append(row)
 
     def rows_to_decode(self) -> Int32Array:
-        """Rows whose next step computes one token, int32[n]; not those whose last token is being sampled
-        already.
-        """
+        """Rows whose next step computes one token, int32[n], but for those whose last is being sampled."""
         return np.flatnonzero(self.decoding & (self.planned + 1 < self.limit)).astype(np.int32)
 
     def rows_to_prefill(self) -> list[int]:
@@ -127,9 +125,7 @@ class RowTable:
         return rows[self.admission[rows].argsort()].tolist() if len(rows) else []
 
     def append(self, rows: Int32Array, token_ids: Int32Array) -> NDArray[np.uint8]:
-        """Adds one sampled token to each of the rows, int32[n]; returns why each ends there, or NONE,
-        uint8[n].
-        """
+        """Adds a sampled token to each of the rows, int32[n]; returns why each ends, or NONE, uint8[n]."""
         length = self.length[rows]
         self.history[rows, length] = token_ids
         length += 1

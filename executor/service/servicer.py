@@ -9,8 +9,6 @@ from lorikeet.v1 import executor_pb2 as pb
 from lorikeet.v1 import executor_pb2_grpc
 from rpc.errors import failed_precondition, invalid_argument
 
-PROTOCOL_VERSION = 1
-
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """Serves one engine to any number of frontends."""

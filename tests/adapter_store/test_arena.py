@@ -211,6 +211,19 @@ def test_one_store_at_a_time(tmp_path):
     file.close()
 
 
+def test_a_folder_that_somebody_else_put_there_is_not_used(tmp_path):
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (tmp_path / "theirs").mkdir()
+    (shared / "arena").symlink_to(tmp_path / "theirs")
+    with pytest.raises(ArenaError, match="is a link or belongs to another user"):
+        ArenaFile.open(shared / "arena", SIZE)
+    (shared / "arena").unlink()
+    ArenaFile.open(shared / "arena", SIZE).close()
+    assert (shared / "arena").stat().st_mode & 0o077 == 0
+
+
 def test_a_small_file_system_is_refused_with_advice(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=64 << 20))

@@ -47,6 +47,14 @@ def test_what_cannot_work_is_refused(tmp_path, change, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/shm")
+def test_a_machine_without_shared_memory_needs_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("adapter_store.config._SHARED_MEMORY", tmp_path / "shm")
+    with pytest.raises(ValueError, match=r"arena_dir: there is no .*name a folder on another tmpfs"):
+        StoreConfig(data_dir=tmp_path)
+    StoreConfig(data_dir=tmp_path, arena_dir=tmp_path)
+
+
 async def test_run_says_when_it_is_ready_and_stops_when_told(tmp_path):
     config = StoreConfig(
         data_dir=tmp_path / "data", listen="127.0.0.1:0", arena_dir=tmp_path / "arena", arena_bytes=1 << 20

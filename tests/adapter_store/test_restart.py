@@ -28,8 +28,8 @@ async def test_names_packs_and_layouts_come_back(tmp_path):
     async with running_store(tmp_path) as running:
         layout = (await running.register()).layout_digest
         digest = (await running.load("a", write_adapter(tmp_path / "adapters/a"))).adapter.digest
-        got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
         await running.settled()
+        got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
         arena = running.arena
     shutil.rmtree(tmp_path / "adapters/a")
     async with running_store(tmp_path) as running:

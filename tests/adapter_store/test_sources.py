@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -120,6 +121,8 @@ def test_no_roots_means_no_sources(tmp_path):
         ("pickled", "INVALID_ARGUMENT", "PICKLE"),
         ("ambiguous", "INVALID_ARGUMENT", "AMBIGUOUS_WEIGHTS"),
         ("x/" * 1500, "NOT_FOUND", "NO_SOURCE"),
+        ("x" * 300, "NOT_FOUND", "NO_SOURCE"),
+        ("many-shards", "INVALID_ARGUMENT", "TOO_MANY_FILES"),
         ("loop", "NOT_FOUND", "NO_SOURCE"),
     ],
 )
@@ -134,6 +137,10 @@ def test_sources_that_hold_no_adapter_are_refused(root, source, code, reason):
     sharded = write_adapter(root / "half-sharded", shards=2)
     (sharded / "adapter_model-00002-of-00002.safetensors").unlink()
     write_adapter(write_adapter(root / "ambiguous", shards=2))
+    (write_adapter(root / "many-shards") / "adapter_model.safetensors").unlink()
+    weight_map = {f"tensor{number}": f"{number}.safetensors" for number in range(200)}
+    index = root / "many-shards" / "adapter_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
     error = refusal(source, root)
     assert (error.code.name, error.reason) == (code, reason)
     assert len(error.message) < 6000
@@ -151,12 +158,13 @@ def test_prompt_files_of_an_adapter_are_said(root):
     assert "chat_template.jinja" in resolve_source(str(folder), [root]).notes[0]
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.safetensors.index.json"])
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_only_regular_files_are_read(root, tmp_path, kind):
+def test_only_regular_files_are_read(root, tmp_path, kind, name):
+    # A pipe that nobody writes to would keep a thread of the store for ever.
     folder = write_adapter(root / "a")
-    weights = folder / "adapter_model.safetensors"
-    weights.unlink()
-    os.mkfifo(weights) if kind == "pipe" else weights.mkdir()
+    (folder / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / name) if kind == "pipe" else (folder / name).mkdir()
     with pytest.raises(LorikeetError, match="not a regular file"):
         copied(folder, root, tmp_path / "out")
 

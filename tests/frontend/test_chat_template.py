@@ -113,7 +113,16 @@ def test_a_broken_template_is_found_at_the_start():
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[1]", '"x"', "null", json.dumps({"messages": []}), "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"],
+    [
+        "{",
+        "[1]",
+        '"x"',
+        "null",
+        json.dumps({"messages": []}),
+        "[" * 100_000,
+        '{"a": 1' + "0" * 5000 + "}",
+        f"{{}}{' ' * 1_050_000}",
+    ],
 )
 def test_malformed_variables_are_refused(text: str):
     with pytest.raises(LorikeetError) as caught:

@@ -104,6 +104,11 @@ def test_a_request_without_a_prompt_is_refused():
         plan_generation(generation_pb2.GenerateRequest(), limits=LIMITS, defaults=DEFAULTS)
 
 
+@pytest.mark.parametrize(("field", "value"), [("top_p", 1e-6), ("repetition_penalty", 0.01)])
+def test_the_least_value_that_is_named_is_taken(field: str, value: float):
+    assert getattr(plan(sampling={field: value}).sampling, field) == pytest.approx(value)
+
+
 def test_min_tokens_may_not_exceed_max_tokens():
     assert "min_tokens" in refusal(sampling={"min_tokens": 5, "max_tokens": 4})
     assert plan(sampling={"min_tokens": 500}).sampling.max_tokens == 500

@@ -11,7 +11,15 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lorikeet.v1 import generation_pb2, generation_pb2_grpc
 from rpc.channel import MAX_MESSAGE_BYTES, open_channel
-from rpc.errors import LorikeetError, from_rpc, from_status, resource_exhausted, to_status, unavailable
+from rpc.errors import (
+    LorikeetError,
+    from_rpc,
+    from_status,
+    invalid_argument,
+    resource_exhausted,
+    to_status,
+    unavailable,
+)
 from rpc.server import Server
 
 SERVICE = "lorikeet.v1.GenerationService"
@@ -23,6 +31,9 @@ class Misbehaving(generation_pb2_grpc.GenerationServiceServicer):
     async def Tokenize(self, request, context):  # noqa: N802
         if request.text == "known":
             raise resource_exhausted("QUEUE_FULL", "wait a little", retry_after=0.25, queue="waiting")
+        if request.text.startswith("quote "):
+            text = bytes.fromhex(request.text.removeprefix("quote ")).decode("utf-16", "surrogatepass")
+            raise invalid_argument("QUOTED", text, text=text)
         if request.text == "cancel":
             raise asyncio.CancelledError
         raise RuntimeError("secret text")
@@ -54,6 +65,28 @@ def test_status_round_trip() -> None:
     assert (back.code, back.reason, back.message) == (error.code, error.reason, error.message)
     assert back.metadata == {"queue": "waiting"}
     assert back.retry_after == 1.5
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\N{PARROT}" * 100_000, "ok \ud800"])
+async def test_a_message_of_any_length_and_content_arrives(target: str, text: str) -> None:
+    error = await _tokenize_error(target, "quote " + text.encode("utf-16", "surrogatepass").hex())
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "QUOTED")
+    assert error.message[:2] == text[:2]
+    assert error.metadata["text"][:2] == text[:2]
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x02\xff\xfe"])
+async def test_what_is_no_message_is_an_invalid_argument(target: str, data: bytes) -> None:
+    async with open_channel(target) as channel:
+        tokenize = channel.unary_unary(f"/{SERVICE}/Tokenize")
+        with pytest.raises(grpc.aio.AioRpcError) as unary:
+            await tokenize(data, timeout=10)
+        generate = channel.unary_stream(f"/{SERVICE}/Generate")
+        with pytest.raises(grpc.aio.AioRpcError) as streaming:
+            await generate(data, timeout=10).read()
+    for caught in (unary, streaming):
+        assert from_rpc(caught.value).code is grpc.StatusCode.INVALID_ARGUMENT
+        assert from_rpc(caught.value).reason == "MALFORMED_MESSAGE"
 
 
 async def test_known_error_arrives_with_reason_and_delay(target: str) -> None:
@@ -100,3 +133,11 @@ async def test_reflection_lists_the_services(target: str) -> None:
         names = [service.name async for answer in call for service in answer.list_services_response.service]
     assert SERVICE in names
     assert "grpc.health.v1.Health" in names
+
+
+async def test_method_that_nobody_wrote_is_unimplemented(target: str) -> None:
+    async with open_channel(target) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            await stub.GetModel(generation_pb2.GetModelRequest())
+    assert from_rpc(caught.value).code is grpc.StatusCode.UNIMPLEMENTED

@@ -87,12 +87,14 @@ class Traffic:
         self.steps = 0
         self.longest_wait = 0
         self._numbers = 0
+        self._oldest = (-1, 0)
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
             self._commands()
             self.world.step()
             self.steps += 1
+            self._check_progress()
             self._measure_waits()
 
     def finish(self) -> None:
@@ -172,6 +174,27 @@ class Traffic:
         self.submitted_at[request.key] = self.steps
         self.live[request.key] = None
         return request
+
+    def _check_progress(self) -> None:
+        """Whoever has been the oldest running request for a few steps is in one of the last plans.
+
+        It may sit out until steps in flight have given back the pages of those that it displaced, or when its
+        last token is being sampled already.
+        """
+        table = self.world.scheduler._table
+        staying = np.flatnonzero(table.live & ~table.leaving & (table.planned + 1 < table.limit))
+        if not len(staying):
+            return
+        row = staying[table.admission[staying].argmin()]
+        admission, since = self._oldest
+        if admission != table.admission[row]:
+            since = self.steps
+        self._oldest = int(table.admission[row]), since
+        planned = self.world.scheduler.statistics().steps
+        if self.steps - since > 3:
+            assert table.last_step[row] >= planned - 3, (
+                f"the oldest request is not in steps up to {planned - 1}"
+            )
 
     def _measure_waits(self) -> None:
         for key in tuple(self.live):

@@ -79,6 +79,8 @@ def test_busy_adapters_must_make_room_for_one_that_waits(overlap: bool, policy: 
         packs={"a": 10, "b": 10, "late": 10},
         overlap=overlap,
         max_waiting=500,
+        max_running=8,
+        pages=64,
         slot_quantum=20,
         queue_policy=policy,
     )
@@ -87,7 +89,8 @@ def test_busy_adapters_must_make_room_for_one_that_waits(overlap: bool, policy: 
 
     def keep_busy() -> None:
         for digest in ("a", "b"):
-            requests.append(make_request(len(requests) + 1, digest=digest, max_tokens=8))
+            length = 5 + len(requests) % 11
+            requests.append(make_request(len(requests) + 1, digest=digest, max_tokens=length))
             world.submit(requests[-1])
 
     for _ in range(10):
@@ -209,10 +212,14 @@ def test_retiring_an_idle_adapter_frees_slot_and_prefixes_at_once():
 def test_running_requests_end_on_a_retired_adapter(overlap: bool):
     world = World(packs={"a": 10}, overlap=overlap)
     running, queued = make_request(1, digest="a", max_tokens=12), make_request(2, digest="a", max_tokens=3)
+    world.submit(make_request(0, PROMPT[:20], digest="a"))
+    world.settle()
     world.submit(running, queued)
     world.step(4)
+    assert world.scheduler.statistics().pages_cached > 4
     world.loader.retire("a")
     world.step(2)
+    assert world.scheduler.statistics().pages_cached <= 2, "only what the two requests hold"
     assert world.loader.retired_digests == []
     world.settle()
     world.step(2)

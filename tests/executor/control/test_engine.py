@@ -96,9 +96,10 @@ class Breaking(ArithmeticRunner):
         return super().launch(plan)
 
     def collect(self, pending: PendingStep) -> StepResult:
+        result = super().collect(pending)
         if pending.plan.step in self.collects:
             raise RuntimeError("secret: the result is lost")
-        return super().collect(pending)
+        return result
 
 
 def breaking(launches: set[int], collects: set[int]) -> Callable[[ArithmeticRunner], Breaking]:
@@ -131,6 +132,21 @@ def test_a_step_that_fails_takes_its_own_requests_and_no_others(overlap: bool, w
     assert world.of(late).token_ids == expected(late, world.config)[0]
     assert world.engine.healthy
     world.assert_empty()
+
+
+def test_page_tables_that_a_failed_launch_lost_are_sent_again():
+    """Request 2 sits the failing step out, for want of a page, and misses that its prompt has moved."""
+    world = World(pages=7, page_size=1, overlap=True, runner_wrapper=breaking({2}, set()))
+    first, second = (make_request(number, [5, 6], max_tokens=5) for number in (1, 2))
+    world.submit(first, second)
+    world.step(3)
+    assert world.story.splitlines()[2] == "2: 1@3+1*"
+    third = make_request(3, [8, 9, 10], max_tokens=1)
+    world.submit(third)
+    world.settle()
+    assert world.of(first).failed is not None
+    for request in (second, third):
+        assert world.of(request).token_ids == expected(request, world.config)[0]
 
 
 @both_depths

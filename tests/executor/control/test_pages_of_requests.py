@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from executor.control.arithmetic_runner import ArithmeticRunner
+from executor.control.config import SchedulerConfig
 from executor.control.mailbox import Abort, ClientGone, Finish
 from executor.control.request import FinishReason
+from executor.control.scheduler import Scheduler
 from tests.support.control_world import World, expected, ids, make_request, story
 
 PROMPT = np.arange(10, 40)
@@ -234,3 +237,74 @@ def test_a_large_request_is_not_overtaken_for_ever():
     assert world.of(large).over, "it was admitted once those before it had ended"
     world.settle()
     check_answers(world, large, *small)
+
+
+@both_depths
+def test_a_prompt_that_is_computed_twice_is_reported_once(overlap: bool):
+    """Its row is taken away half-way, by the pages that an older request needs."""
+    world = World(pages=9, chunk=2, overlap=overlap)
+    old = make_request(1, PROMPT[:8], max_tokens=16)
+    young = make_request(2, PROMPT[:20], salt="a", prompt_logprobs=0)
+    world.submit(old)
+    world.step(5)
+    world.submit(young)
+    world.settle()
+    assert world.story.count("2@0+2") == 2
+    starts = [part.start for part in world.of(young).prompt_logprobs]
+    assert starts == sorted(set(starts))
+    logprobs = np.concatenate([part.logprobs for part in world.of(young).prompt_logprobs])
+    assert logprobs.tolist() == (-(PROMPT[1:20] % 8) / 8).tolist()
+    check_answers(world, old, young)
+
+
+def test_a_page_whose_last_token_never_came_is_not_kept():
+    """The request is aborted while its eighth token, the last of the second page, is still being sampled."""
+    config = SchedulerConfig(context=32, pages=8, page_size=4, max_running=1)
+    scheduler = Scheduler(config)
+    runner = ArithmeticRunner(rows=1, columns=8, pages=8, page_size=4, vocab_size=97)
+    request = make_request(1, PROMPT[:7])
+    scheduler.add(request)
+    plans = [scheduler.plan(), scheduler.plan()]
+    scheduler.abort(request.key)
+    for plan in plans:
+        assert plan is not None
+        scheduler.advance(runner.collect(runner.launch(plan)))
+        scheduler.check_integrity()
+    assert scheduler.statistics().pages_cached == 1
+
+
+def test_the_older_request_gets_the_only_page():
+    """At step 4, while the pages of request 4's duplicate prompt still belong to a step in flight."""
+    world = World(pages=6, page_size=1, context=12, overlap=True, max_running=3)
+    world.step()
+    world.submit(make_request(1, [5], max_tokens=1), make_request(2, [5], max_tokens=1))
+    world.step()
+    world.submit(make_request(3, [5], max_tokens=5), make_request(4, [5], max_tokens=5))
+    world.settle()
+    assert world.story == story("""
+        0: 1@0+1* 2@0+1*
+        1: 3@0+1*
+        2: 3@1+1* 4@0+1*
+        3: 4@1+1* 3@2+1*
+        4: 3@3+1*
+        5: 3@4+1*
+        6: 4@2+1*
+        7: 4@3+1*
+        8: 4@4+1*
+    """)
+
+
+def test_an_admission_leaves_a_page_for_each_who_runs():
+    world = World(pages=24, context=128, max_running=4, max_step_tokens=100)
+    running = [make_request(number, ids(number, 7, 7, 7, 7, 7, 7), max_tokens=12) for number in range(3)]
+    world.submit(*running)
+    world.step(2)
+    large = make_request(9, np.arange(4 * 14), max_tokens=4)
+    world.submit(large)
+    world.step()
+    assert "9@0" not in world.story, (
+        "14 of the 15 pages left would be fine, were it not for the three who run"
+    )
+    world.settle()
+    assert world.scheduler.statistics().preemptions == 0
+    check_answers(world, large, *running)

@@ -138,6 +138,10 @@ def test_the_pages_of_the_whole_executor_end_a_request():
         ({"prompt": ids()}, Code.INVALID_ARGUMENT, "EMPTY_PROMPT"),
         ({"prompt": np.arange(64)}, Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG"),
         ({"prompt": np.arange(40)}, Code.INVALID_ARGUMENT, "PROMPT_EXCEEDS_PAGES"),
+        ({"prompt": ids(5, -1)}, Code.INVALID_ARGUMENT, "BAD_TOKEN_ID"),
+        ({"emitted": ids(-1)}, Code.INVALID_ARGUMENT, "BAD_TOKEN_ID"),
+        ({"stop_token_ids": (2**31,)}, Code.INVALID_ARGUMENT, "BAD_TOKEN_ID"),
+        ({"index": 2**63}, Code.INVALID_ARGUMENT, "BAD_REQUEST_NUMBER"),
         ({"max_tokens": 0}, Code.INVALID_ARGUMENT, "BAD_MAX_TOKENS"),
         ({"stop_token_ids": tuple(range(65))}, Code.INVALID_ARGUMENT, "TOO_MANY_STOP_TOKEN_IDS"),
         ({"digest": "a"}, Code.FAILED_PRECONDITION, "ADAPTERS_DISABLED"),
@@ -145,7 +149,7 @@ def test_the_pages_of_the_whole_executor_end_a_request():
 )
 def test_what_can_never_be_served_is_refused(what: dict[str, object], code: Code, reason: str):
     world = World(pages=10)
-    request = make_request(1, **what)  # pyright: ignore[reportArgumentType]
+    request = make_request(**what)  # pyright: ignore[reportArgumentType]
     world.submit(request)
     world.step()
     failed = world.of(request).failed
