@@ -101,7 +101,7 @@ class Executor:
                 mailbox=self._mailbox,
                 publish=self._outboxes.publish,
                 # Overlap hides the host's time from a device; the CPU would only answer a step later.
-                overlap=False,
+                overlap=config.device != "cpu",
             )
             stack.enter_context(_thread(engine))
             server = Server()

@@ -8,6 +8,8 @@ from rpc.addresses import check_address
 
 DType = Literal["float32", "bfloat16", "float16"]
 Runner = Literal["torch", "arithmetic"]
+LoadFormat = Literal["safetensors", "dummy"]
+Device = Literal["cpu", "cuda"]
 QueuePolicy = Literal["fair", "pack"]
 
 GIB = 1 << 30
@@ -26,7 +28,8 @@ class ExecutorConfig:
         store: the adapter store's address; empty serves the base model only.
         arena_dir: folder, shared with the store, that holds its arena; None fetches packs through gRPC.
         model_name: what the model is called to clients; the folder's name when empty.
-        device: only "cpu" for now.
+        device: "cpu" or "cuda", which takes the first GPU that CUDA_VISIBLE_DEVICES leaves visible.
+        load_format: "safetensors", or "dummy", which makes up weights from config.json alone (benchmarks).
         dtype: of weights, KV and LoRA packs.
         max_running: rows of a batch.
         max_waiting: requests waiting over all frontends.
@@ -50,7 +53,8 @@ class ExecutorConfig:
     store: str = ""
     arena_dir: Path | None = None
     model_name: str = ""
-    device: str = "cpu"
+    device: Device = "cpu"
+    load_format: LoadFormat = "safetensors"
     dtype: DType = "float32"
     max_running: int = 64
     max_waiting: int = 1024
@@ -69,12 +73,12 @@ class ExecutorConfig:
     store_patience_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.device == "cuda" or self.device.startswith("cuda:"):
+        if self.device.startswith("cuda:"):
             raise ValueError(
-                "device 'cuda' is not built yet: this version serves on the CPU; use device 'cpu'"
+                f"device is {self.device!r}: use 'cuda', and CUDA_VISIBLE_DEVICES to choose among GPUs"
             )
-        if self.device != "cpu":
-            raise ValueError(f"unknown device {self.device!r}: use 'cpu'")
+        _check_choice("device", self.device, get_args(Device))
+        _check_choice("load_format", self.load_format, get_args(LoadFormat))
         _check_choice("dtype", self.dtype, get_args(DType))
         _check_choice("queue_policy", self.queue_policy, get_args(QueuePolicy))
         _check_choice("runner", self.runner, get_args(Runner))

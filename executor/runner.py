@@ -1,4 +1,13 @@
-"""Steps in torch: applies a plan's changes, runs the decoder and samples."""
+"""Steps in torch: applies a plan's changes, runs the decoder and samples, on the CPU or a GPU.
+
+Nothing but `collect` waits for the device:
+
+    launch t:  sample t - 1, where that is due | install rows, send the batch | forward t
+    collect t: sample t, where that is due     | wait for its tokens
+
+Sampling comes as late as it can, so that a step's masks and penalties may depend on what the host has learned
+since its launch. Ids go from one step to the next on the device.
+"""
 
 from dataclasses import dataclass
 
@@ -6,20 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from executor.control.plan import LAST_SAMPLED, PromptLogprobs, RowInstall, StepPlan, StepResult
+from executor.control.plan import RowInstall, StepPlan, StepResult
 from executor.model.attention import PagedAttention, Spans
 from executor.model.batch import build_batch
 from executor.model.config import ModelConfig
 from executor.model.decoder import Decoder
 from executor.model.kv_cache import KvCache
+from executor.model.page_table import PageTable
 from executor.model.parameters import Parameters
 from executor.model.slots import AdapterPool
-from executor.sampling.logprobs import score
-from executor.sampling.sampler import Sampler
-from kernels.lora import LoraBatch
-
-# Logits of prompt tokens are computed this many rows at a time, to bound their memory.
-_PROMPT_BLOCK = 256
+from executor.prompt_scoring import PromptScorer, ScoredPrompt
+from executor.sampling.sampler import Draw, Sampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +42,20 @@ class RunnerConfig:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PendingStep:
-    """A forward whose rows wait to be sampled; `result` once they are.
+    """A forward whose rows wait to be sampled; `draw` once they are, `result` once the host has them.
 
-    `logits` is float32 `[S, V]`; rows, positions int64[S] and order (each row's place in the plan's order)
-    belong to it.
+    `logits` is float32 `[S, V]` and rows_on_device int64 `[S]`; rows int32[S], positions int64[S] and order
+    (each row's place in the plan's order) are the host's.
     """
 
     step: int
-    logits: Tensor
+    logits: Tensor | None
+    rows_on_device: Tensor
     rows: np.ndarray
     positions: np.ndarray
     order: np.ndarray
-    prompt_logprobs: tuple[PromptLogprobs, ...]
+    prompts: tuple[ScoredPrompt, ...]
+    draw: Draw | None = None
     result: StepResult | None = None
 
 
@@ -57,21 +65,28 @@ class TorchRunner:
     def __init__(
         self, model: ModelConfig, parameters: Parameters, *, pool: AdapterPool, config: RunnerConfig
     ) -> None:
+        """Computes where the parameters lie, with Triton's kernels where the pool says so."""
         dtype, device = parameters.embed.dtype, parameters.embed.device
         self._cache = KvCache(
             model, pages=config.pages, page_size=config.page_size, dtype=dtype, device=device
         )
-        self._attention = PagedAttention(model, self._cache, dtype=dtype)
+        if pool.triton:
+            from executor.model.attention_triton import TritonAttention  # the CPU does without Triton
+
+            self._attention = TritonAttention(model, self._cache, dtype=dtype)
+        else:
+            self._attention = PagedAttention(model, self._cache, dtype=dtype)
+        self._pool = pool
         self._decoder = Decoder(
             model, parameters, cache=self._cache, attention=self._attention, adapters=pool.table
         )
         self._windows = tuple(set(model.windows))
-        self._page_table = np.zeros(
-            (config.max_rows, -(-config.max_context // config.page_size)), dtype=np.int32
+        self._page_table = PageTable(
+            rows=config.max_rows, columns=-(-config.max_context // config.page_size), device=device
         )
         self._sampler = Sampler(rows=config.max_rows, eos_ids=model.eos_ids)
-        self._last_sampled = np.zeros(config.max_rows, dtype=np.int64)
-        self._prompt_scoring: dict[int, _PromptScoring] = {}
+        self._last_sampled = torch.zeros(config.max_rows, dtype=torch.int64, device=device)
+        self._prompts = PromptScorer(self._decoder, pool)
         self._unsampled: PendingStep | None = None
 
     @torch.inference_mode()
@@ -83,70 +98,46 @@ class TorchRunner:
             self._sample(self._unsampled)
         for install in plan.installs:
             self._install(install)
-        self._page_table[plan.page_rows, plan.page_columns] = plan.page_ids
+        self._page_table.update(plan.page_rows, plan.page_columns, plan.page_ids)
 
         by_slot = np.argsort(plan.slots, kind="stable")
-        spans, slots, input_ids = self._flatten(plan, by_slot)
+        spans, slots, input_ids = _flatten(plan, by_slot)
+        sampled = np.flatnonzero(plan.samples[by_slot])
+        lora = self._pool.batch(slots, spans.lengths)
         batch = build_batch(
             spans,
             input_ids=input_ids,
-            slots=slots,
+            last_sampled=self._last_sampled,
+            sampled=sampled,
+            lora=lora,
             page_table=self._page_table,
             page_size=self._cache.page_size,
             attention=self._attention,
             windows=self._windows,
         )
         x_TD = self._decoder.forward(batch)
-
-        sampled = np.flatnonzero(plan.samples[by_slot])
-        last_tokens = torch.from_numpy(spans.splits[1:][sampled] - 1)
-        lora = LoraBatch.of_rows(slots[sampled], np.ones(len(sampled), dtype=np.int64))
+        prompts = self._prompts.score(spans, slots, x_TD)
+        if len(sampled) < len(input_ids):
+            x_TD = x_TD.index_select(0, batch.sampled_tokens)
+            lora = self._pool.batch(slots[sampled], np.ones(len(sampled), dtype=np.int64))
         pending = PendingStep(
             step=plan.step,
-            logits=self._decoder.logits(x_TD.index_select(0, last_tokens), lora),
+            logits=self._decoder.logits(x_TD, lora),
+            rows_on_device=batch.sampled_rows,
             rows=spans.rows[sampled],
             positions=(spans.starts + spans.lengths)[sampled],
             order=by_slot[sampled],
-            prompt_logprobs=self._score_prompts(spans, slots, x_TD) if self._prompt_scoring else (),
+            prompts=prompts,
         )
         self._unsampled = pending
         return pending
 
     @torch.inference_mode()
     def collect(self, pending: PendingStep) -> StepResult:
-        """Sample the step's rows."""
-        return pending.result or self._sample(pending)
-
-    def _install(self, install: RowInstall) -> None:
-        self._sampler.install(install.row, install.sampling, install.prompt_ids, install.emitted_ids)
-        self._prompt_scoring.pop(install.row, None)
-        top = install.sampling.prompt_logprobs
-        # Once tokens have been emitted, the prompt has been scored.
-        if top is not None and not len(install.emitted_ids):
-            self._prompt_scoring[install.row] = _PromptScoring(
-                prompt_ids=install.prompt_ids.astype(np.int64), top=top
-            )
-
-    def _flatten(self, plan: StepPlan, by_slot: np.ndarray) -> tuple[Spans, np.ndarray, np.ndarray]:
-        """The plan's rows in the given order: spans, slots and input ids with sampled ones filled in."""
-        lengths = np.diff(plan.query_splits).astype(np.int64)[by_slot]
-        splits = np.concatenate(([0], np.cumsum(lengths)))
-        spans = Spans(
-            rows=plan.rows[by_slot],
-            starts=plan.start_positions[by_slot].astype(np.int64),
-            lengths=lengths,
-            splits=splits,
-        )
-        moved_from = np.repeat(plan.query_splits[:-1][by_slot] - splits[:-1], lengths) + np.arange(splits[-1])
-        input_ids = plan.input_ids[moved_from].astype(np.int64)
-        last_sampled = self._last_sampled[np.repeat(spans.rows, lengths)]
-        return spans, plan.slots[by_slot], np.where(input_ids == LAST_SAMPLED, last_sampled, input_ids)
-
-    def _sample(self, pending: PendingStep) -> StepResult:
-        assert pending is self._unsampled, "steps are sampled once, in the order of their launches"
-        self._unsampled = None  # also where sampling fails: the steps after it go on
-        sampled = self._sampler.sample(pending.logits, pending.rows, pending.positions)
-        self._last_sampled[pending.rows] = sampled.token_ids
+        """Wait for the step's tokens; sample them first, where that is still due."""
+        if pending.result is not None:
+            return pending.result
+        sampled = (pending.draw or self._sample(pending)).collect()
         order = np.argsort(pending.order, kind="stable")
         pending.result = StepResult(
             step=pending.step,
@@ -155,49 +146,33 @@ class TorchRunner:
             token_ids=sampled.token_ids[order],
             logprobs=sampled.logprobs[order],
             top=sampled.top,
-            prompt_logprobs=pending.prompt_logprobs,
+            prompt_logprobs=tuple(prompt.collect() for prompt in pending.prompts),
         )
         return pending.result
 
-    def _score_prompts(self, spans: Spans, slots: np.ndarray, x_TD: Tensor) -> tuple[PromptLogprobs, ...]:
-        """Log probabilities of the prompt tokens that follow this step's tokens, for rows that want them."""
-        scored: list[PromptLogprobs] = []
-        for i, row in enumerate(spans.rows.tolist()):
-            scoring = self._prompt_scoring.get(row)
-            if scoring is None:
-                continue
-            start = int(spans.starts[i]) + 1
-            targets = torch.from_numpy(scoring.prompt_ids[start : start + int(spans.lengths[i])])
-            if len(targets):
-                first = int(spans.splits[i])
-                scored.append(
-                    self._score_prompt(
-                        row, start, x_TD[first : first + len(targets)], targets, slots[i], scoring.top
-                    )
-                )
-            if start + len(targets) >= len(scoring.prompt_ids):
-                del self._prompt_scoring[row]
-        return tuple(scored)
+    def _install(self, install: RowInstall) -> None:
+        self._sampler.install(install.row, install.sampling, install.prompt_ids, install.emitted_ids)
+        self._prompts.install(install)
 
-    def _score_prompt(
-        self, row: int, start: int, x_ND: Tensor, targets_N: Tensor, slot: int, top: int
-    ) -> PromptLogprobs:
-        parts = []
-        for x_BD, targets_B in zip(x_ND.split(_PROMPT_BLOCK), targets_N.split(_PROMPT_BLOCK), strict=True):
-            lora = LoraBatch.of_rows(np.array([slot]), np.array([len(x_BD)]))
-            parts.append(score(self._decoder.logits(x_BD, lora), targets_B, top))
-        return PromptLogprobs(
-            row=row,
-            start=start,
-            logprobs=np.concatenate([part.logprobs for part in parts]),
-            top_ids=np.concatenate([part.top_ids for part in parts]),
-            top_logprobs=np.concatenate([part.top_logprobs for part in parts]),
-        )
+    def _sample(self, pending: PendingStep) -> Draw:
+        assert pending is self._unsampled, "steps are sampled once, in the order of their launches"
+        assert pending.logits is not None
+        self._unsampled = None  # also where sampling fails: the steps after it go on
+        pending.draw = self._sampler.sample(pending.logits, pending.rows, pending.positions)
+        pending.logits = None
+        self._last_sampled.index_copy_(0, pending.rows_on_device, pending.draw.tokens_N)
+        return pending.draw
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PromptScoring:
-    """A row that still owes log probabilities of its prompt: the ids int64[P] and how many alternatives."""
-
-    prompt_ids: np.ndarray
-    top: int
+def _flatten(plan: StepPlan, by_slot: np.ndarray) -> tuple[Spans, np.ndarray, np.ndarray]:
+    """The plan's rows in the given order: spans, slots and input ids int64[T]."""
+    lengths = np.diff(plan.query_splits).astype(np.int64)[by_slot]
+    splits = np.concatenate(([0], np.cumsum(lengths)))
+    spans = Spans(
+        rows=plan.rows[by_slot],
+        starts=plan.start_positions[by_slot].astype(np.int64),
+        lengths=lengths,
+        splits=splits,
+    )
+    moved_from = np.repeat(plan.query_splits[:-1][by_slot] - splits[:-1], lengths) + np.arange(splits[-1])
+    return spans, plan.slots[by_slot], plan.input_ids[moved_from].astype(np.int64)

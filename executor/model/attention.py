@@ -1,12 +1,14 @@
 """Attention over KV pages in plain torch: gather a group of sequences, then one fused attention call.
 
-`PagedAttention.plan` runs once per step and distinct window, on the host; the call runs once per layer.
+`plan` runs once per step and distinct window, on the host; the call runs once per layer. `attention_triton`
+has the same two for a GPU.
 
 Legend: T tokens of the batch, R rows, B rows of a group, Q query tokens of each, L keys of each (padded), H
 query heads, K KV heads, G = H / K, D head dimension.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from executor.model.config import ModelConfig
 from executor.model.kv_cache import KvCache
+from executor.model.page_table import PageTable
 
 # Gathering rows together saves calls until the copy leaves the processor's cache. Measured: 32 rows of 256
 # tokens, 2 KV heads of 32, in one group 1.0 ms against 2.0 ms alone; 8 rows of 2048 tokens, 8 KV heads of
@@ -51,6 +54,15 @@ class AttentionGroup:
 
 
 AttentionPlan = tuple[AttentionGroup, ...]
+Plan = TypeVar("Plan")
+
+
+class Attention(Protocol[Plan]):
+    """What the decoder asks of attention, whatever its plans look like."""
+
+    def plan(self, spans: Spans, page_table: PageTable, window: int | None) -> Plan: ...
+
+    def __call__(self, q_THD: Tensor, layer: int, plan: Plan) -> Tensor: ...
 
 
 class PagedAttention:
@@ -64,15 +76,15 @@ class PagedAttention:
         self._dtype = dtype
         self._group_keys = max(1, _GROUP_ELEMENTS // (2 * config.kv_size))
 
-    def plan(self, spans: Spans, page_table: np.ndarray, window: int | None) -> AttentionPlan:
-        """Which keys each row sees. `page_table` is int32 `[rows, pages of the longest sequence]`."""
+    def plan(self, spans: Spans, page_table: PageTable, window: int | None) -> AttentionPlan:
+        """Which keys each row sees."""
+        pages = page_table.on_host
         decode = np.flatnonzero(spans.lengths == 1)
         groups = [
-            self._plan_decode(group, spans, page_table, window)
-            for group in self._groups(decode, spans, window)
+            self._plan_decode(group, spans, pages, window) for group in self._groups(decode, spans, window)
         ]
         groups += [
-            self._plan_chunk(int(row), spans, page_table, window) for row in np.flatnonzero(spans.lengths > 1)
+            self._plan_chunk(int(row), spans, pages, window) for row in np.flatnonzero(spans.lengths > 1)
         ]
         return tuple(groups)
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from executor.model.attention import AttentionPlan, PagedAttention, Spans, token_places
+from executor.control.plan import LAST_SAMPLED
+from executor.model.attention import Attention, Spans, token_places
+from executor.model.page_table import PageTable
 from kernels.lora import LoraBatch
+from kernels.transfer import upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +20,15 @@ class Batch:
     """T tokens of rows sorted by adapter slot, base rows first, so that each adapter's tokens are contiguous.
 
     input_ids, positions and kv_tokens are int64 `[T]`; `attention` holds one plan for each distinct window.
+    `sampled_tokens` are the tokens whose logits are sampled and `sampled_rows` their rows, both int64 `[S]`.
     """
 
     input_ids: Tensor
     positions: Tensor
     kv_tokens: Tensor
-    attention: Mapping[int | None, AttentionPlan]
+    sampled_tokens: Tensor
+    sampled_rows: Tensor
+    attention: Mapping[int | None, Any]
     lora: LoraBatch
 
 
@@ -29,22 +36,39 @@ def build_batch(
     spans: Spans,
     *,
     input_ids: np.ndarray,
-    slots: np.ndarray,
-    page_table: np.ndarray,
+    last_sampled: Tensor,
+    sampled: np.ndarray,
+    lora: LoraBatch,
+    page_table: PageTable,
     page_size: int,
-    attention: PagedAttention,
+    attention: Attention[Any],
     windows: tuple[int | None, ...],
 ) -> Batch:
-    """From host arrays: `spans` and `slots` int64[R] of rows sorted by slot, `input_ids` int64[T], the page
-    table.
+    """From host arrays: `spans` of rows sorted by slot, `input_ids` int64[T], `sampled` int64[S] which of the
+    spans are sampled.
+
+    Where an id is `LAST_SAMPLED`, the row's own of `last_sampled`, int64 `[rows]` on the device, takes its
+    place.
     """
-    offsets = np.repeat(spans.starts - spans.splits[:-1], spans.lengths)
-    positions = offsets + np.arange(len(input_ids))
-    kv_tokens = token_places(np.repeat(spans.rows, spans.lengths), positions, page_table, page_size)
+    rows = np.repeat(spans.rows, spans.lengths).astype(np.int64)
+    positions = np.repeat(spans.starts - spans.splits[:-1], spans.lengths) + np.arange(len(input_ids))
+    ids_T, rows_T, positions_T, kv_tokens_T, sampled_tokens_S, sampled_rows_S = upload(
+        last_sampled.device,
+        input_ids,
+        rows,
+        positions,
+        token_places(rows, positions, page_table.on_host, page_size),
+        spans.splits[1:][sampled] - 1,
+        spans.rows[sampled].astype(np.int64),
+    )
+    if (input_ids == LAST_SAMPLED).any():
+        ids_T = torch.where(ids_T == LAST_SAMPLED, last_sampled.index_select(0, rows_T), ids_T)
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        positions=torch.from_numpy(positions),
-        kv_tokens=torch.from_numpy(kv_tokens),
+        input_ids=ids_T,
+        positions=positions_T,
+        kv_tokens=kv_tokens_T,
+        sampled_tokens=sampled_tokens_S,
+        sampled_rows=sampled_rows_S,
         attention={window: attention.plan(spans, page_table, window) for window in windows},
-        lora=LoraBatch.of_rows(slots, spans.lengths),
+        lora=lora,
     )

@@ -5,11 +5,13 @@ Legend: T tokens, N rows of logits, D hidden, H query heads, K KV heads, P = (H 
 intermediate, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
-from executor.model.attention import PagedAttention
+from executor.model.attention import Attention
 from executor.model.batch import Batch
 from executor.model.config import ModelConfig
 from executor.model.kv_cache import KvCache
@@ -31,7 +33,7 @@ class Decoder:
         parameters: Parameters,
         *,
         cache: KvCache,
-        attention: PagedAttention,
+        attention: Attention[Any],
         adapters: SlotTable,
     ) -> None:
         self.config = config
@@ -81,7 +83,7 @@ class _Layer:
         index: int,
         *,
         cache: KvCache,
-        attention: PagedAttention,
+        attention: Attention[Any],
         adapters: SlotTable,
     ) -> None:
         self._index = index

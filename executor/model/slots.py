@@ -1,11 +1,13 @@
 """The pool of resident packs and the slot table that points into it."""
 
+import warnings
+
 import numpy as np
 import torch
 
 from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
-from kernels.lora import UNIT_BYTES, SliceEntry, SlotTable
+from kernels.lora import UNIT_BYTES, LoraBatch, SliceEntry, SlotTable
 from lorikeet.v1 import layout_pb2
 
 
@@ -24,20 +26,38 @@ class AdapterPool:
         slots: int,
         dtype: torch.dtype,
         device: torch.device | None = None,
+        triton: bool | None = None,
     ) -> None:
-        """`units` of 128 bytes for packs in all; `slots` adapters at most."""
+        """`units` of 128 bytes for packs in all; `slots` adapters at most. `triton`: computed with Triton's
+        kernels, as on every GPU.
+        """
         pool = torch.zeros(units * UNIT_BYTES // dtype.itemsize, dtype=dtype, device=device)
         self.units = units
         self.table = SlotTable(pool=pool, shapes=[named.shape for named in named_slices(config)], slots=slots)
-        self._bytes = pool.view(torch.uint8).numpy()
+        self._bytes = pool.view(torch.uint8)
+        self._copies = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+        self.triton = pool.is_cuda if triton is None else triton
+
+    def batch(self, slots: np.ndarray, lengths: np.ndarray) -> LoraBatch:
+        """Rows' slots, sorted, and numbers of tokens as the kernels want them."""
+        batch = LoraBatch.of_rows(slots, lengths)
+        return batch.tiled(self.table) if self.triton else batch
 
     def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
         """Copy a pack into the pool. Raises ValueError where it does not fit there."""
-        source = np.frombuffer(pack, dtype=np.uint8)
-        start = unit_offset * UNIT_BYTES
-        if start < 0 or start + source.size > self._bytes.size:
-            raise ValueError(f"a pack of {source.size} bytes at unit {unit_offset} does not fit the pool")
-        self._bytes[start : start + source.size] = source
+        size, start = memoryview(pack).nbytes, unit_offset * UNIT_BYTES
+        if start < 0 or start + size > len(self._bytes):
+            raise ValueError(f"a pack of {size} bytes at unit {unit_offset} does not fit the pool")
+        place = self._bytes[start : start + size]
+        if self._copies is None:
+            place.numpy()[:] = np.frombuffer(pack, dtype=np.uint8)
+            return
+        # After all steps launched so far: the range may have been another adapter's.
+        self._copies.wait_stream(torch.cuda.default_stream(place.device))
+        with torch.cuda.stream(self._copies), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the pack may be read-only memory; it is only read
+            place.copy_(torch.frombuffer(pack, dtype=torch.uint8), non_blocking=True)
+        self._copies.synchronize()
 
     def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
         """Point a slot at the pack that lies at `unit_offset`.

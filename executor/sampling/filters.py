@@ -46,14 +46,13 @@ def heat(logits_NV: Tensor, temperature_N: Tensor) -> None:
     logits_NV.sub_(logits_NV.amax(dim=-1, keepdim=True)).div_(temperature_N[:, None])
 
 
-def keep_top_k(logits_NV: Tensor, k_N: Tensor) -> None:
+def keep_top_k(logits_NV: Tensor, k_N: Tensor, largest: int) -> None:
     """Keep the k largest of each row and what ties with the last of them. `k_N` int64; 0 or V and more keep
-    all.
+    all; none is above `largest`, which the host knows without waiting for the device.
     """
     vocab_size = logits_NV.shape[1]
     limited_N = (k_N > 0) & (k_N < vocab_size)
-    largest = int(torch.where(limited_N, k_N, 1).max())
-    top_NK = logits_NV.topk(largest, dim=-1).values
+    top_NK = logits_NV.topk(max(1, min(largest, vocab_size)), dim=-1).values
     threshold_N1 = top_NK.gather(1, torch.where(limited_N, k_N - 1, 0)[:, None])
     logits_NV.masked_fill_((logits_NV < threshold_N1) & limited_N[:, None], _REMOVED)
 

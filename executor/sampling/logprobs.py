@@ -3,30 +3,32 @@
 Legend: N rows, V vocabulary, K alternatives.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import numpy as np
+import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """Host arrays: logprobs float32[N]; top_ids int32[N, K] and top_logprobs float32[N, K], most probable
-    first.
-    """
+class Scores(NamedTuple):
+    """logprobs float32 `[N]`; top_ids int32 and top_logprobs float32 `[N, K]`, most probable first."""
 
-    logprobs: np.ndarray
-    top_ids: np.ndarray
-    top_logprobs: np.ndarray
+    logprobs: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+    @staticmethod
+    def joined(parts: "Sequence[Scores]") -> "Scores":
+        """Rows of all parts, one after another."""
+        return Scores(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def score(logits_NV: Tensor, targets_N: Tensor, alternatives: int) -> Scores:
     """Log probabilities of `targets_N` (int64) and of each row's `alternatives` most probable tokens."""
     total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
-    chosen_N = (logits_NV.gather(1, targets_N[:, None]) - total_N1).squeeze(1)
     top = logits_NV.topk(min(alternatives, logits_NV.shape[1]), dim=-1)
     return Scores(
-        logprobs=chosen_N.cpu().numpy(),
-        top_ids=top.indices.int().cpu().numpy(),
-        top_logprobs=(top.values - total_N1).cpu().numpy(),
+        logprobs=(logits_NV.gather(1, targets_N[:, None]) - total_N1).squeeze(1),
+        top_ids=top.indices.int(),
+        top_logprobs=top.values - total_N1,
     )

@@ -70,13 +70,13 @@ class RowTable:
             sampling.temperature > 0 or penalised or sampling.logit_bias or sampling.min_tokens
         )
 
-    def record(self, rows: np.ndarray, token_ids: np.ndarray) -> None:
-        """Count sampled tokens as output."""
+    def count(self, rows: np.ndarray) -> "Emissions":
+        """Count one more output token of each row; which one it is, `Emissions.record` is told later."""
         self.outputs[rows] += 1
-        if self._history:
-            for row, token in zip(rows.tolist(), token_ids.tolist(), strict=True):
-                if row in self._history:
-                    self._history[row].append(token)
+        if not self._history:
+            return Emissions(())
+        histories = ((i, self._history.get(row)) for i, row in enumerate(rows.tolist()))
+        return Emissions(tuple((i, history) for i, history in histories if history is not None))
 
     def seen(self, row: int) -> np.ndarray:
         """Prompt and output of a row with penalties, int64; empty for other rows."""
@@ -92,6 +92,21 @@ class RowTable:
 
 
 _NOTHING = np.empty(0, dtype=np.int64)
+
+
+class Emissions:
+    """Tokens that have been sampled, but may still be on the device.
+
+    It holds the histories themselves: a row that has got another tenant since is not told of them.
+    """
+
+    def __init__(self, histories: "tuple[tuple[int, _History], ...]") -> None:
+        self._histories = histories
+
+    def record(self, token_ids: np.ndarray) -> None:
+        """The tokens of the counted rows, in their order."""
+        for i, history in self._histories:
+            history.append(int(token_ids[i]))
 
 
 class _History:

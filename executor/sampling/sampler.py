@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from executor.control.request import SamplingParams
 from executor.sampling import filters
-from executor.sampling.logprobs import score
+from executor.sampling.logprobs import Scores, score
 from executor.sampling.noise import gumbel
-from executor.sampling.rows import NO_LOGPROBS, RowTable
+from executor.sampling.rows import NO_LOGPROBS, Emissions, RowTable
+from kernels.transfer import Download, upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,41 @@ class Sampled:
     top: Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
+class Draw:
+    """Tokens that have been chosen, on the device: `tokens_N` int64. `collect` waits for them, once."""
+
+    def __init__(
+        self,
+        tokens_N: Tensor,
+        rows: np.ndarray,
+        emissions: Emissions,
+        asked: tuple[np.ndarray, np.ndarray],
+        scores: Scores | None,
+    ) -> None:
+        """`asked`: places of the rows that asked for log probabilities, and how many alternatives each."""
+        self.tokens_N = tokens_N
+        self._rows = rows
+        self._emissions = emissions
+        self._asked = asked
+        self._download = Download(tokens_N.int(), *(scores or ()))
+
+    def collect(self) -> Sampled:
+        """The tokens on the host; penalties count them from here on."""
+        token_ids, *scores = self._download.arrays()
+        self._emissions.record(token_ids)
+        logprobs = np.zeros(len(token_ids), dtype=np.float32)
+        top = {}
+        if scores:
+            places, wanted = self._asked
+            logprobs[places], top_ids, top_logprobs = scores
+            top = {
+                int(self._rows[place]): (top_ids[i, :count], top_logprobs[i, :count])
+                for i, (place, count) in enumerate(zip(places.tolist(), wanted.tolist(), strict=True))
+                if count > 0
+            }
+        return Sampled(token_ids=token_ids, logprobs=logprobs, top=top)
+
+
 class Sampler:
     """Keeps the options of running rows and applies them."""
 
@@ -47,29 +82,34 @@ class Sampler:
         """Give the row to a request that has emitted `emitted_ids` so far."""
         self._table.install(row, sampling, prompt_ids, emitted_ids)
 
-    def sample(self, logits_NV: Tensor, rows: np.ndarray, positions: np.ndarray) -> Sampled:
-        """Choose a token for each row, and count it as emitted.
+    def sample(self, logits_NV: Tensor, rows: np.ndarray, positions: np.ndarray) -> Draw:
+        """Choose a token for each row, and count it as emitted, without waiting for the device.
 
         logits float32 `[N, V]`, left as they are; rows int[N]; positions int[N] of the new tokens in their
-        sequences, which with the seed decide the noise.
+        sequences, which with the seed decide the noise. A row's former draws must have been collected.
         """
         tokens_N = logits_NV.argmax(dim=-1)
         special = np.flatnonzero(self._table.special[rows])
         if len(special):
-            places = torch.from_numpy(special).to(logits_NV.device)
+            (places,) = upload(logits_NV.device, special)
             chosen_M = self._choose(logits_NV.index_select(0, places), rows[special], positions[special])
             tokens_N.index_copy_(0, places, chosen_M)
-        token_ids = tokens_N.int().cpu().numpy()
-        logprobs, top = self._logprobs(logits_NV, tokens_N, rows)
-        self._table.record(rows, token_ids)
-        return Sampled(token_ids=token_ids, logprobs=logprobs, top=top)
+        wanted = self._table.logprobs[rows]
+        asked = np.flatnonzero(wanted != NO_LOGPROBS)
+        scores = None
+        if len(asked):
+            (places,) = upload(logits_NV.device, asked)
+            scores = score(
+                logits_NV.index_select(0, places), tokens_N.index_select(0, places), int(wanted.max())
+            )
+        return Draw(tokens_N, rows, self._table.count(rows), (asked, wanted[asked]), scores)
 
     def _choose(self, logits_MV: Tensor, rows: np.ndarray, positions: np.ndarray) -> Tensor:
         self._adjust(logits_MV, rows)
         tokens_M = logits_MV.argmax(dim=-1)
         random = np.flatnonzero(self._table.temperature[rows] > 0)
         if len(random):
-            places = torch.from_numpy(random).to(logits_MV.device)
+            (places,) = upload(logits_MV.device, random)
             drawn = self._draw(logits_MV.index_select(0, places), rows[random], positions[random])
             tokens_M.index_copy_(0, places, drawn)
         return tokens_M
@@ -78,15 +118,12 @@ class Sampler:
         """Bias, suppression and penalties, for greedy and random rows alike."""
         table, device = self._table, logits_MV.device
         if any(row in table.bias for row in rows.tolist()):
-            entry_rows, tokens = _entries(
-                rows, lambda row: table.bias[row][0] if row in table.bias else _NO_TOKENS
-            )
+            entries = _entries(rows, lambda row: table.bias[row][0] if row in table.bias else _NO_TOKENS)
             values = np.concatenate([table.bias[row][1] for row in rows.tolist() if row in table.bias])
-            bias = torch.from_numpy(values).to(device)
-            filters.add_bias(logits_MV, entry_rows.to(device), tokens.to(device), bias)
-        entry_rows, tokens = _entries(rows, table.suppressed)
-        if len(tokens):
-            filters.suppress(logits_MV, entry_rows.to(device), tokens.to(device))
+            filters.add_bias(logits_MV, *upload(device, *entries, values))
+        entries = _entries(rows, table.suppressed)
+        if len(entries[1]):
+            filters.suppress(logits_MV, *upload(device, *entries))
         for penalties, neutral, tokens_of, penalise in (
             (table.repetition, 1, table.seen, filters.penalise_repetition),
             (table.presence, 0, table.emitted, filters.penalise_presence),
@@ -94,52 +131,36 @@ class Sampler:
         ):
             penalty = penalties[rows]
             if (penalty != neutral).any():
-                entry_rows, tokens = _entries(rows, tokens_of)
-                penalise(
-                    logits_MV, entry_rows.to(device), tokens.to(device), torch.from_numpy(penalty).to(device)
-                )
+                penalise(logits_MV, *upload(device, *_entries(rows, tokens_of), penalty))
 
     def _draw(self, logits_MV: Tensor, rows: np.ndarray, positions: np.ndarray) -> Tensor:
         """Sample rows with a temperature."""
-        table, device = self._table, logits_MV.device
-
-        def gathered(column: np.ndarray) -> Tensor:
-            return torch.from_numpy(column[rows]).to(device)
-
-        filters.heat(logits_MV, gathered(table.temperature))
-        if (table.top_k[rows] > 0).any():
-            filters.keep_top_k(logits_MV, gathered(table.top_k))
+        table, vocab_size = self._table, logits_MV.shape[1]
+        temperature_M, top_k_M, top_p_M, min_p_M, seed_M, positions_M = upload(
+            logits_MV.device,
+            table.temperature[rows],
+            table.top_k[rows],
+            table.top_p[rows],
+            table.min_p[rows],
+            table.seed[rows],
+            positions.astype(np.int64),
+        )
+        filters.heat(logits_MV, temperature_M)
+        limits = table.top_k[rows]
+        limits = limits[(limits > 0) & (limits < vocab_size)]
+        if len(limits):
+            filters.keep_top_k(logits_MV, top_k_M, largest=int(limits.max()))
         if (table.top_p[rows] < 1).any():
-            filters.keep_top_p(logits_MV, gathered(table.top_p))
+            filters.keep_top_p(logits_MV, top_p_M)
         if (table.min_p[rows] > 0).any():
-            filters.keep_min_p(logits_MV, gathered(table.min_p))
-        positions_M = torch.from_numpy(positions.astype(np.int64)).to(device)
-        return logits_MV.add_(gumbel(gathered(table.seed), positions_M, logits_MV.shape[1])).argmax(dim=-1)
-
-    def _logprobs(
-        self, logits_NV: Tensor, tokens_N: Tensor, rows: np.ndarray
-    ) -> tuple[np.ndarray, dict[int, tuple[np.ndarray, np.ndarray]]]:
-        logprobs = np.zeros(len(rows), dtype=np.float32)
-        wanted = self._table.logprobs[rows]
-        asked = np.flatnonzero(wanted != NO_LOGPROBS)
-        if not len(asked):
-            return logprobs, {}
-        places = torch.from_numpy(asked).to(logits_NV.device)
-        scores = score(logits_NV.index_select(0, places), tokens_N.index_select(0, places), int(wanted.max()))
-        logprobs[asked] = scores.logprobs
-        top = {
-            int(rows[place]): (scores.top_ids[i, : wanted[place]], scores.top_logprobs[i, : wanted[place]])
-            for i, place in enumerate(asked.tolist())
-            if wanted[place] > 0
-        }
-        return logprobs, top
+            filters.keep_min_p(logits_MV, min_p_M)
+        return logits_MV.add_(gumbel(seed_M, positions_M, vocab_size)).argmax(dim=-1)
 
 
 _NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
-def _entries(rows: np.ndarray, tokens_of: Callable[[int], np.ndarray]) -> tuple[Tensor, Tensor]:
+def _entries(rows: np.ndarray, tokens_of: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Each row's tokens as entries: index into `rows` and token, int64[E]."""
     tokens = [tokens_of(row) for row in rows.tolist()]
-    entry_rows = np.repeat(np.arange(len(rows)), [len(ids) for ids in tokens])
-    return torch.from_numpy(entry_rows), torch.from_numpy(np.concatenate(tokens))
+    return np.repeat(np.arange(len(rows)), [len(ids) for ids in tokens]), np.concatenate(tokens)

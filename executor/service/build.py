@@ -13,6 +13,7 @@ from executor.control.arithmetic_runner import ArithmeticRunner
 from executor.control.config import SchedulerConfig
 from executor.control.runner import Runner
 from executor.model.config import ModelConfig
+from executor.model.dummy import dummy_parameters
 from executor.model.kv_cache import page_bytes
 from executor.model.layout import build_layout
 from executor.model.slots import AdapterPool
@@ -101,7 +102,15 @@ def _torch(
     config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig, progress: Progress
 ) -> tuple[Runner[Any], Pool]:
     dtype, device = DTYPES[config.dtype], torch.device(config.device)
-    parameters = load_parameters(config.model_dir, model, dtype=dtype, device=device, progress=progress)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is 'cuda', but torch finds no GPU: install a torch built for CUDA and its driver, "
+            "or use device 'cpu'"
+        )
+    if config.load_format == "dummy":
+        parameters = dummy_parameters(model, dtype=dtype, device=device)
+    else:
+        parameters = load_parameters(config.model_dir, model, dtype=dtype, device=device, progress=progress)
     pool = AdapterPool(
         model, units=scheduling.pool_units, slots=scheduling.adapter_slots, dtype=dtype, device=device
     )

@@ -4,8 +4,12 @@
 Both take the batch's segments and the slot table, and add in place; `reference` defines what they compute.
 """
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kernels.lora import cpu
 from kernels.lora.batch import NO_LORA, LoraBatch, PackedSlice
-from kernels.lora.cpu import apply, embed
 from kernels.lora.table import UNIT_BYTES, LoraWeights, SliceEntry, SliceShape, SlotTable
 
 __all__ = [
@@ -20,3 +24,25 @@ __all__ = [
     "apply",
     "embed",
 ]
+
+
+def apply(
+    y_TN: Tensor, x_TK: Tensor, *, slices: Sequence[PackedSlice], batch: LoraBatch, table: SlotTable
+) -> None:
+    """Add each token's adapter to a projection's output, in place; see `reference.apply`."""
+    if batch.tiles is None:
+        cpu.apply(y_TN, x_TK, slices=slices, batch=batch, table=table)
+        return
+    from kernels.lora import gpu  # imports Triton, which the CPU does without
+
+    gpu.apply(y_TN, x_TK, slices=slices, tiles=batch.tiles, table=table)
+
+
+def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, batch: LoraBatch, table: SlotTable) -> None:
+    """Add each token's adapter to the embedding's output, in place; see `reference.embed`."""
+    if batch.tiles is None:
+        cpu.embed(y_TD, ids_T, slice_index=slice_index, batch=batch, table=table)
+        return
+    from kernels.lora import gpu
+
+    gpu.embed(y_TD, ids_T, slice_index=slice_index, tiles=batch.tiles, table=table)

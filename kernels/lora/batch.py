@@ -1,10 +1,13 @@
 """Which tokens of a flat batch belong to which adapter slot."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+
+from kernels.lora.table import SlotTable
+from kernels.lora.tiles import Tiles
 
 
 class PackedSlice(NamedTuple):
@@ -24,10 +27,13 @@ class LoraBatch:
     Running example: tokens with slots [-1, -1, 0, 0, 0, 3] make two segments, `slots` (0, 3) and `splits`
     (2, 5, 6): tokens 2..4 are slot 0's, token 5 is slot 3's, tokens 0 and 1 belong to no segment and cost
     nothing.
+
+    With `tiles`, Triton's kernels compute the batch; without, plain torch does.
     """
 
     slots: tuple[int, ...]
     splits: tuple[int, ...]
+    tiles: Tiles | None = None
 
     @classmethod
     def of_rows(cls, slots_R: np.ndarray, lengths_R: np.ndarray) -> "LoraBatch":
@@ -51,6 +57,13 @@ class LoraBatch:
     def of_tokens(cls, slots_T: Sequence[int]) -> "LoraBatch":
         """From each token's slot, sorted."""
         return cls.of_rows(np.asarray(slots_T), np.ones(len(slots_T), dtype=np.int64))
+
+    def tiled(self, table: SlotTable) -> "LoraBatch":
+        """The same batch for Triton's kernels, cut into tiles on the table's device."""
+        if self.empty:
+            return self
+        rank = table.largest_rank(self.slots)
+        return replace(self, tiles=Tiles.cut(self.slots, self.splits, rank=rank, like=table.pool))
 
     @property
     def empty(self) -> bool:

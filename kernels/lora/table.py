@@ -73,6 +73,7 @@ class SlotTable:
         self.scaling_SL = torch.zeros(slots, len(self.shapes), dtype=torch.float32, device=pool.device)
         self._unit_elements = UNIT_BYTES // pool.element_size()
         self._views: list[list[LoraWeights | None]] = [[None] * len(self.shapes) for _ in range(slots)]
+        self._ranks = [0] * slots
 
     @property
     def slots(self) -> int:
@@ -95,14 +96,22 @@ class SlotTable:
         for entry in entries:
             rows_L3[entry.slice] = torch.tensor([entry.a_unit, entry.b_unit, entry.rank])
             scaling_L[entry.slice] = entry.scaling
-        self.rows_SL3[slot].copy_(rows_L3)
-        self.scaling_SL[slot].copy_(scaling_L)
+        if self.pool.is_cuda:  # from pinned memory, so that nobody waits for the steps in flight
+            rows_L3, scaling_L = rows_L3.pin_memory(), scaling_L.pin_memory()
+        self.rows_SL3[slot].copy_(rows_L3, non_blocking=True)
+        self.scaling_SL[slot].copy_(scaling_L, non_blocking=True)
         self._views[slot] = views
+        self._ranks[slot] = max((entry.rank for entry in entries), default=0)
 
     def clear_row(self, slot: int) -> None:
         self.rows_SL3[slot].zero_()
         self.scaling_SL[slot].zero_()
         self._views[slot] = [None] * len(self.shapes)
+        self._ranks[slot] = 0
+
+    def largest_rank(self, slots: Sequence[int]) -> int:
+        """The largest padded rank of any slice of these slots; 0 where all are untouched."""
+        return max((self._ranks[slot] for slot in slots), default=0)
 
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
         """The weights of one slice of one slot, or None where the adapter leaves it untouched."""

@@ -88,7 +88,7 @@ def test_prompt_logprobs_do_not_depend_on_chunks(model: Model) -> None:
 def test_long_prompts_are_scored_in_blocks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompt_of(23)
     (whole,) = run(model, HandRow(prompt=prompt, sampling=greedy(1, prompt_logprobs=1)))
-    monkeypatch.setattr("executor.runner._PROMPT_BLOCK", 4)
+    monkeypatch.setattr("executor.prompt_scoring._PROMPT_BLOCK", 4)
     (blocks,) = run(model, HandRow(prompt=prompt, sampling=greedy(1, prompt_logprobs=1)))
     for name in ("logprobs", "top_ids", "top_logprobs"):
         expected = getattr(whole.prompt_logprobs[0], name)

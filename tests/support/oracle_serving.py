@@ -113,6 +113,7 @@ class Server:
         chunk: int | None = None,
         adapter_slots: int = 8,
         overlap: bool = True,
+        triton: bool | None = None,
     ) -> None:
         self.model = ModelConfig.load(checkpoint)
         layout = build_layout(
@@ -120,7 +121,7 @@ class Server:
         )
         packs = {name: pack_adapter(folder, layout) for name, folder in adapters.items()}
         units = sum(len(pack.data) for pack in packs.values()) // 128 + 7
-        pool = AdapterPool(self.model, units=units, slots=adapter_slots, dtype=dtype)
+        pool = AdapterPool(self.model, units=units, slots=adapter_slots, dtype=dtype, triton=triton)
         config = RunnerConfig(
             max_rows=max_running, pages=pages, page_size=page_size, max_context=self.model.context_length
         )

@@ -9,6 +9,7 @@ from executor.model import attention as attention_module
 from executor.model.attention import PagedAttention, Spans
 from executor.model.config import ModelConfig
 from executor.model.kv_cache import KvCache, page_bytes
+from executor.model.page_table import PageTable
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 6, 2, 8, 4
 CONFIG = ModelConfig.parse(
@@ -48,16 +49,17 @@ def spans_of(mix: list[tuple[int, int]]) -> Spans:
     )
 
 
-def filled(mix: list[tuple[int, int]]) -> tuple[KvCache, np.ndarray, list[Tensor]]:
+def filled(mix: list[tuple[int, int]]) -> tuple[KvCache, PageTable, list[Tensor]]:
     """A cache with random KV of every row on shuffled pages; elsewhere, but for the null page, NaN."""
     rng, rows = np.random.default_rng(0), len(mix)
     cache = KvCache(CONFIG, pages=rows * 8 + 1, page_size=PAGE, dtype=torch.float32, device=CPU)
-    page_table = 1 + rng.permutation(rows * 8).reshape(rows, 8).astype(np.int32)  # page 0 is nobody's
+    page_table = PageTable(rows=rows, columns=8, device=CPU)
+    page_table.on_host[:] = 1 + rng.permutation(rows * 8).reshape(rows, 8)  # page 0 is nobody's
     cache.layers[0][:-1] = float("nan")
     kv_by_row = []
     for i, (start, fed) in enumerate(mix):
         row, kv = rows - 1 - i, torch.randn(start + fed, 2, KV_HEADS, HEAD_DIM)
-        places = [int(page_table[row, p // PAGE]) * PAGE + p % PAGE for p in range(start + fed)]
+        places = [int(page_table.on_host[row, p // PAGE]) * PAGE + p % PAGE for p in range(start + fed)]
         cache.write(0, torch.tensor(places), kv[:, 0], kv[:, 1])
         kv_by_row.append(kv)
     return cache, page_table, kv_by_row

@@ -82,7 +82,7 @@ def test_top_k(logits: Tensor) -> None:
     logits[2, [4, 9]] = 50.0
     limits = [5, 2, 1, 0]
     before = logits.clone()
-    filters.keep_top_k(logits, torch.tensor(limits))
+    filters.keep_top_k(logits, torch.tensor(limits), largest=5)
     everything = set(range(VOCAB))
     largest = set(before[0].argsort(descending=True)[:5].tolist())
     assert kept(logits) == [largest, everything, {4, 9}, everything]
@@ -91,7 +91,7 @@ def test_top_k(logits: Tensor) -> None:
 
 def test_top_k_beyond_the_vocabulary_keeps_all(logits: Tensor) -> None:
     before = logits.clone()
-    filters.keep_top_k(logits, torch.tensor([VOCAB, VOCAB + 1, 10**6, 0]))
+    filters.keep_top_k(logits, torch.tensor([VOCAB, VOCAB + 1, 10**6, 0]), largest=10**6)
     assert torch.equal(logits, before)
 
 
@@ -118,7 +118,7 @@ def test_top_p_keeps_ties_with_the_last() -> None:
 
 def test_top_p_looks_at_what_top_k_left() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    filters.keep_top_k(logits, torch.tensor([2]))
+    filters.keep_top_k(logits, torch.tensor([2]), largest=2)
     filters.keep_top_p(logits, torch.tensor([0.55]))
     assert kept(logits) == [{0}], "0.4 of 0.7 is over 0.55"
 
@@ -138,7 +138,7 @@ def test_rows_do_not_see_each_other(logits: Tensor) -> None:
     before = logits.clone()
     rows, tokens = entries([[1, 2], [], [3], [4]])
     filters.penalise_repetition(logits, rows, tokens, torch.tensor([2.0, 1.0, 2.0, 2.0]))
-    filters.keep_top_k(logits, torch.tensor([3, 0, 2, 2]))
+    filters.keep_top_k(logits, torch.tensor([3, 0, 2, 2]), largest=3)
     filters.keep_top_p(logits, torch.tensor([0.5, 1.0, 0.2, 0.2]))
     filters.keep_min_p(logits, torch.tensor([0.5, 0.0, 0.2, 0.2]))
     assert torch.equal(logits[1], before[1])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from executor.__main__ import parse
 from executor.app import run
@@ -13,8 +14,9 @@ from executor.service.build import build_base
 from tests.support.execsvc_executor import CONTEXT, write_model
 
 BAD = {
-    "cuda": ({"device": "cuda"}, "not built yet"),
-    "device": ({"device": "tpu"}, "use 'cpu'"),
+    "cuda": ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
+    "device": ({"device": "tpu"}, "choose one of cpu, cuda"),
+    "load format": ({"load_format": "gguf"}, "choose one of safetensors, dummy"),
     "dtype": ({"dtype": "int8"}, "choose one of float32, bfloat16, float16"),
     "policy": ({"queue_policy": "random"}, "choose one of fair, pack"),
     "runner": ({"runner": "magic"}, "choose one of torch, arithmetic"),
@@ -65,8 +67,24 @@ def test_the_command_has_a_flag_for_each_setting(tmp_path: Path, capsys: pytest.
     )
     assert config == ExecutorConfig(model_dir=model_dir, kv_pages=9, drain_seconds=0.5, dtype="float16")
     with pytest.raises(SystemExit):
-        parse(["--model-dir", str(model_dir), "--device", "cuda"])
-    assert "use device 'cpu'" in capsys.readouterr().err
+        parse(["--model-dir", str(model_dir), "--device", "tpu"])
+    assert "choose one of cpu, cuda" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said_so(tmp_path: Path) -> None:
+    config = ExecutorConfig(model_dir=write_model(tmp_path), device="cuda")
+    with pytest.raises(ValueError, match="finds no GPU"):
+        build_base(config, lambda done, total: None)
+
+
+def test_dummy_weights_need_no_checkpoint(tmp_path: Path) -> None:
+    model_dir = write_model(tmp_path)
+    assert not list(model_dir.glob("*.safetensors"))
+    base = build_base(
+        ExecutorConfig(model_dir=model_dir, load_format="dummy", kv_pages=8), lambda done, total: None
+    )
+    assert base.layout.base_digest
 
 
 async def test_run_serves_until_told_to_stop(tmp_path: Path) -> None:

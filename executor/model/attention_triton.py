@@ -1,0 +1,95 @@
+"""Attention over KV pages on a GPU: the same two calls as `attention.PagedAttention`, by Triton's kernel.
+
+The page table lives on the device, so that a step sends only what it changed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from executor.model.attention import Spans
+from executor.model.config import ModelConfig
+from executor.model.kv_cache import KvCache
+from executor.model.page_table import PageTable
+from kernels.attention import QueryTiles
+from kernels.attention.paged import attend, queries_per_tile
+from kernels.attention.tiles import cut
+from kernels.transfer import upload
+
+# A split has at least this many keys; below, combining costs more than it brings.
+_KEYS_OF_A_SPLIT = 64
+_MAX_SPLITS = 32
+# Programs that keep a GPU's memory busy: about two for each of an H100's 132 multiprocessors.
+_ENOUGH_PROGRAMS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TritonPlan:
+    """Tiles of decoding rows, whose keys are split over programs, and tiles of chunks."""
+
+    decodes: QueryTiles
+    splits: int
+    chunks: QueryTiles
+    page_table: Tensor
+    window: int | None
+
+
+class TritonAttention:
+    """Grouped-query attention for a GPU; any window, any mix of chunks and decodes."""
+
+    def __init__(self, config: ModelConfig, cache: KvCache, *, dtype: torch.dtype) -> None:
+        self._cache = cache
+        self._kv_heads = config.kv_heads
+        self._scale = config.head_dim**-0.5
+        self._chunk_queries = queries_per_tile(config.heads // config.kv_heads, config.head_dim, dtype)
+
+    def plan(self, spans: Spans, page_table: PageTable, window: int | None) -> TritonPlan:
+        """Which program computes which queries."""
+        decoding = spans.lengths == 1
+        decodes, chunks = self._cut(spans, decoding, 1), self._cut(spans, ~decoding, self._chunk_queries)
+        places = upload(page_table.device, decodes, chunks)
+        return TritonPlan(
+            decodes=QueryTiles(places=places[0], queries=1),
+            splits=self._splits(spans.starts[decoding] + 1, window),
+            chunks=QueryTiles(places=places[1], queries=self._chunk_queries),
+            page_table=page_table.on_device,
+            window=window,
+        )
+
+    def __call__(self, q_THD: Tensor, layer: int, plan: TritonPlan) -> Tensor:
+        """Attend with rotated queries, this step's KV being in the cache already. Returns `[T, H * D]`."""
+        out_TE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1] * q_THD.shape[2])
+        for tiles, splits in ((plan.decodes, plan.splits), (plan.chunks, 1)):
+            attend(
+                out_TE,
+                q_THD,
+                self._cache.layers[layer],
+                plan.page_table,
+                tiles,
+                scale=self._scale,
+                window=plan.window,
+                splits=splits,
+            )
+        return out_TE
+
+    def _splits(self, visible: np.ndarray, window: int | None) -> int:
+        """How many programs share a row's keys: a power of two, more where few rows are long."""
+        if not len(visible):
+            return 1
+        longest = int(visible.max()) if window is None else min(int(visible.max()), window)
+        wanted = min(
+            _ENOUGH_PROGRAMS // (len(visible) * self._kv_heads), longest // _KEYS_OF_A_SPLIT, _MAX_SPLITS
+        )
+        return 1 << max(0, wanted.bit_length() - 1)
+
+    @staticmethod
+    def _cut(spans: Spans, chosen: np.ndarray, queries: int) -> np.ndarray:
+        return cut(
+            spans.rows[chosen],
+            spans.splits[:-1][chosen],
+            spans.starts[chosen],
+            spans.lengths[chosen],
+            queries,
+        )

@@ -1,0 +1,48 @@
+"""A batch's segments as kernels read them: tiles of consecutive tokens of one slot."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from kernels.transfer import upload
+
+_BLOCKS = (16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tiles:
+    """N tiles of at most `block` tokens. Running example: slots (0, 3), splits (2, 5, 6), `block` 2 (were it
+    that small) make places [[0, 0, 3], [2, 4, 5], [2, 1, 1]].
+
+    places int32 `[3, N]`: slot, first token, number of tokens (0 makes a tile that does nothing). `rank` is
+    the largest padded rank among the slots.
+    """
+
+    places: Tensor
+    block: int
+    rank: int
+
+    @property
+    def count(self) -> int:
+        return self.places.shape[1]
+
+    @classmethod
+    def cut(cls, slots: tuple[int, ...], splits: tuple[int, ...], *, rank: int, like: Tensor) -> "Tiles":
+        """Tiles of segments, on the device of `like`."""
+        lengths = np.diff(splits)
+        longest = lengths.max()
+        block = next((block for block in _BLOCKS if longest <= block), _BLOCKS[-1])
+        per_segment = -(-lengths // block)
+        segment = np.repeat(np.arange(len(lengths)), per_segment)
+        first = np.concatenate(([0], np.cumsum(per_segment)))[:-1]
+        offsets = (np.arange(len(segment)) - first[segment]) * block
+        places = np.stack(
+            (
+                np.array(slots)[segment],
+                np.array(splits[:-1])[segment] + offsets,
+                np.minimum(lengths[segment] - offsets, block),
+            )
+        )
+        (sent,) = upload(like.device, places.astype(np.int32))
+        return cls(places=sent, block=block, rank=rank)

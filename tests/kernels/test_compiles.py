@@ -1,0 +1,24 @@
+"""Every kernel compiles for the GPU that serves, at the block sizes that it is launched with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def test_kernels_compile_for_sm_90(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.kernels_compile"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    names = {line.split()[0] for line in done.stdout.splitlines()}
+    assert names == {"_attend_kernel", "_combine_kernel", "_shrink_kernel", "_expand_kernel"}

@@ -1,0 +1,109 @@
+"""Compiles every kernel for sm_90, on a machine without a GPU; run in a process without the interpreter.
+
+python -m tests.support.kernels_compile
+"""
+
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.attention import paged
+from kernels.lora import gpu
+
+TARGET = GPUTarget("cuda", 90, 32)
+SHARED_MEMORY = 227 << 10
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+LORA = {
+    "places_ptr": "*i32",
+    "rows_ptr": "*i64",
+    "scaling_ptr": "*fp32",
+    "table_slices": "i32",
+    "first_slice": "i32",
+    "tiles": "i32",
+    "tokens": "i32",
+    "buffer_rank": "i32",
+}
+
+
+def compile_kernel(kernel: Any, options: dict[str, int], types: dict[str, str], **constexprs: Any) -> None:
+    """Arguments without a type are int32."""
+    names = list(kernel.arg_names)
+    signature = {
+        name: "constexpr"
+        if name in constexprs
+        else types.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        for name in names
+    }
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
+    compiled = triton.compile(source, target=TARGET, options=options)
+    assert compiled.metadata.shared <= SHARED_MEMORY, (kernel.__name__, constexprs, compiled.metadata.shared)
+    print(kernel.__name__, constexprs, f"{compiled.metadata.shared} bytes of shared memory")
+
+
+def attention(dtype: str, *, group: int, head_dim: int, queries: int, splits: int) -> None:
+    blocks = paged._Blocks(group, head_dim, queries, DTYPES[dtype])
+    types = dict.fromkeys(("out_ptr", "q_ptr", "kv_ptr"), f"*{dtype}")
+    types |= {"page_table_ptr": "*i32", "places_ptr": "*i32", "scale_log2": "fp32"}
+    compile_kernel(
+        paged._attend_kernel,
+        {"num_warps": blocks.warps, "num_stages": blocks.stages},
+        types,
+        PAGE=16,
+        KV_HEADS=8,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        GROUP_BLOCK=blocks.group,
+        HEAD_BLOCK=blocks.head,
+        BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n,
+        SPLITS=splits,
+        PRECISION=blocks.precision,
+    )
+    if splits > 1:
+        sizes = {"HEADS": 8 * group, "HEAD_DIM": head_dim, "HEAD_BLOCK": blocks.head, "SPLITS": splits}
+        compile_kernel(paged._combine_kernel, {"num_warps": 4}, types, **sizes)
+
+
+def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool = False) -> None:
+    types = LORA | {"pool_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}
+    common: dict[str, Any] = {"UNIT": 64, "SLICES": slices, "BLOCK_T": block_t, "BLOCK_R": block_r}
+    common["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
+    k_splits = 16 if block_t == 16 else 1
+    block_k = 64 if dtype == "fp32" else 128
+    compile_kernel(
+        gpu._shrink_kernel,
+        {"num_warps": 4, "num_stages": 3},
+        types,
+        **common,
+        BLOCK_K=block_k,
+        K_SPLITS=k_splits,
+    )
+    compile_kernel(
+        gpu._expand_kernel,
+        {"num_warps": 4, "num_stages": 2},
+        types | {"source_ptr": "*i64" if gathered else "*fp32"},
+        **common,
+        BLOCK_N=128 if block_t == 64 else 64,
+        K_SPLITS=1 if gathered else k_splits,
+        GATHERED=gathered,
+        HALVES=dtype != "fp32",
+    )
+
+
+def main() -> None:
+    for dtype, head_dims in (("bf16", (64, 128, 256)), ("fp32", (128,))):
+        for head_dim in head_dims:
+            queries = paged.queries_per_tile(4, head_dim, DTYPES[dtype])
+            attention(dtype, group=4, head_dim=head_dim, queries=queries, splits=1)
+            attention(dtype, group=4, head_dim=head_dim, queries=1, splits=8)
+        lora(dtype, slices=3, block_t=16, block_r=16)
+        lora(dtype, slices=2, block_t=64, block_r=64)
+        lora(dtype, slices=1, block_t=32, block_r=32, gathered=True)
+
+
+if __name__ == "__main__":
+    main()
