@@ -102,15 +102,18 @@ class KeyedLock:
                 del self._users[key], self._locks[key]
 
 
-async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Runs what must not stop half-way: a caller that is cancelled waits for its end all the same."""
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Runs what must not stop half-way; a cancellation of the caller reaches it at its next wait instead."""
     task = asyncio.ensure_future(work)
-    task.add_done_callback(_see)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    caller, is_cancelled = asyncio.current_task(), False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled and caller is not None:
+        caller.cancel()
+    return task.result()
 
 
 def _see(task: asyncio.Task[Any]) -> None:

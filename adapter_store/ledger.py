@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from adapter_store.catalog import Catalog, Change
-from adapter_store.concurrency import Workers, finished
+from adapter_store.concurrency import Workers, uninterrupted
 from adapter_store.database import Database
 from adapter_store.followers import Followers
 from adapter_store.retirement import Retirement
@@ -62,21 +62,17 @@ class Ledger:
     async def do(self, plan: Callable[[], Change | None]) -> Change | None:
         """Plans a change, writes it down and lets it count; None when there is nothing to do.
 
-        Never stops half-way: what is written down also counts before a cancelled caller goes on, and perhaps
-        gives up files that now have a name.
-
         Raises:
             LorikeetError: RESOURCE_EXHAUSTED when it cannot be written, and whatever `plan` raises.
         """
-        return await finished(self._do(plan))
-
-    async def _do(self, plan: Callable[[], Change | None]) -> Change | None:
         async with self._lock:
             change = plan()
             if change is None:
                 return None
             with _database_errors():
-                await self._writer.run(self._database.commit, change)
+                # What is written down must also count: else a load that is cancelled here would give up files
+                # that have just got a name.
+                await uninterrupted(self._writer.run(self._database.commit, change))
             self._catalog.apply(change)
             if change.pointer is not None:
                 self.retirement.revive(change.pointer.digest)
