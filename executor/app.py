@@ -61,7 +61,7 @@ async def run(
     if stop.is_set():
         return
     executor = Executor(config, base)
-    async with executor.running() as address:
+    async with executor.running(stop) as address:
         log.info("serving %s on %s", config.served_name, address)
         if ready is not None:
             ready(address)
@@ -89,8 +89,11 @@ class Executor:
         self._engine: Engine[Any] | None = None
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
-        """Serves for the length of the block, which gets the bound address; drains at its end."""
+    async def running(self, stop: asyncio.Event | None = None) -> AsyncIterator[str]:
+        """Serves for the length of the block, which gets the bound address; drains at its end.
+
+        Waits for the store first, unless `stop` is set meanwhile.
+        """
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
             loader = await self._open_loader(stack)
@@ -111,7 +114,7 @@ class Executor:
             server.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, servicer)
             address = await server.start(config.listen)
             stack.push_async_callback(self._drain, server)
-            await self._await_store()
+            await self._await_store(stop or asyncio.Event())
             await server.set_serving(True)
             yield address
 
@@ -173,14 +176,22 @@ class Executor:
         stack.push_async_callback(_cancel, self._loading)
         return loader
 
-    async def _await_store(self) -> None:
+    async def _await_store(self, stop: asyncio.Event) -> None:
         """Waits, for a while, until adapters can be had; the base model is served without."""
-        if self._leases is None:
+        if self._leases is None or self._loading is None:
             return
+        registered = self._leases.registered
+        events = [asyncio.create_task(event.wait()) for event in (registered, stop)]
         try:
-            async with asyncio.timeout(self._config.store_patience_seconds):
-                await self._leases.registered.wait()
-        except TimeoutError:
+            await asyncio.wait(
+                {*events, self._loading},
+                timeout=self._config.store_patience_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for event in events:
+                event.cancel()
+        if not (registered.is_set() or stop.is_set()):
             log.warning("serving without adapters until the store at %s answers", self._config.store)
 
     def begin_drain(self) -> None:

@@ -1,12 +1,16 @@
 """Adapters through the whole executor, against a small real store: isolation, retirement, outages, leaks."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from executor.app import run
 from executor.config import ExecutorConfig
 from executor.service.build import build_base
+from lorikeet.v1 import executor_pb2, executor_pb2_grpc
+from rpc.channel import open_channel
 from tests.support.execsvc_executor import Connection, Running, executor_at, submit, write_model
 from tests.support.execsvc_store import SmallStore
 
@@ -141,3 +145,21 @@ async def test_more_adapters_than_slots_take_turns(tmp_path: Path) -> None:
         assert all(len(answer.token_ids) == 8 for answer in connection.answers.values())
         assert (await running.until_empty()).adapters_resident == 1
         await store.until(lambda: store.leases == 0)
+
+
+async def test_an_executor_that_waits_for_its_store_can_be_stopped(tmp_path: Path) -> None:
+    config = ExecutorConfig(
+        model_dir=write_model(tmp_path / "model"),
+        listen=f"unix:{tmp_path}/executor.sock",
+        store=f"unix:{tmp_path}/nobody.sock",
+        runner="arithmetic",
+        kv_pages=1,
+        store_patience_seconds=3600,
+    )
+    stop = asyncio.Event()
+    async with asyncio.timeout(30), open_channel(config.listen) as channel:
+        serving = asyncio.create_task(run(config, stop=stop))
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        await stub.GetStatistics(executor_pb2.GetExecutorStatisticsRequest(), wait_for_ready=True)
+        stop.set()
+        await serving
