@@ -5,20 +5,20 @@
 
 Three kinds of processes on loopback, as in production. Reported:
 
-* paced: the executor makes steps at a fixed rate, and the frontend must send one message per token. The
-  highest rate at which at least 99 % of the messages carry a single token counts.
+* paced: each step of the executor takes a fixed time, and the frontend must send one message per token. The
+  fastest run in which at least 99 % of the messages carry a single token counts.
 * coalesced: the executor makes steps as fast as its stream takes them; a frontend that is behind puts several
   tokens into one message.
 * first token: from Generate to the first response, one stream at a time.
 * cancel: from the client's cancel to the abort that the executor sees (wall clock of one machine).
 
-CPU seconds are those of the processes, so that figures from a busy machine can be judged.
+Paced rates are those of the time in which all streams run; the coalesced one is from the first request to the
+last token. CPU time is that of the processes, so that figures from a busy machine can be judged.
 """
 
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import statistics
@@ -34,6 +34,7 @@ import grpc
 import psutil
 import uvloop
 
+from frontend.tuning import tune_process
 from lorikeet.v1 import generation_pb2, generation_pb2_grpc
 from rpc.channel import open_channel
 from tests.support.frontend_fake_executor import FakeExecutor
@@ -42,6 +43,7 @@ from tests.support.frontend_harness import hello_for, serve_executor
 CONTEXT = 4096
 PROMPT = "hello world, this is a small text"
 SINGLE_SHARE = 0.99
+WARM_TOKENS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,33 +172,78 @@ async def _client(address: str) -> AsyncIterator[generation_pb2_grpc.GenerationS
         await channel.close()
 
 
+class Window:
+    """Counts what arrives between `begin` and `end`."""
+
+    def __init__(self, processes: dict[str, psutil.Process]) -> None:
+        self._processes = processes
+        self._start = self._end = 0.0
+        self._before: dict[str, float] = {}
+        self._spent: dict[str, float] = {}
+        self.open = False
+        self.tokens = self.messages = self.single = 0
+
+    def begin(self) -> None:
+        self._before = self._cpu_seconds()
+        self._start = time.perf_counter()
+        self.open = True
+
+    def end(self) -> None:
+        if self.open:
+            self.open = False
+            self._end = time.perf_counter()
+            self._spent = {
+                name: seconds - self._before[name] for name, seconds in self._cpu_seconds().items()
+            }
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        return {name: sum(process.cpu_times()[:2]) for name, process in self._processes.items()}
+
+    def result(self) -> Run:
+        return Run(
+            tokens=self.tokens,
+            messages=self.messages,
+            single=self.single,
+            seconds=self._end - self._start,
+            cpu_seconds=self._spent,
+        )
+
+
 async def _streams(
-    address: str, processes: dict[str, subprocess.Popen[str]], *, streams: int, tokens: int
+    address: str, processes: dict[str, subprocess.Popen[str]], *, streams: int, tokens: int, steady: bool
 ) -> Run:
-    # The client shares the cores with what is measured: let it do no more than it must.
-    gc.disable()
+    """Runs many streams at once; `steady` counts only while all of them run, past their first tokens."""
+    watched = {name: psutil.Process(process.pid) for name, process in processes.items()}
+    window = Window(watched | {"client": psutil.Process()})
+    cold = streams
+
+    async def one(stub: generation_pb2_grpc.GenerationServiceStub) -> None:
+        nonlocal cold
+        count, warm = 0, False
+        async for response in stub.Generate(_request(tokens)):
+            received = len(response.token_ids)
+            count += received
+            if window.open:
+                window.tokens += received
+                window.messages += 1
+                window.single += received == 1
+            elif not warm and count >= WARM_TOKENS:
+                warm = True
+                cold -= 1
+                if not cold:
+                    window.begin()
+        if steady:
+            window.end()
+        assert count == tokens, (count, tokens)
+
     async with _client(address) as stub:
-
-        async def one(max_tokens: int) -> tuple[int, int, int]:
-            count = messages = single = 0
-            async for response in stub.Generate(_request(max_tokens)):
-                received = len(response.token_ids)
-                count += received
-                messages += 1
-                single += received == 1
-            assert count == max_tokens, (count, max_tokens)
-            return count, messages, single
-
-        await asyncio.gather(*(one(5) for _ in range(streams)))
-        watched = {name: psutil.Process(process.pid) for name, process in processes.items()}
-        watched["client"] = psutil.Process()
-        before = {name: sum(process.cpu_times()[:2]) for name, process in watched.items()}
-        start = time.perf_counter()
-        results = await asyncio.gather(*(one(tokens) for _ in range(streams)))
-        seconds = time.perf_counter() - start
-        spent = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in watched.items()}
-    totals = [sum(column) for column in zip(*results, strict=True)]
-    return Run(tokens=totals[0], messages=totals[1], single=totals[2], seconds=seconds, cpu_seconds=spent)
+        # The client shares the cores with what it measures: let it do no more than it must.
+        tune_process()
+        if not steady:
+            window.begin()
+        await asyncio.gather(*(one(stub) for _ in range(streams)))
+        window.end()
+    return window.result()
 
 
 async def _first_tokens(address: str, count: int) -> list[float]:
@@ -237,20 +284,25 @@ def _spread(times: list[float]) -> str:
     return f"median {statistics.median(ordered):.2f} ms, p95 {ordered[int(len(ordered) * 0.95)]:.2f} ms"
 
 
-def _measure_streams(arguments: argparse.Namespace, folder: Path, step_seconds: float) -> Run:
+def _measure_streams(
+    arguments: argparse.Namespace, folder: Path, *, step_seconds: float, steady: bool
+) -> Run:
     streams = arguments.streams
     with _service(arguments.executor, folder, step_seconds=step_seconds, streams=streams) as (
         address,
         processes,
     ):
-        return uvloop.run(_streams(address, processes, streams=streams, tokens=arguments.tokens))
+        return uvloop.run(
+            _streams(address, processes, streams=streams, tokens=arguments.tokens, steady=steady)
+        )
 
 
 def _measure_paced(arguments: argparse.Namespace, folder: Path) -> Run | None:
     """The fastest run in which the frontend sent one message per token."""
     best: Run | None = None
     for rate in arguments.rates:
-        run = _measure_streams(arguments, folder, arguments.streams / rate)
+        step_seconds = arguments.streams / rate
+        run = _measure_streams(arguments, folder, step_seconds=step_seconds, steady=True)
         print(f"  paced for {rate:6,} tokens/s: {run.describe()}", flush=True)
         if run.single_share < SINGLE_SHARE:
             continue
@@ -263,7 +315,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kind = arguments.executor
     print(f"{kind} executor, {arguments.streams} streams of {arguments.tokens} tokens", flush=True)
     best = _measure_paced(arguments, folder)
-    coalesced = _measure_streams(arguments, folder, 0.0)
+    coalesced = _measure_streams(arguments, folder, step_seconds=0.0, steady=False)
     print(f"  coalesced:                 {coalesced.describe()}", flush=True)
     with _service(kind, folder, step_seconds=0.0, streams=1) as (address, _):
         first = uvloop.run(_first_tokens(address, 105))
@@ -293,7 +345,7 @@ def main() -> None:
     parser.add_argument("--model-dir", type=Path, default=Path("demo/qwen3-tiny"))
     parser.add_argument("--streams", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=1000, help="tokens a stream")
-    parser.add_argument("--rates", type=int, nargs="*", default=[8_000, 12_000, 16_000, 20_000, 24_000])
+    parser.add_argument("--rates", type=int, nargs="*", default=[12_000, 16_000, 18_000, 20_000, 24_000])
     parser.add_argument("--json", type=Path, help="append a row to this file")
     parser.add_argument("--role", choices=["executor"], help=argparse.SUPPRESS)
     parser.add_argument("--step-seconds", type=float, default=0.0, help=argparse.SUPPRESS)
