@@ -92,10 +92,6 @@ def unavailable(
     return LorikeetError(grpc.StatusCode.UNAVAILABLE, reason, message, metadata, retry_after)
 
 
-def deadline_exceeded(reason: str, message: str, **metadata: str) -> LorikeetError:
-    return LorikeetError(grpc.StatusCode.DEADLINE_EXCEEDED, reason, message, metadata)
-
-
 def from_code(code: int, reason: str, message: str, *, retry_after: float | None = None) -> LorikeetError:
     """An error from its number (a `google.rpc.Code`), as our own messages carry it."""
     return LorikeetError(_CODE_BY_NUMBER.get(code, grpc.StatusCode.UNKNOWN), reason, message, {}, retry_after)

@@ -78,9 +78,6 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
 
-    async def wait(self) -> None:
-        await self._server.wait_for_termination()
-
 
 def _remove_stale_socket(path: Path) -> None:
     # A service that was killed leaves its socket file behind, and binding to it would fail for ever after.
