@@ -29,6 +29,8 @@ class AdapterAdmin:
     def __init__(self, *, stub: store_pb2_grpc.CatalogServiceStub | None, catalog: Catalog) -> None:
         self._stub = stub
         self._catalog = catalog
+        self._watches: set[grpc.aio.Call] = set()
+        self._closed = False
 
     @property
     def store(self) -> store_pb2_grpc.CatalogServiceStub:
@@ -67,12 +69,26 @@ class AdapterAdmin:
     ) -> AsyncGenerator[adapters_pb2.AdapterEvent]:
         """The store's events. A slow client slows the store's stream down, which the store bounds."""
         call = self.store.Watch(request)
+        self._watches.add(call)
         try:
             async for event in call:
                 yield event
         except grpc.aio.AioRpcError as error:
             raise _store_error(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or task is None or task.cancelling():
+                raise
         finally:
+            self._watches.discard(call)
+            call.cancel()
+        if self._closed:
+            raise unavailable("SHUTTING_DOWN", "the frontend is shutting down: watch again when it is back")
+
+    def end_watches(self) -> None:
+        """Ends all watching, which would go on for ever; a shutdown must not wait for it."""
+        self._closed = True
+        for call in self._watches:
             call.cancel()
 
 

@@ -51,7 +51,8 @@ class Frontend:
             options=[("grpc.max_receive_message_length", config.max_message_bytes)],
             maximum_concurrent_rpcs=config.max_requests + _OTHER_CALLS,
         )
-        self._add_services(model, stub)
+        self._admin = AdapterAdmin(stub=stub, catalog=self.catalog)
+        self._add_services(model)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()
 
@@ -72,7 +73,7 @@ class Frontend:
         self._channels.append(channel)
         return store_pb2_grpc.CatalogServiceStub(channel)
 
-    def _add_services(self, model: ModelFolder, stub: store_pb2_grpc.CatalogServiceStub | None) -> None:
+    def _add_services(self, model: ModelFolder) -> None:
         prompts = PromptReader(
             codec=model.codec,
             template=model.template,
@@ -95,7 +96,7 @@ class Frontend:
         self._server.add(
             ADAPTER_SERVICE,
             adapters_pb2_grpc.add_AdapterServiceServicer_to_server,
-            AdapterServicer(AdapterAdmin(stub=stub, catalog=self.catalog)),
+            AdapterServicer(self._admin),
         )
 
     async def start(self) -> str:
@@ -128,6 +129,7 @@ class Frontend:
 
     async def stop(self) -> None:
         """Health NOT_SERVING, no new calls, those in flight get the drain time; then everything is closed."""
+        self._admin.end_watches()
         await self._server.drain(self._config.drain_seconds)
         for task in self._tasks:
             task.cancel()

@@ -73,6 +73,18 @@ async def test_reading_calls_pass_through(model_folder: Path):
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_shutdown_does_not_wait_for_watchers(model_folder: Path):
+    async with running_rig(model_folder, drain_seconds=3600.0, adapters={"sql": "ab" * 32}) as rig:
+        call = rig.adapters.WatchAdapters(adapters_pb2.WatchAdaptersRequest())
+        await call.read()
+        async with asyncio.timeout(20):
+            await rig.frontend.stop()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            await rig.store.until(lambda: rig.store.watchers == 0)
+        assert from_rpc(caught.value).reason == "SHUTTING_DOWN"
+
+
 async def test_a_watcher_that_leaves_is_gone_from_the_store(model_folder: Path):
     async with running_rig(model_folder, adapters={"sql": "ab" * 32}) as rig:
         call = rig.adapters.WatchAdapters(adapters_pb2.WatchAdaptersRequest())
