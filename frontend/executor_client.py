@@ -1,7 +1,6 @@
 """The connection to the executor: one stream, kept up as long as the process lives."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -143,8 +142,7 @@ class ExecutorClient:
 
     async def _write_commands(self, call: Stream) -> None:
         """Sends what gathered since the last message: a tick's commands travel together."""
-        # Where the stream has ended, the reader knows why.
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        try:
             while True:
                 commands = self._flights.next_commands(time.monotonic())
                 if commands is None:
@@ -152,6 +150,12 @@ class ExecutorClient:
                     await self._commands_wait.wait()
                 else:
                     await call.write(executor_pb2.ConnectRequest(commands=commands))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the stream has ended, and the reader knows why
+        except Exception:
+            # Without a writer the stream is of no use; the reader sees it end and connects anew.
+            log.exception("the stream to the executor could not be written to")
+            call.cancel()
 
     def _log_once(self, error: LorikeetError) -> None:
         if str(error) != self._logged:

@@ -1,5 +1,6 @@
 """Sampling parameters: their ranges, their defaults, and the complete set that an executor is sent."""
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
 }
 _LOGIT_BIAS_RANGE = (-100.0, 100.0)
+_UINT32_MAX = (1 << 32) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +48,15 @@ class SamplingDefaults:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             if config.get(name) is not None:
                 least, most = _RANGES[name]
-                values[name] = float(config[name])
+                values[name] = _number(name, config[name])
                 if not least <= values[name] <= most:
                     raise ValueError(f"{name} is {values[name]}: it must lie in {least:g} to {most:g}")
         for name, key in (("top_k", "top_k"), ("max_tokens", "max_new_tokens")):
             if config.get(key) is not None:
-                values[name] = int(config[key])
-                if values[name] < (0 if name == "top_k" else 1):
-                    raise ValueError(f"{key} is {values[name]}: it must be positive")
+                values[name] = int(_number(key, config[key]))
+                least = 0 if name == "top_k" else 1
+                if not least <= values[name] <= _UINT32_MAX:
+                    raise ValueError(f"{key} is {values[name]}: it must lie in {least} to {_UINT32_MAX}")
         if config.get("do_sample") is False:
             values["temperature"] = 0.0
         return cls(**values)
@@ -67,6 +70,12 @@ class SamplingDefaults:
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
         )
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}: it must be a number")
+    return value
 
 
 def complete_sampling(

@@ -75,6 +75,9 @@ def test_sampling_switched_off_means_greedy(tmp_path: Path):
         ("tokenizer.json", "{}", "tokenizer.json"),
         ("generation_config.json", json.dumps({"temperature": -1}), "temperature"),
         ("generation_config.json", json.dumps({"top_k": -1}), "top_k"),
+        ("generation_config.json", json.dumps({"top_k": 1 << 32}), "top_k"),
+        ("generation_config.json", json.dumps({"max_new_tokens": 1 << 32}), "max_new_tokens"),
+        ("generation_config.json", json.dumps({"temperature": [1]}), "temperature"),
         ("chat_template.jinja", "{% if %}", "chat_template.jinja"),
         ("tokenizer_config.json", json.dumps({"chat_template": [1]}), "chat_template"),
         (
