@@ -8,15 +8,12 @@ import grpc
 import pytest
 
 from adapter_store.sources import copy_source
-from lorikeet.v1 import adapters_pb2, store_pb2
-from rpc.errors import from_rpc
+from lorikeet.v1 import adapters_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
-from tests.support.store_server import FollowerClient, error_of, eventually, running_store
+from tests.support.store_ready import refusal, toy_adapter
+from tests.support.store_server import eventually, running_store
 
 ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
-FAILED = adapters_pb2.ADAPTER_STATE_FAILED
-LOADING = adapters_pb2.ADAPTER_STATE_LOADING
-UNLOADING = adapters_pb2.ADAPTER_STATE_UNLOADING
 UNLOADED = adapters_pb2.ADAPTER_STATE_UNLOADED
 
 
@@ -27,19 +24,8 @@ async def running(tmp_path):
         yield running
 
 
-def adapter(running, name="a", seed=0, **config):
-    folder = running.config.roots[0] / name
-    return write_adapter(folder, lora_tensors(seed=seed), lora_config(**config))
-
-
-async def refusal(call):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc(caught.value)
-
-
 async def test_a_load_is_reported(running):
-    response = await running.load("team/a", adapter(running))
+    response = await running.load("team/a", toy_adapter(running))
     assert response.changed
     loaded = response.adapter
     assert (loaded.name, loaded.state, loaded.revision, loaded.max_rank) == ("team/a", ACTIVE, 1, 4)
@@ -58,8 +44,8 @@ async def test_a_load_is_reported(running):
 
 
 async def test_loading_the_same_content_again_changes_nothing(running):
-    first = await running.load("a", adapter(running))
-    again = await running.load("a", adapter(running, "copy"))
+    first = await running.load("a", toy_adapter(running))
+    again = await running.load("a", toy_adapter(running, "copy"))
     assert not again.changed
     assert again.adapter.digest == first.adapter.digest
     assert again.adapter.revision == first.adapter.revision == 1
@@ -69,8 +55,8 @@ async def test_loading_the_same_content_again_changes_nothing(running):
 
 
 async def test_new_content_moves_the_name_and_the_old_version_goes(running):
-    old = await running.load("a", adapter(running))
-    new = await running.load("a", adapter(running, seed=1))
+    old = await running.load("a", toy_adapter(running))
+    new = await running.load("a", toy_adapter(running, seed=1))
     assert new.changed
     assert new.adapter.digest != old.adapter.digest
     assert new.adapter.revision == 2
@@ -79,13 +65,13 @@ async def test_new_content_moves_the_name_and_the_old_version_goes(running):
     statistics = running.store.statistics()
     assert (statistics.disk.objects, statistics.disk.packs) == (1, 1)
     # Back to what it was: a version that was removed is simply loaded again.
-    back = await running.load("a", adapter(running))
+    back = await running.load("a", toy_adapter(running))
     assert (back.adapter.digest, back.adapter.revision) == (old.adapter.digest, 3)
 
 
 async def test_two_names_share_one_object(running):
-    first = await running.load("a", adapter(running))
-    second = await running.load("b", adapter(running))
+    first = await running.load("a", toy_adapter(running))
+    second = await running.load("b", toy_adapter(running))
     assert first.adapter.digest == second.adapter.digest
     gone = await running.unload("a")
     assert gone.adapter.state == UNLOADED
@@ -96,7 +82,7 @@ async def test_two_names_share_one_object(running):
 
 async def test_unloading_gives_everything_back(running):
     before = running.store.statistics()
-    await running.load("a", adapter(running))
+    await running.load("a", toy_adapter(running))
     await running.settled()
     unloaded = (await running.unload("a")).adapter
     assert (unloaded.name, unloaded.revision) == ("a", 2)
@@ -113,7 +99,7 @@ async def test_unloading_gives_everything_back(running):
 
 async def test_a_load_before_any_layout_says_to_wait(tmp_path):
     async with running_store(tmp_path) as running:
-        error = await refusal(running.load("a", adapter(running)))
+        error = await refusal(running.load("a", toy_adapter(running)))
         assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "NO_LAYOUT")
         assert error.retry_after == 1.0
         assert "start one" in error.message
@@ -175,10 +161,10 @@ def spoil(folder, how):
     ],
 )
 async def test_bad_adapters_are_refused_and_leave_nothing(running, how, code, reason, words):
-    good = await running.load("a", adapter(running, "good"))
+    good = await running.load("a", toy_adapter(running, "good"))
     await running.settled()
     before = running.store.statistics()
-    folder = adapter(running, "bad", seed=1)
+    folder = toy_adapter(running, "bad", seed=1)
     spoil(folder, how)
     error = await refusal(running.load("a", folder))
     assert (error.code.name, error.reason) == (code, reason)
@@ -208,7 +194,7 @@ async def test_concurrent_loads_of_one_source_are_one_load(running, monkeypatch)
     monkeypatch.setattr(
         "adapter_store.loader.copy_source", lambda *args: (copies.append(1), copy_source(*args))[1]
     )
-    folder = adapter(running)
+    folder = toy_adapter(running)
     results = await asyncio.gather(*(running.load("a", folder) for _ in range(8)))
     assert {result.adapter.digest for result in results} == {results[0].adapter.digest}
     assert len(copies) == 1
@@ -216,7 +202,7 @@ async def test_concurrent_loads_of_one_source_are_one_load(running, monkeypatch)
 
 
 async def test_many_concurrent_loads_and_unloads_keep_the_books(running):
-    folders = [adapter(running, f"s{seed}", seed=seed) for seed in range(4)]
+    folders = [toy_adapter(running, f"s{seed}", seed=seed) for seed in range(4)]
 
     outcomes = set()
 
@@ -258,7 +244,7 @@ async def test_too_many_loads_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("adapter_store.loader.copy_source", slow)
     async with running_store(tmp_path, max_pending_loads=2) as running:
         await running.register()
-        folder = adapter(running)
+        folder = toy_adapter(running)
         loads = [asyncio.ensure_future(running.load(name, folder)) for name in ("a", "b")]
         await eventually(lambda: running.store.statistics().pending_loads == 2)
         error = await refusal(running.load("c", folder))
@@ -278,7 +264,7 @@ async def test_a_load_goes_on_when_its_caller_goes(running, monkeypatch):
         return copy_source(*args)
 
     monkeypatch.setattr("adapter_store.loader.copy_source", slow)
-    load = asyncio.ensure_future(running.load("a", adapter(running)))
+    load = asyncio.ensure_future(running.load("a", toy_adapter(running)))
     await asyncio.to_thread(begun.wait, 20)
     load.cancel()
     release.set()
@@ -287,7 +273,7 @@ async def test_a_load_goes_on_when_its_caller_goes(running, monkeypatch):
 
 
 async def test_lists_come_in_pages(running):
-    folder = adapter(running)
+    folder = toy_adapter(running)
     for number in range(5):
         await running.load(f"n{number}", folder)
     request = adapters_pb2.ListAdaptersRequest(page_size=2)
@@ -303,105 +289,8 @@ async def test_lists_come_in_pages(running):
     assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN")
 
 
-async def test_a_load_answers_once_every_follower_acts_by_it(running):
-    first, second = [await FollowerClient(running).start() for _ in range(2)]
-    assert first.pointers == {}
-    load = asyncio.ensure_future(running.load("a", adapter(running)))
-    await asyncio.gather(first.next(), second.next())
-    digest = first.pointers["a"]
-    await first.acknowledge()
-    assert not load.done()
-    await second.acknowledge()
-    assert (await load).adapter.digest == digest
-    # A follower that goes is not waited for.
-    unload = asyncio.ensure_future(running.unload("a"))
-    await asyncio.gather(first.next(), second.next())
-    assert first.pointers == second.pointers == {}
-    await first.acknowledge()
-    second.call.cancel()
-    await unload
-    await eventually(lambda: running.store.statistics().followers == 1)
-
-
-async def test_a_follower_that_joins_late_gets_everything_at_once(running):
-    await running.load("a", adapter(running))
-    await running.load("b", adapter(running, "b", seed=1))
-    follower = FollowerClient(running)
-    await follower.call.write(store_pb2.FollowRequest())
-    response = await follower.next()
-    assert (response.snapshot, response.revision, sorted(follower.pointers)) == (True, 2, ["a", "b"])
-
-
-async def test_a_stuck_follower_is_cut_off_and_the_load_answers(tmp_path):
-    async with running_store(tmp_path, follower_seconds=0.05) as running:
-        await running.register()
-        follower = await FollowerClient(running).start()
-        assert (await running.load("a", adapter(running))).changed
-        await follower.next()
-        error = await error_of(follower.call)
-        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "FELL_BEHIND")
-
-
-async def test_a_follower_cannot_acknowledge_the_future(running):
-    follower = await FollowerClient(running).start()
-    await follower.acknowledge(99)
-    error = await error_of(follower.call)
-    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "BAD_ACKNOWLEDGEMENT")
-    await eventually(lambda: running.store.statistics().followers == 0)
-
-
-async def events_until(watch, last_state):
-    events = []
-    while not events or events[-1].adapter.state != last_state:
-        events.append(await asyncio.wait_for(watch.read(), 20))
-        assert events[-1] is not grpc.aio.EOF
-    return events
-
-
-async def test_watchers_see_what_there_is_and_what_happens(running):
-    await running.load("a", adapter(running))
-    watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest())
-    (there,) = await events_until(watch, ACTIVE)
-    assert (there.adapter.name, there.adapter.revision) == ("a", 1)
-    assert not there.HasField("progress")
-
-    await running.load("b", adapter(running, "b", seed=1))
-    events = await events_until(watch, ACTIVE)
-    stages = [event.progress.stage for event in events[:-1]]
-    assert {event.adapter.state for event in events[:-1]} == {LOADING}
-    assert stages == sorted(stages)
-    assert {adapters_pb2.LoadStage.Name(stage) for stage in stages} == {
-        "LOAD_STAGE_COPY",
-        "LOAD_STAGE_VALIDATE",
-        "LOAD_STAGE_PACK",
-        "LOAD_STAGE_PUBLISH",
-    }
-    assert all(e.progress.bytes_done <= e.progress.bytes_total for e in events[:-1])
-    assert events[-1].adapter.digest
-
-    await refusal(running.load("b", "nowhere"))
-    failed = (await events_until(watch, FAILED))[-1]
-    assert (failed.adapter.name, failed.adapter.digest) == ("b", "")
-    assert "NO_SOURCE" in failed.error
-
-    await running.unload("a")
-    states = [event.adapter.state for event in await events_until(watch, UNLOADED)]
-    assert states == [UNLOADING, UNLOADED]
-    watch.cancel()
-    await eventually(lambda: running.store.statistics().watchers == 0)
-
-
-async def test_a_watcher_of_one_name_hears_of_no_other(running):
-    watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest(name="b"))
-    await eventually(lambda: running.store.statistics().watchers == 1)
-    await running.load("a", adapter(running))
-    await running.load("b", adapter(running))
-    events = await events_until(watch, ACTIVE)
-    assert {event.adapter.name for event in events} == {"b"}
-
-
 async def test_prefetching_brings_packs_into_memory(running):
-    digest = (await running.load("a", adapter(running))).adapter.digest
+    digest = (await running.load("a", toy_adapter(running))).adapter.digest
     for reference in ("a", f"b3:{digest}"):
         await running.settled()
         assert running.store.statistics().arena.packs == 1
@@ -424,7 +313,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(running, monkeypatch):
 
     monkeypatch.setattr("adapter_store.sources.copy_bytes", full)
     before = running.store.statistics()
-    error = await refusal(running.load("a", adapter(running)))
+    error = await refusal(running.load("a", toy_adapter(running)))
     assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "DISK_FULL")
     assert running.store.statistics() == before
 
@@ -436,7 +325,7 @@ async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeyp
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(running.store._database, "commit", fail)
-    error = await refusal(running.load("a", adapter(running)))
+    error = await refusal(running.load("a", toy_adapter(running)))
     assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "CATALOG_NOT_WRITTEN")
     statistics = running.store.statistics()
     assert (statistics.adapters, statistics.revision) == (0, 0)
@@ -445,7 +334,7 @@ async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeyp
 
 
 async def test_reports_keep_what_is_worth_knowing(running):
-    folder = adapter(running, base_model_name_or_path="org/other")
+    folder = toy_adapter(running, base_model_name_or_path="org/other")
     (folder / "chat_template.jinja").write_text("x")
     loaded = (await running.load("a", folder)).adapter
     assert len(loaded.report.notes) == 2

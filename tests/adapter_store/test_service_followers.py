@@ -1,0 +1,120 @@
+"""Followers and watchers of the catalog over gRPC, against a real store."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from lorikeet.v1 import adapters_pb2, store_pb2
+from tests.support.store_ready import refusal, toy_adapter
+from tests.support.store_server import FollowerClient, error_of, eventually, running_store
+
+ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
+FAILED = adapters_pb2.ADAPTER_STATE_FAILED
+LOADING = adapters_pb2.ADAPTER_STATE_LOADING
+UNLOADING = adapters_pb2.ADAPTER_STATE_UNLOADING
+UNLOADED = adapters_pb2.ADAPTER_STATE_UNLOADED
+
+
+@pytest.fixture
+async def running(tmp_path):
+    async with running_store(tmp_path) as running:
+        await running.register()
+        yield running
+
+
+async def test_a_load_answers_once_every_follower_acts_by_it(running):
+    first, second = [await FollowerClient(running).start() for _ in range(2)]
+    assert first.pointers == {}
+    load = asyncio.ensure_future(running.load("a", toy_adapter(running)))
+    await asyncio.gather(first.next(), second.next())
+    digest = first.pointers["a"]
+    await first.acknowledge()
+    assert not load.done()
+    await second.acknowledge()
+    assert (await load).adapter.digest == digest
+    # A follower that goes is not waited for.
+    unload = asyncio.ensure_future(running.unload("a"))
+    await asyncio.gather(first.next(), second.next())
+    assert first.pointers == second.pointers == {}
+    await first.acknowledge()
+    second.call.cancel()
+    await unload
+    await eventually(lambda: running.store.statistics().followers == 1)
+
+
+async def test_a_follower_that_joins_late_gets_everything_at_once(running):
+    await running.load("a", toy_adapter(running))
+    await running.load("b", toy_adapter(running, "b", seed=1))
+    follower = FollowerClient(running)
+    await follower.call.write(store_pb2.FollowRequest())
+    response = await follower.next()
+    assert (response.snapshot, response.revision, sorted(follower.pointers)) == (True, 2, ["a", "b"])
+
+
+async def test_a_stuck_follower_is_cut_off_and_the_load_answers(tmp_path):
+    async with running_store(tmp_path, follower_seconds=0.05) as running:
+        await running.register()
+        follower = await FollowerClient(running).start()
+        assert (await running.load("a", toy_adapter(running))).changed
+        await follower.next()
+        error = await error_of(follower.call)
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "FELL_BEHIND")
+
+
+async def test_a_follower_cannot_acknowledge_the_future(running):
+    follower = await FollowerClient(running).start()
+    await follower.acknowledge(99)
+    error = await error_of(follower.call)
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "BAD_ACKNOWLEDGEMENT")
+    await eventually(lambda: running.store.statistics().followers == 0)
+
+
+async def events_until(watch, last_state):
+    events = []
+    while not events or events[-1].adapter.state != last_state:
+        events.append(await asyncio.wait_for(watch.read(), 20))
+        assert events[-1] is not grpc.aio.EOF
+    return events
+
+
+async def test_watchers_see_what_there_is_and_what_happens(running):
+    await running.load("a", toy_adapter(running))
+    watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest())
+    (there,) = await events_until(watch, ACTIVE)
+    assert (there.adapter.name, there.adapter.revision) == ("a", 1)
+    assert not there.HasField("progress")
+
+    await running.load("b", toy_adapter(running, "b", seed=1))
+    events = await events_until(watch, ACTIVE)
+    stages = [event.progress.stage for event in events[:-1]]
+    assert {event.adapter.state for event in events[:-1]} == {LOADING}
+    assert stages == sorted(stages)
+    assert {adapters_pb2.LoadStage.Name(stage) for stage in stages} == {
+        "LOAD_STAGE_COPY",
+        "LOAD_STAGE_VALIDATE",
+        "LOAD_STAGE_PACK",
+        "LOAD_STAGE_PUBLISH",
+    }
+    assert all(e.progress.bytes_done <= e.progress.bytes_total for e in events[:-1])
+    assert events[-1].adapter.digest
+
+    await refusal(running.load("b", "nowhere"))
+    failed = (await events_until(watch, FAILED))[-1]
+    assert (failed.adapter.name, failed.adapter.digest) == ("b", "")
+    assert "NO_SOURCE" in failed.error
+
+    await running.unload("a")
+    states = [event.adapter.state for event in await events_until(watch, UNLOADED)]
+    assert states == [UNLOADING, UNLOADED]
+    watch.cancel()
+    await eventually(lambda: running.store.statistics().watchers == 0)
+
+
+async def test_a_watcher_of_one_name_hears_of_no_other(running):
+    watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest(name="b"))
+    await eventually(lambda: running.store.statistics().watchers == 1)
+    await running.load("a", toy_adapter(running))
+    await running.load("b", toy_adapter(running))
+    events = await events_until(watch, ACTIVE)
+    assert {event.adapter.name for event in events} == {"b"}

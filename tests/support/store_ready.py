@@ -1,0 +1,53 @@
+"""A store with a layout and loaded adapters, and its executors."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from rpc.errors import LorikeetError, from_rpc
+from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
+from tests.support.store_server import ExecutorClient, eventually, running_store
+
+
+class Ready:
+    """A store with a layout and loaded adapters, and an executor's stream."""
+
+    def __init__(self, running, layout: str) -> None:
+        self.running = running
+        self.store = running.store
+        self.layout = layout
+
+    async def load(self, name: str, seed: int = 0, *, rank: int = 4) -> str:
+        folder = self.running.config.roots[0] / f"{name}-{seed}-{rank}"
+        write_adapter(folder, lora_tensors(seed=seed, rank=rank), lora_config(r=rank))
+        return (await self.running.load(name, folder)).adapter.digest
+
+    async def executor(self, held=(), layout: str = "") -> ExecutorClient:
+        return await ExecutorClient(self.running, layout or self.layout, held).start()
+
+    def pack_on_disk(self, digest: str) -> bytes:
+        return (self.running.config.data_dir / "packs" / self.layout / f"{digest}.pack").read_bytes()
+
+    async def leases(self, count: int) -> None:
+        await eventually(lambda: self.store.executors.leases == count)
+
+
+@asynccontextmanager
+async def running_ready(folder: Path) -> AsyncIterator[Ready]:
+    async with running_store(folder) as running:
+        response = await running.register()
+        yield Ready(running, response.layout_digest)
+
+
+def toy_adapter(running, name: str = "a", seed: int = 0, **config) -> Path:
+    """Writes an adapter below the store's root."""
+    return write_adapter(running.config.roots[0] / name, lora_tensors(seed=seed), lora_config(**config))
+
+
+async def refusal(call) -> LorikeetError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc(caught.value)
