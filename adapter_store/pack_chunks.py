@@ -37,14 +37,17 @@ class PackChunks:
 
         Raises:
             LorikeetError: NOT_FOUND; what the adapter does not fit; DATA_LOSS, after the last byte, when the
-            file
-                was damaged, and then it is made anew for the next reader.
+                file was damaged, and then it is made anew for the next reader.
         """
         if not is_digest(digest) or not self._catalog.knows(digest):
             raise not_found("UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)!r} is loaded")
         stored = await self._warm.stored(digest, layout)
-        # Open, the file outlives its name.
-        with await self._workers.run(stored.path.open, "rb", buffering=0) as file:
+        try:
+            # Open, the file outlives its name.
+            file = await self._workers.run(stored.path.open, "rb", buffering=0)
+        except FileNotFoundError:
+            raise not_found("UNKNOWN_DIGEST", f"the adapter with digest {digest} was just unloaded") from None
+        with file:
             yield stored.manifest, self._read(file, stored)
 
     async def _read(self, file: BinaryIO, stored: StoredPack) -> AsyncIterator[bytes]:

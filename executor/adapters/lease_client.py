@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rpc.errors import LorikeetError, data_loss, from_code, from_rpc, internal, 
 log = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_STEADY_SECONDS = 5.0
 _REGISTER_TIMEOUT_SECONDS = 10.0
 _MAX_QUEUED_HINTS = 256
 
@@ -60,6 +62,7 @@ class LeaseClient:
         self._patience = patience_seconds
         self._on_retire: Callable[[str], None] = lambda digest: None
         self._outgoing: asyncio.Queue[store_pb2.LeaseRequest] | None = None
+        self._since: float | None = None
         self._view: ArenaView | None = None
         self._next = 1
         self._asked: dict[int, tuple[str, asyncio.Future[Lease]]] = {}
@@ -133,17 +136,19 @@ class LeaseClient:
         self._on_retire = on_retire
         failures = 0
         while True:
+            reason: LorikeetError | str = "it closed the lease stream"
             try:
                 await self._connect()
-                failures = 0
-                log.info("the adapter store closed the lease stream")
             except (grpc.aio.AioRpcError, LorikeetError) as error:
                 reason = from_rpc(error) if isinstance(error, grpc.aio.AioRpcError) else error
-                failures = 0 if self.connected else failures + 1
-                if failures in (0, 1, 10) or failures % 60 == 0:
-                    log.warning("no adapter store, trying again: %s", reason)
             finally:
                 self._outgoing = None
+            # A stream that ends as it begins is a failure too, however politely.
+            since, self._since = self._since, None
+            steady = since is not None and time.monotonic() - since > _STEADY_SECONDS
+            failures = 0 if steady else failures + 1
+            if failures in (0, 1, 10) or failures % 60 == 0:
+                log.warning("no adapter store, trying again: %s", reason)
             await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
 
     async def _connect(self) -> None:
@@ -163,6 +168,7 @@ class LeaseClient:
             for number, (digest, _) in self._asked.items():
                 self._send(_acquire(number, digest))
             self.registered.set()
+            self._since = time.monotonic()
             async for response in call:
                 self._receive(response)
         finally:

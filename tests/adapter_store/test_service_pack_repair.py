@@ -6,6 +6,7 @@ import pytest
 
 from adapter_store.tiers.building import rebuild_pack
 from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.warm import WarmTier
 from lorikeet.v1 import layout_pb2, store_pb2
 from rpc.errors import from_rpc
 from tests.support.store_adapters import toy_layout
@@ -105,6 +106,22 @@ async def test_a_damaged_pack_is_not_passed_off_as_good(ready):
         await fetch(ready, request)
     assert from_rpc(caught.value).reason == "PACK_DAMAGED"
     assert await fetch(ready, request) == good
+
+
+async def test_a_pack_that_goes_as_it_is_asked_for_is_not_found(ready, monkeypatch):
+    stored = WarmTier.stored
+
+    async def gone(self, digest, layout):
+        found = await stored(self, digest, layout)
+        found.path.unlink()
+        return found
+
+    digest = await ready.load("a")
+    monkeypatch.setattr(WarmTier, "stored", gone)
+    request = store_pb2.FetchPackRequest(digest=digest, layout_digest=ready.layout)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await fetch(ready, request)
+    assert from_rpc(caught.value).reason == "UNKNOWN_DIGEST"
 
 
 async def fetch(ready, request) -> bytes:
