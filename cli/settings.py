@@ -8,10 +8,10 @@ commands do it when they run, not when `--help` is printed.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -25,6 +25,8 @@ from cli.errors import CliError, usage_error
 from cli.options import DEFAULT_TARGET
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
+
+_ANY_HOST = ("0.0.0.0", "[::]")  # noqa: S104 - recognised, not bound
 
 
 class Section(BaseModel):
@@ -66,7 +68,7 @@ class Settings(BaseSettings):
         adapters: name to source; loaded by `lorikeet serve` once it is up.
         adapter_roots: folders, besides those sources, that adapters may be loaded from.
         data_dir: where `lorikeet serve` keeps adapters between runs; None picks a folder of the user's.
-        target: the server that client commands call.
+        target: the server that client commands call; where `listen` says, when empty.
         timeout: seconds that a client's call may take; 0 waits for ever.
         log_level: of the services that `lorikeet serve` starts.
     """
@@ -84,13 +86,20 @@ class Settings(BaseSettings):
     adapters: dict[str, str] = Field(default_factory=dict)
     adapter_roots: list[Path] = Field(default_factory=list)
     data_dir: Path | None = None
-    target: str = DEFAULT_TARGET
+    target: str = ""
     timeout: float = Field(default=600.0, ge=0, allow_inf_nan=False)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
     # The three classes are made from the services' config classes above.
     frontend: FrontendSection = Field(default_factory=FrontendSection)  # pyright: ignore[reportInvalidTypeForm]
     executor: ExecutorSection = Field(default_factory=ExecutorSection)  # pyright: ignore[reportInvalidTypeForm]
     store: StoreSection = Field(default_factory=StoreSection)  # pyright: ignore[reportInvalidTypeForm]
+
+    @model_validator(mode="after")
+    def _call_what_listens(self) -> Self:
+        if not self.target:
+            host, _, port = self.listen.rpartition(":")
+            self.target = f"127.0.0.1:{port}" if host in _ANY_HOST else self.listen
+        return self
 
     @classmethod
     def load(cls, flags: Mapping[str, Any], file: Path | None = None) -> "Settings":

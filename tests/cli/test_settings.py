@@ -62,6 +62,20 @@ def test_empty_variables_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.load({}).target == "127.0.0.1:50051"
 
 
+@pytest.mark.parametrize(
+    ("listen", "target"),
+    [
+        ("127.0.0.1:7000", "127.0.0.1:7000"),
+        ("0.0.0.0:7000", "127.0.0.1:7000"),
+        ("[::]:7000", "127.0.0.1:7000"),
+        ("unix:/run/l.sock", "unix:/run/l.sock"),
+    ],
+)
+def test_clients_call_what_the_same_settings_serve(listen: str, target: str) -> None:
+    assert Settings.load({"listen": listen}).target == target
+    assert Settings.load({"listen": listen, "target": "other:1"}).target == "other:1"
+
+
 def test_the_model_is_the_default_of_both_services(model: Path) -> None:
     settings = Settings.load({"model": model, "frontend": {"store": ""}})
     assert settings.frontend_config().model_dir == model
