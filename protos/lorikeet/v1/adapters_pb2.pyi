@@ -25,6 +25,15 @@ class AdapterTier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_TIER_COLD: _ClassVar[AdapterTier]
     ADAPTER_TIER_WARM: _ClassVar[AdapterTier]
 
+class AdaptedPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTED_PART_UNSPECIFIED: _ClassVar[AdaptedPart]
+    ADAPTED_PART_LORA: _ClassVar[AdaptedPart]
+    ADAPTED_PART_MAGNITUDE: _ClassVar[AdaptedPart]
+    ADAPTED_PART_LORA_BIAS: _ClassVar[AdaptedPart]
+    ADAPTED_PART_BIAS: _ClassVar[AdaptedPart]
+    ADAPTED_PART_WEIGHT: _ClassVar[AdaptedPart]
+
 class LoadStage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LOAD_STAGE_UNSPECIFIED: _ClassVar[LoadStage]
@@ -41,6 +50,12 @@ ADAPTER_STATE_FAILED: AdapterState
 ADAPTER_TIER_UNSPECIFIED: AdapterTier
 ADAPTER_TIER_COLD: AdapterTier
 ADAPTER_TIER_WARM: AdapterTier
+ADAPTED_PART_UNSPECIFIED: AdaptedPart
+ADAPTED_PART_LORA: AdaptedPart
+ADAPTED_PART_MAGNITUDE: AdaptedPart
+ADAPTED_PART_LORA_BIAS: AdaptedPart
+ADAPTED_PART_BIAS: AdaptedPart
+ADAPTED_PART_WEIGHT: AdaptedPart
 LOAD_STAGE_UNSPECIFIED: LoadStage
 LOAD_STAGE_COPY: LoadStage
 LOAD_STAGE_VALIDATE: LoadStage
@@ -48,7 +63,7 @@ LOAD_STAGE_PACK: LoadStage
 LOAD_STAGE_PUBLISH: LoadStage
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "state", "source", "pack_bytes", "max_rank", "load_time", "revision", "report", "tier")
+    __slots__ = ("name", "digest", "state", "source", "pack_bytes", "max_rank", "load_time", "revision", "report", "tier", "previous", "pinned", "tenant", "has_chat_template")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +74,10 @@ class Adapter(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     state: AdapterState
@@ -69,7 +88,21 @@ class Adapter(_message.Message):
     revision: int
     report: AdapterReport
     tier: AdapterTier
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., source: _Optional[str] = ..., pack_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ..., tier: _Optional[_Union[AdapterTier, str]] = ...) -> None: ...
+    previous: _containers.RepeatedCompositeFieldContainer[AdapterVersion]
+    pinned: bool
+    tenant: str
+    has_chat_template: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., source: _Optional[str] = ..., pack_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., previous: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., pinned: _Optional[bool] = ..., tenant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ...) -> None: ...
+
+class AdapterVersion(_message.Message):
+    __slots__ = ("digest", "source", "load_time")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_TIME_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    source: str
+    load_time: _timestamp_pb2.Timestamp
+    def __init__(self, digest: _Optional[str] = ..., source: _Optional[str] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AdapterReport(_message.Message):
     __slots__ = ("modules", "notes")
@@ -80,22 +113,90 @@ class AdapterReport(_message.Message):
     def __init__(self, modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModuleReport(_message.Message):
-    __slots__ = ("module", "rank", "scaling")
+    __slots__ = ("module", "rank", "scaling", "delta_norm", "parts")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    DELTA_NORM_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     module: str
     rank: int
     scaling: float
-    def __init__(self, module: _Optional[str] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ...) -> None: ...
+    delta_norm: float
+    parts: _containers.RepeatedScalarFieldContainer[AdaptedPart]
+    def __init__(self, module: _Optional[str] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., delta_norm: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[AdaptedPart, str]]] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("name", "source")
+    __slots__ = ("name", "source", "expected_digest", "pinned", "tenant")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+    expected_digest: str
+    pinned: bool
+    tenant: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., expected_digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class UploadAdapterRequest(_message.Message):
+    __slots__ = ("start", "tensor", "commit")
+    START_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    start: UploadStart
+    tensor: UploadTensor
+    commit: UploadCommit
+    def __init__(self, start: _Optional[_Union[UploadStart, _Mapping]] = ..., tensor: _Optional[_Union[UploadTensor, _Mapping]] = ..., commit: _Optional[_Union[UploadCommit, _Mapping]] = ...) -> None: ...
+
+class UploadStart(_message.Message):
+    __slots__ = ("name", "config_json", "expected_digest", "pinned", "tenant")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    config_json: str
+    expected_digest: str
+    pinned: bool
+    tenant: str
+    def __init__(self, name: _Optional[str] = ..., config_json: _Optional[str] = ..., expected_digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class UploadTensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadCommit(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class RollbackAdapterRequest(_message.Message):
+    __slots__ = ("name", "digest", "expected_digest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    expected_digest: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., expected_digest: _Optional[str] = ...) -> None: ...
+
+class RollbackAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
     __slots__ = ("adapter", "changed")
@@ -106,10 +207,14 @@ class LoadAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., changed: _Optional[bool] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "force", "expected_digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    force: bool
+    expected_digest: str
+    def __init__(self, name: _Optional[str] = ..., force: _Optional[bool] = ..., expected_digest: _Optional[str] = ...) -> None: ...
 
 class UnloadAdapterResponse(_message.Message):
     __slots__ = ("adapter",)
@@ -174,3 +279,73 @@ class LoadProgress(_message.Message):
     bytes_done: int
     bytes_total: int
     def __init__(self, stage: _Optional[_Union[LoadStage, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
+
+class GetAdapterStatisticsRequest(_message.Message):
+    __slots__ = ("limit",)
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    def __init__(self, limit: _Optional[int] = ...) -> None: ...
+
+class GetAdapterStatisticsResponse(_message.Message):
+    __slots__ = ("adapters", "tiers")
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[AdapterUsage]
+    tiers: _containers.RepeatedCompositeFieldContainer[TierUsage]
+    def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterUsage, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierUsage, _Mapping]]] = ...) -> None: ...
+
+class AdapterUsage(_message.Message):
+    __slots__ = ("digest", "names", "requests", "prompt_tokens", "generated_tokens", "running", "waiting", "is_warm", "is_resident", "pack_bytes", "pool_loads", "pool_hits", "slot_wait_seconds", "load_wait_seconds", "queue_wait_seconds")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    IS_WARM_FIELD_NUMBER: _ClassVar[int]
+    IS_RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    PACK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POOL_LOADS_FIELD_NUMBER: _ClassVar[int]
+    POOL_HITS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    names: _containers.RepeatedScalarFieldContainer[str]
+    requests: int
+    prompt_tokens: int
+    generated_tokens: int
+    running: int
+    waiting: int
+    is_warm: bool
+    is_resident: bool
+    pack_bytes: int
+    pool_loads: int
+    pool_hits: int
+    slot_wait_seconds: float
+    load_wait_seconds: float
+    queue_wait_seconds: float
+    def __init__(self, digest: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., is_warm: _Optional[bool] = ..., is_resident: _Optional[bool] = ..., pack_bytes: _Optional[int] = ..., pool_loads: _Optional[int] = ..., pool_hits: _Optional[int] = ..., slot_wait_seconds: _Optional[float] = ..., load_wait_seconds: _Optional[float] = ..., queue_wait_seconds: _Optional[float] = ...) -> None: ...
+
+class TierUsage(_message.Message):
+    __slots__ = ("tier", "entries", "bytes", "capacity_bytes", "hits", "misses", "loads", "evictions", "pinned_bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    entries: int
+    bytes: int
+    capacity_bytes: int
+    hits: int
+    misses: int
+    loads: int
+    evictions: int
+    pinned_bytes: int
+    def __init__(self, tier: _Optional[str] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., evictions: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...

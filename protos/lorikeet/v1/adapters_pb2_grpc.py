@@ -40,6 +40,16 @@ class AdapterServiceStub:
                 request_serializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
                 response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
                 _registered_method=True)
+        self.UploadAdapter = channel.stream_unary(
+                '/lorikeet.v1.AdapterService/UploadAdapter',
+                request_serializer=lorikeet_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.RollbackAdapter = channel.unary_unary(
+                '/lorikeet.v1.AdapterService/RollbackAdapter',
+                request_serializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterResponse.FromString,
+                _registered_method=True)
         self.UnloadAdapter = channel.unary_unary(
                 '/lorikeet.v1.AdapterService/UnloadAdapter',
                 request_serializer=lorikeet_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
@@ -65,6 +75,11 @@ class AdapterServiceStub:
                 request_serializer=lorikeet_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
                 response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.AdapterEvent.FromString,
                 _registered_method=True)
+        self.GetAdapterStatistics = channel.unary_unary(
+                '/lorikeet.v1.AdapterService/GetAdapterStatistics',
+                request_serializer=lorikeet_dot_v1_dot_adapters__pb2.GetAdapterStatisticsRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.GetAdapterStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterServiceServicer:
@@ -79,15 +94,35 @@ class AdapterServiceServicer:
         Codes: INVALID_ARGUMENT (the name or the source is malformed, or the adapter does not fit: the message names the module),
         NOT_FOUND (nothing at the source), PERMISSION_DENIED (the source is outside the configured roots), UNIMPLEMENTED (an
         option of PEFT that is not supported: the message names it), FAILED_PRECONDITION (no executor has published its layout
-        yet: retry later), RESOURCE_EXHAUSTED, UNAVAILABLE. Safe to retry.
+        yet: retry later), ABORTED (the name does not point to `expected_digest`), RESOURCE_EXHAUSTED, UNAVAILABLE. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadAdapter(self, request_iterator, context):
+        """Loads an adapter from tensors that the caller sends, and points a name at it: LoadAdapter for weights that lie in no file,
+        such as those of a training loop. The name moves only once all tensors are there and their digest is the expected one.
+
+        Codes: those of LoadAdapter; DATA_LOSS when what arrived has another digest than the caller expects. Start again after
+        any failure: nothing of a broken upload is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAdapter(self, request, context):
+        """Points a name back at a version that it pointed to before. Requests in flight finish on the version they began with.
+        Codes: NOT_FOUND (no such name), FAILED_PRECONDITION (no such earlier version is kept), ABORTED, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadAdapter(self, request, context):
-        """Removes a name. New requests for it are refused at once; those in flight finish.
-        Codes: NOT_FOUND, UNAVAILABLE. Safe to retry (NOT_FOUND then means done).
+        """Removes a name and its earlier versions. New requests for it are refused at once; those in flight finish, or are
+        aborted with `force`.
+        Codes: NOT_FOUND, ABORTED, UNAVAILABLE. Safe to retry (NOT_FOUND then means done).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +158,13 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAdapterStatistics(self, request, context):
+        """What adapters and tiers have done since the services started, and hold now. Codes: UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdapterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +172,16 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.LoadAdapter,
                     request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterRequest.FromString,
                     response_serializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UploadAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadAdapter,
+                    request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'RollbackAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAdapter,
+                    request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterResponse.SerializeToString,
             ),
             'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.UnloadAdapter,
@@ -155,6 +207,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.WatchAdapters,
                     request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.FromString,
                     response_serializer=lorikeet_dot_v1_dot_adapters__pb2.AdapterEvent.SerializeToString,
+            ),
+            'GetAdapterStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAdapterStatistics,
+                    request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.GetAdapterStatisticsRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_adapters__pb2.GetAdapterStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -185,6 +242,60 @@ class AdapterService:
             '/lorikeet.v1.AdapterService/LoadAdapter',
             lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
             lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/lorikeet.v1.AdapterService/UploadAdapter',
+            lorikeet_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+            lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorikeet.v1.AdapterService/RollbackAdapter',
+            lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterRequest.SerializeToString,
+            lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -320,6 +431,33 @@ class AdapterService:
             '/lorikeet.v1.AdapterService/WatchAdapters',
             lorikeet_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
             lorikeet_dot_v1_dot_adapters__pb2.AdapterEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAdapterStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorikeet.v1.AdapterService/GetAdapterStatistics',
+            lorikeet_dot_v1_dot_adapters__pb2.GetAdapterStatisticsRequest.SerializeToString,
+            lorikeet_dot_v1_dot_adapters__pb2.GetAdapterStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

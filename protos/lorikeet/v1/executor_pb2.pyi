@@ -173,16 +173,20 @@ class EngineStep(_message.Message):
     def __init__(self, step: _Optional[int] = ..., requests: _Optional[_Iterable[int]] = ..., token_splits: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finishes: _Optional[_Iterable[int]] = ..., admitted: _Optional[_Iterable[_Union[Admitted, _Mapping]]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ...) -> None: ...
 
 class Admitted(_message.Message):
-    __slots__ = ("request", "cached_tokens", "queued_us", "adapter_wait_us")
+    __slots__ = ("request", "cached_tokens", "queued_us", "adapter_wait_us", "slot_wait_us", "load_wait_us")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_US_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_WAIT_US_FIELD_NUMBER: _ClassVar[int]
+    SLOT_WAIT_US_FIELD_NUMBER: _ClassVar[int]
+    LOAD_WAIT_US_FIELD_NUMBER: _ClassVar[int]
     request: int
     cached_tokens: int
     queued_us: int
     adapter_wait_us: int
-    def __init__(self, request: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queued_us: _Optional[int] = ..., adapter_wait_us: _Optional[int] = ...) -> None: ...
+    slot_wait_us: int
+    load_wait_us: int
+    def __init__(self, request: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queued_us: _Optional[int] = ..., adapter_wait_us: _Optional[int] = ..., slot_wait_us: _Optional[int] = ..., load_wait_us: _Optional[int] = ...) -> None: ...
 
 class TopLogprobs(_message.Message):
     __slots__ = ("request", "token", "ids", "logprobs")
@@ -225,11 +229,13 @@ class Failed(_message.Message):
     def __init__(self, request: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class GetExecutorStatisticsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("adapters",)
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    adapters: int
+    def __init__(self, adapters: _Optional[int] = ...) -> None: ...
 
 class ExecutorStatistics(_message.Message):
-    __slots__ = ("steps", "preemptions", "frontends", "requests_waiting", "requests_running", "pages", "pages_held", "pages_cached", "adapters_resident", "adapters_arriving", "adapter_pool_bytes", "adapter_pool_bytes_free", "leases", "commands_queued", "outbox_bytes")
+    __slots__ = ("steps", "preemptions", "frontends", "requests_waiting", "requests_running", "pages", "pages_held", "pages_cached", "adapters_resident", "adapters_arriving", "adapter_pool_bytes", "adapter_pool_bytes_free", "leases", "commands_queued", "outbox_bytes", "pool_loads", "pool_hits", "pool_misses", "pool_evictions", "adapters")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     FRONTENDS_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +251,11 @@ class ExecutorStatistics(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     COMMANDS_QUEUED_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POOL_LOADS_FIELD_NUMBER: _ClassVar[int]
+    POOL_HITS_FIELD_NUMBER: _ClassVar[int]
+    POOL_MISSES_FIELD_NUMBER: _ClassVar[int]
+    POOL_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     preemptions: int
     frontends: int
@@ -260,4 +271,33 @@ class ExecutorStatistics(_message.Message):
     leases: int
     commands_queued: int
     outbox_bytes: int
-    def __init__(self, steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., frontends: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., requests_running: _Optional[int] = ..., pages: _Optional[int] = ..., pages_held: _Optional[int] = ..., pages_cached: _Optional[int] = ..., adapters_resident: _Optional[int] = ..., adapters_arriving: _Optional[int] = ..., adapter_pool_bytes: _Optional[int] = ..., adapter_pool_bytes_free: _Optional[int] = ..., leases: _Optional[int] = ..., commands_queued: _Optional[int] = ..., outbox_bytes: _Optional[int] = ...) -> None: ...
+    pool_loads: int
+    pool_hits: int
+    pool_misses: int
+    pool_evictions: int
+    adapters: _containers.RepeatedCompositeFieldContainer[ExecutorAdapter]
+    def __init__(self, steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., frontends: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., requests_running: _Optional[int] = ..., pages: _Optional[int] = ..., pages_held: _Optional[int] = ..., pages_cached: _Optional[int] = ..., adapters_resident: _Optional[int] = ..., adapters_arriving: _Optional[int] = ..., adapter_pool_bytes: _Optional[int] = ..., adapter_pool_bytes_free: _Optional[int] = ..., leases: _Optional[int] = ..., commands_queued: _Optional[int] = ..., outbox_bytes: _Optional[int] = ..., pool_loads: _Optional[int] = ..., pool_hits: _Optional[int] = ..., pool_misses: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[ExecutorAdapter, _Mapping]]] = ...) -> None: ...
+
+class ExecutorAdapter(_message.Message):
+    __slots__ = ("digest", "is_resident", "waiting", "running", "requests", "pool_loads", "pool_hits", "slot_wait_seconds", "load_wait_seconds", "queue_wait_seconds")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IS_RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    POOL_LOADS_FIELD_NUMBER: _ClassVar[int]
+    POOL_HITS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    is_resident: bool
+    waiting: int
+    running: int
+    requests: int
+    pool_loads: int
+    pool_hits: int
+    slot_wait_seconds: float
+    load_wait_seconds: float
+    queue_wait_seconds: float
+    def __init__(self, digest: _Optional[str] = ..., is_resident: _Optional[bool] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., requests: _Optional[int] = ..., pool_loads: _Optional[int] = ..., pool_hits: _Optional[int] = ..., slot_wait_seconds: _Optional[float] = ..., load_wait_seconds: _Optional[float] = ..., queue_wait_seconds: _Optional[float] = ...) -> None: ...

@@ -8,6 +8,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ResolveAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetChatTemplateRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class ChatTemplate(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
 class FollowRequest(_message.Message):
     __slots__ = ("acknowledged_revision",)
     ACKNOWLEDGED_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -25,12 +43,16 @@ class FollowResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., snapshot: _Optional[bool] = ..., pointers: _Optional[_Iterable[_Union[AdapterPointer, _Mapping]]] = ...) -> None: ...
 
 class AdapterPointer(_message.Message):
-    __slots__ = ("name", "digest")
+    __slots__ = ("name", "digest", "abort_running", "has_chat_template")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ABORT_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+    abort_running: bool
+    has_chat_template: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., abort_running: _Optional[bool] = ..., has_chat_template: _Optional[bool] = ...) -> None: ...
 
 class RegisterLayoutRequest(_message.Message):
     __slots__ = ("layout",)
@@ -167,21 +189,27 @@ class PackChunk(_message.Message):
     def __init__(self, manifest: _Optional[_Union[_layout_pb2.PackManifest, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class GetPackStatisticsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PackStatistics(_message.Message):
-    __slots__ = ("executors", "leases", "packs_warm", "arena_bytes", "arena_bytes_used", "packs_cold")
+    __slots__ = ("executors", "leases", "packs_warm", "arena_bytes", "arena_bytes_used", "packs_cold", "tiers", "warm_digests")
     EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
     PACKS_WARM_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_USED_FIELD_NUMBER: _ClassVar[int]
     PACKS_COLD_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    WARM_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     executors: int
     leases: int
     packs_warm: int
     arena_bytes: int
     arena_bytes_used: int
     packs_cold: int
-    def __init__(self, executors: _Optional[int] = ..., leases: _Optional[int] = ..., packs_warm: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., arena_bytes_used: _Optional[int] = ..., packs_cold: _Optional[int] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[_adapters_pb2.TierUsage]
+    warm_digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, executors: _Optional[int] = ..., leases: _Optional[int] = ..., packs_warm: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., arena_bytes_used: _Optional[int] = ..., packs_cold: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[_adapters_pb2.TierUsage, _Mapping]]] = ..., warm_digests: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -41,6 +41,16 @@ class CatalogServiceStub:
                 request_serializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
                 response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
                 _registered_method=True)
+        self.Upload = channel.stream_unary(
+                '/lorikeet.v1.CatalogService/Upload',
+                request_serializer=lorikeet_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/lorikeet.v1.CatalogService/Rollback',
+                request_serializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterResponse.FromString,
+                _registered_method=True)
         self.Unload = channel.unary_unary(
                 '/lorikeet.v1.CatalogService/Unload',
                 request_serializer=lorikeet_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
@@ -71,6 +81,16 @@ class CatalogServiceStub:
                 request_serializer=lorikeet_dot_v1_dot_store__pb2.FollowRequest.SerializeToString,
                 response_deserializer=lorikeet_dot_v1_dot_store__pb2.FollowResponse.FromString,
                 _registered_method=True)
+        self.Resolve = channel.unary_unary(
+                '/lorikeet.v1.CatalogService/Resolve',
+                request_serializer=lorikeet_dot_v1_dot_store__pb2.ResolveAdapterRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_store__pb2.AdapterPointer.FromString,
+                _registered_method=True)
+        self.GetChatTemplate = channel.unary_unary(
+                '/lorikeet.v1.CatalogService/GetChatTemplate',
+                request_serializer=lorikeet_dot_v1_dot_store__pb2.GetChatTemplateRequest.SerializeToString,
+                response_deserializer=lorikeet_dot_v1_dot_store__pb2.ChatTemplate.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer:
@@ -78,6 +98,18 @@ class CatalogServiceServicer:
     """
 
     def Load(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upload(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +153,21 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resolve(self, request, context):
+        """For a name that the catalog lacks: loads it from where the store resolves unknown names, if it does.
+        Codes: NOT_FOUND, and those of Load.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetChatTemplate(self, request, context):
+        """The chat template that an adapter brings. Codes: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +175,16 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.Load,
                     request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterRequest.FromString,
                     response_serializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'Upload': grpc.stream_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterResponse.SerializeToString,
             ),
             'Unload': grpc.unary_unary_rpc_method_handler(
                     servicer.Unload,
@@ -159,6 +216,16 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     request_deserializer=lorikeet_dot_v1_dot_store__pb2.FollowRequest.FromString,
                     response_serializer=lorikeet_dot_v1_dot_store__pb2.FollowResponse.SerializeToString,
             ),
+            'Resolve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resolve,
+                    request_deserializer=lorikeet_dot_v1_dot_store__pb2.ResolveAdapterRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_store__pb2.AdapterPointer.SerializeToString,
+            ),
+            'GetChatTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetChatTemplate,
+                    request_deserializer=lorikeet_dot_v1_dot_store__pb2.GetChatTemplateRequest.FromString,
+                    response_serializer=lorikeet_dot_v1_dot_store__pb2.ChatTemplate.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'lorikeet.v1.CatalogService', rpc_method_handlers)
@@ -188,6 +255,60 @@ class CatalogService:
             '/lorikeet.v1.CatalogService/Load',
             lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
             lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/lorikeet.v1.CatalogService/Upload',
+            lorikeet_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+            lorikeet_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorikeet.v1.CatalogService/Rollback',
+            lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterRequest.SerializeToString,
+            lorikeet_dot_v1_dot_adapters__pb2.RollbackAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -350,6 +471,60 @@ class CatalogService:
             '/lorikeet.v1.CatalogService/Follow',
             lorikeet_dot_v1_dot_store__pb2.FollowRequest.SerializeToString,
             lorikeet_dot_v1_dot_store__pb2.FollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resolve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorikeet.v1.CatalogService/Resolve',
+            lorikeet_dot_v1_dot_store__pb2.ResolveAdapterRequest.SerializeToString,
+            lorikeet_dot_v1_dot_store__pb2.AdapterPointer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetChatTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorikeet.v1.CatalogService/GetChatTemplate',
+            lorikeet_dot_v1_dot_store__pb2.GetChatTemplateRequest.SerializeToString,
+            lorikeet_dot_v1_dot_store__pb2.ChatTemplate.FromString,
             options,
             channel_credentials,
             insecure,
