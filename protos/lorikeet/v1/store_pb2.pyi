@@ -43,16 +43,18 @@ class FollowResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., snapshot: _Optional[bool] = ..., pointers: _Optional[_Iterable[_Union[AdapterPointer, _Mapping]]] = ...) -> None: ...
 
 class AdapterPointer(_message.Message):
-    __slots__ = ("name", "digest", "abort_running", "has_chat_template")
+    __slots__ = ("name", "digest", "abort_running", "has_chat_template", "tenant")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ABORT_RUNNING_FIELD_NUMBER: _ClassVar[int]
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     abort_running: bool
     has_chat_template: bool
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., abort_running: _Optional[bool] = ..., has_chat_template: _Optional[bool] = ...) -> None: ...
+    tenant: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., abort_running: _Optional[bool] = ..., has_chat_template: _Optional[bool] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class RegisterLayoutRequest(_message.Message):
     __slots__ = ("layout",)
