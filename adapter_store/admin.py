@@ -9,6 +9,7 @@ from adapter_store.followers import Follower, Followers
 from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
+from adapter_store.sources import Sources
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.watchers import AdapterView, Event, Progress, Stage, State, Watcher, Watchers
@@ -28,6 +29,7 @@ class Admin:
         catalog: Catalog,
         ledger: Ledger,
         layouts: Layouts,
+        sources: Sources,
         loader: Loader,
         warm: WarmTier,
         followers: Followers,
@@ -37,6 +39,7 @@ class Admin:
         self._catalog = catalog
         self._ledger = ledger
         self._layouts = layouts
+        self._sources = sources
         self._loader = loader
         self._warm = warm
         self._followers = followers
@@ -125,7 +128,7 @@ class Admin:
 
         report(Progress(stage=Stage.COPY, bytes_done=0, bytes_total=0))
         layout = self._layouts.current
-        async with self._loader.load(source, layout, report) as version:
+        async with self._loader.load(self._sources.open(source), layout, report) as version:
             change = await self._ledger.do(
                 lambda: self._catalog.plan_point(name, version, source, time.time_ns())
             )

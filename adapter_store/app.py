@@ -19,6 +19,7 @@ from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.service import CatalogServicer, PackServicer
+from adapter_store.sources import Sources
 from adapter_store.tiers.arena import Arena, ArenaStatistics
 from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.disk import DiskStatistics, DiskTier
@@ -90,13 +91,13 @@ class AdapterStore:
             arena=self.arena,
             workers=self._load_workers,
             holds=holds,
-            roots=config.roots,
             max_bytes=config.max_adapter_bytes,
         )
         self.admin = Admin(
             catalog=self.catalog,
             ledger=self._ledger,
             layouts=self.layouts,
+            sources=Sources(roots=config.roots),
             loader=loader,
             warm=self.warm,
             followers=self.followers,

@@ -3,16 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from adapter_store.catalog import ModuleReport, Version
 from adapter_store.concurrency import KeyedLock, Workers
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.packing import plan_pack
 from adapter_store.formats.reading import CheckedAdapter, read_adapter
-from adapter_store.sources import AdapterSource, copy_source, resolve_source
+from adapter_store.sources import SourceReader
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.building import store_pack
 from adapter_store.tiers.disk import DiskTier, StoredPack
@@ -29,7 +28,6 @@ class Loader:
     """Runs the stages on worker threads. Belongs to the event loop.
 
     Args:
-        roots: the only folders that adapters are read from.
         max_bytes: largest adapter.
     """
 
@@ -40,26 +38,24 @@ class Loader:
         arena: Arena,
         workers: Workers,
         holds: Holds,
-        roots: Sequence[Path],
         max_bytes: int,
     ) -> None:
         self._disk = disk
         self._arena = arena
         self._workers = workers
         self._holds = holds
-        self._roots = roots
         self._max_bytes = max_bytes
         # Two loads of the same content, under two names, must not write the same files at once.
         self._digests = KeyedLock()
 
     @asynccontextmanager
     async def load(
-        self, source: str, layout: PackLayout, report: Callable[[Progress], None]
+        self, reader: SourceReader, layout: PackLayout, report: Callable[[Progress], None]
     ) -> AsyncIterator[Version]:
         """Brings an adapter into the disk tier and keeps it there for as long as the block takes.
 
         Args:
-            source: where it lies.
+            reader: of where it lies.
             layout: what it must fit.
             report: called on the event loop as the load goes on.
 
@@ -67,11 +63,10 @@ class Loader:
             LorikeetError: what is wrong with the source or the adapter, and what to do.
         """
         clock = _Stopwatch()
-        found = await self._workers.run(resolve_source, source, self._roots)
         staged = self._disk.stage()
         try:
-            await self._workers.run(
-                copy_source, found, staged, self._max_bytes, _throttled(Stage.COPY, report)
+            notes = await self._workers.run(
+                reader.copy, staged, self._max_bytes, _throttled(Stage.COPY, report)
             )
             clock.lap("copy")
             checked = await self._workers.run(
@@ -86,9 +81,9 @@ class Loader:
                     clock.lap("pack")
                     await self._workers.run(self._disk.commit_object, staged, checked.digest)
                     clock.lap("keep")
-                log.info("%s is %s (%s)", source, checked.digest, clock)
+                log.info("%s is %s (%s)", reader.source, checked.digest, clock)
                 report(Progress(stage=Stage.PUBLISH, bytes_done=0, bytes_total=0))
-                yield _version(found, checked, pack)
+                yield _version(notes, checked, pack)
         finally:
             if staged.exists():
                 await self._workers.run(self._disk.discard, staged)
@@ -102,7 +97,7 @@ class Loader:
         return stored or store_pack(self._disk, checked, manifest, layout, progress)
 
 
-def _version(found: AdapterSource, checked: CheckedAdapter, pack: StoredPack) -> Version:
+def _version(notes: tuple[str, ...], checked: CheckedAdapter, pack: StoredPack) -> Version:
     return Version(
         digest=checked.digest,
         pack_bytes=pack.manifest.total_bytes,
@@ -111,7 +106,7 @@ def _version(found: AdapterSource, checked: CheckedAdapter, pack: StoredPack) ->
             ModuleReport(module=adapted.slice.module, rank=adapted.rank, scaling=adapted.scaling)
             for adapted in checked.slices
         ),
-        notes=found.notes + checked.notes,
+        notes=notes + checked.notes,
     )
 
 

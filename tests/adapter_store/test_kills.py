@@ -123,7 +123,7 @@ async def all_of(catalog):
 
 
 CRASH_POINTS = [
-    ("adapter_store.sources.copy_bytes", "after"),
+    ("adapter_store.sources.folder.copy_bytes", "after"),
     ("adapter_store.loader.read_adapter", "after"),
     ("adapter_store.formats.packing._padded_bytes", "before"),
     ("adapter_store.tiers.disk.sync_file", "before"),

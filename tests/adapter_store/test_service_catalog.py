@@ -7,7 +7,7 @@ import threading
 import grpc
 import pytest
 
-from adapter_store.sources import copy_source
+from adapter_store.sources.folder import copy_source
 from lorikeet.v1 import adapters_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
 from tests.support.store_ready import refusal, toy_adapter
@@ -192,7 +192,7 @@ async def test_a_pack_that_no_arena_can_hold_is_refused(running):
 async def test_concurrent_loads_of_one_source_are_one_load(running, monkeypatch):
     copies = []
     monkeypatch.setattr(
-        "adapter_store.loader.copy_source", lambda *args: (copies.append(1), copy_source(*args))[1]
+        "adapter_store.sources.folder.copy_source", lambda *args: (copies.append(1), copy_source(*args))[1]
     )
     folder = toy_adapter(running)
     results = await asyncio.gather(*(running.load("a", folder) for _ in range(8)))
@@ -241,7 +241,7 @@ async def test_too_many_loads_are_refused(tmp_path, monkeypatch):
         release.wait(20)
         return copy_source(*args)
 
-    monkeypatch.setattr("adapter_store.loader.copy_source", slow)
+    monkeypatch.setattr("adapter_store.sources.folder.copy_source", slow)
     async with running_store(tmp_path, max_pending_loads=2) as running:
         await running.register()
         folder = toy_adapter(running)
@@ -263,7 +263,7 @@ async def test_a_load_goes_on_when_its_caller_goes(running, monkeypatch):
         release.wait(20)
         return copy_source(*args)
 
-    monkeypatch.setattr("adapter_store.loader.copy_source", slow)
+    monkeypatch.setattr("adapter_store.sources.folder.copy_source", slow)
     load = asyncio.ensure_future(running.load("a", toy_adapter(running)))
     await asyncio.to_thread(begun.wait, 20)
     load.cancel()
@@ -311,7 +311,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(running, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("adapter_store.sources.copy_bytes", full)
+    monkeypatch.setattr("adapter_store.sources.folder.copy_bytes", full)
     before = running.store.statistics()
     error = await refusal(running.load("a", toy_adapter(running)))
     assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "DISK_FULL")

@@ -1,9 +1,11 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from adapter_store.sources import copy_source, resolve_source
+from adapter_store.sources import Sources
+from adapter_store.sources.folder import copy_source, resolve_source
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import write_adapter
 
@@ -16,7 +18,7 @@ def root(tmp_path):
 
 def refusal(source, *roots) -> LorikeetError:
     with pytest.raises(LorikeetError) as caught:
-        resolve_source(str(source), roots)
+        Sources(roots=roots).open(str(source)).copy(Path("nowhere"), 1 << 30, lambda done, total: None)
     return caught.value
 
 

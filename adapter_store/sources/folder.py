@@ -1,4 +1,4 @@
-"""Where adapters come from: folders under the configured roots, with the files of a PEFT adapter."""
+"""Adapters in folders under the configured roots, with the files that PEFT saved."""
 
 import os
 import stat
@@ -9,9 +9,8 @@ from pathlib import Path
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, parse_index
 from adapter_store.formats.strict_json import printable
 from adapter_store.tiers.files import copy_bytes, disk_errors
-from rpc.errors import LorikeetError, aborted, invalid_argument, not_found, permission_denied, unimplemented
+from rpc.errors import LorikeetError, aborted, invalid_argument, not_found, permission_denied
 
-_MAX_SOURCE_LENGTH = 4096
 _MAX_INDEX_BYTES = 16 << 20
 # All are open at once while they are copied, and a process may have few open files.
 _MAX_SHARDS = 128
@@ -28,6 +27,20 @@ class AdapterSource:
     notes: tuple[str, ...]
 
 
+class FolderReader:
+    """A folder as a `SourceReader`."""
+
+    def __init__(self, source: str, roots: Sequence[Path]) -> None:
+        self.source = source
+        self._roots = roots
+
+    def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
+        """See `SourceReader.copy`."""
+        found = resolve_source(self.source, self._roots)
+        copy_source(found, staged, max_bytes, progress)
+        return found.notes
+
+
 def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
     """Finds the files of an adapter.
 
@@ -39,7 +52,6 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
     Raises:
         LorikeetError: INVALID_ARGUMENT, UNIMPLEMENTED, PERMISSION_DENIED or NOT_FOUND, saying what to do.
     """
-    _check_text(source)
     if not roots:
         raise permission_denied(
             "NO_ROOTS",
@@ -99,16 +111,6 @@ def copy_source(
     finally:
         for _, descriptor, _ in opened:
             os.close(descriptor)
-
-
-def _check_text(source: str) -> None:
-    if not source or len(source) > _MAX_SOURCE_LENGTH or not source.isprintable():
-        raise invalid_argument("BAD_SOURCE", f"the source {printable(source)!r} is not a folder's path")
-    scheme, separator, _ = source.partition("://")
-    if separator:
-        raise unimplemented(
-            "UNSUPPORTED_SOURCE", f"sources with {scheme}:// are not supported; give a folder below a root"
-        )
 
 
 def _find_folder(source: str, roots: Sequence[Path]) -> Path:

@@ -1,0 +1,30 @@
+"""What every source of adapters can do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+
+class SourceReader(Protocol):
+    """One adapter at one place, not read yet."""
+
+    @property
+    def source(self) -> str:
+        """Where it lies, as clients may read it: without credentials."""
+        ...
+
+    def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
+        """Writes the files that the adapter needs into a folder of ours. Blocks: for worker threads.
+
+        Args:
+            staged: an empty folder.
+            max_bytes: most bytes of all files.
+            progress: called with bytes done and bytes in all.
+
+        Returns:
+            Notes for the adapter's report.
+
+        Raises:
+            LorikeetError: what is wrong with the source, and what to do.
+        """
+        ...
