@@ -9,7 +9,7 @@ from lorikeet.v1 import layout_pb2
 from rpc.digests import layout_digest
 from rpc.errors import LorikeetError, invalid_argument, unimplemented
 
-PACK_FORMAT_VERSION = 1
+PACK_FORMAT_VERSION = 2
 ALIGNMENT_BYTES = 128
 
 _MAX_SLICES = 1_000_000
@@ -23,13 +23,18 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """A place of the model that can carry a LoRA; an embedding maps vocabulary to hidden size."""
+    """A place of the model that can carry a LoRA; an embedding maps vocabulary to hidden size.
+
+    The base's module may have a bias; where it is replaceable, an adapter may bring a whole weight for it.
+    """
 
     index: int
     module: str
     is_embedding: bool
     inputs: int
     outputs: int
+    has_bias: bool = False
+    is_replaceable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,8 @@ def _slice(index: int, spec: layout_pb2.SliceSpec) -> Slice:
         is_embedding=spec.kind == layout_pb2.SLICE_KIND_EMBEDDING,
         inputs=spec.in_features,
         outputs=spec.out_features,
+        has_bias=spec.has_bias,
+        is_replaceable=spec.is_replaceable,
     )
 
 

@@ -13,7 +13,7 @@ from kernels.lora import UNIT_BYTES, PackedSlice, SliceShape
 from kernels.lora.table import RANK_MULTIPLE
 from lorikeet.v1 import layout_pb2
 
-PACK_FORMAT_VERSION = 1
+PACK_FORMAT_VERSION = 2
 
 LAYER_MODULES = (
     "self_attn.q_proj",
@@ -25,6 +25,9 @@ LAYER_MODULES = (
     "mlp.down_proj",
 )
 
+REPLACEABLE_MODULES = ("model.embed_tokens", "lm_head")
+"""Those for which an adapter may bring a whole weight of its own."""
+
 _TENSOR_TYPES = {
     torch.float32: layout_pb2.TENSOR_TYPE_FLOAT32,
     torch.bfloat16: layout_pb2.TENSOR_TYPE_BFLOAT16,
@@ -35,10 +38,11 @@ _KINDS = {"linear": layout_pb2.SLICE_KIND_LINEAR, "embedding": layout_pb2.SLICE_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedSlice:
-    """A slice and the checkpoint's path of its module."""
+    """A slice and the checkpoint's path of its module, and whether that has a bias in the base."""
 
     module: str
     shape: SliceShape
+    has_bias: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,29 +58,29 @@ class LayerSlices:
 def named_slices(config: ModelConfig) -> tuple[NamedSlice, ...]:
     """All slices, by index."""
     hidden, wide = config.hidden_size, config.intermediate_size
-    features = {
-        "self_attn.q_proj": (hidden, config.q_size),
-        "self_attn.k_proj": (hidden, config.kv_size),
-        "self_attn.v_proj": (hidden, config.kv_size),
-        "self_attn.o_proj": (config.q_size, hidden),
-        "mlp.gate_proj": (hidden, wide),
-        "mlp.up_proj": (hidden, wide),
-        "mlp.down_proj": (wide, hidden),
+    modules = {
+        "self_attn.q_proj": (hidden, config.q_size, config.qkv_bias),
+        "self_attn.k_proj": (hidden, config.kv_size, config.qkv_bias),
+        "self_attn.v_proj": (hidden, config.kv_size, config.qkv_bias),
+        "self_attn.o_proj": (config.q_size, hidden, config.o_bias),
+        "mlp.gate_proj": (hidden, wide, config.mlp_bias),
+        "mlp.up_proj": (hidden, wide, config.mlp_bias),
+        "mlp.down_proj": (wide, hidden, config.mlp_bias),
     }
     slices = [
         NamedSlice(
             module=f"model.layers.{layer}.{module}",
-            shape=SliceShape(
-                kind="linear", in_features=features[module][0], out_features=features[module][1]
-            ),
+            shape=SliceShape(kind="linear", in_features=inputs, out_features=outputs),
+            has_bias=has_bias,
         )
         for layer in range(config.layers)
         for module in LAYER_MODULES
+        for inputs, outputs, has_bias in (modules[module],)
     ]
     embedding = SliceShape(kind="embedding", in_features=config.vocab_size, out_features=hidden)
     head = SliceShape(kind="linear", in_features=hidden, out_features=config.vocab_size)
-    slices.append(NamedSlice(module="model.embed_tokens", shape=embedding))
-    slices.append(NamedSlice(module="lm_head", shape=head))
+    slices.append(NamedSlice(module="model.embed_tokens", shape=embedding, has_bias=False))
+    slices.append(NamedSlice(module="lm_head", shape=head, has_bias=False))
     return tuple(slices)
 
 
@@ -129,6 +133,8 @@ def build_layout(
                 kind=_KINDS[named.shape.kind],
                 in_features=named.shape.in_features,
                 out_features=named.shape.out_features,
+                has_bias=named.has_bias,
+                is_replaceable=named.module in REPLACEABLE_MODULES,
             )
             for named in named_slices(config)
         ],

@@ -48,7 +48,7 @@ def load_base(folder):
 def layout_of(model) -> PackLayout:
     """The layout that an executor would publish for a model."""
     layout = layout_pb2.Layout(
-        pack_format_version=1,
+        pack_format_version=2,
         base_name="tiny",
         compute_dtype=layout_pb2.TENSOR_TYPE_FLOAT32,
         tensor_parallel_size=1,

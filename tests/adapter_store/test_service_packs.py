@@ -30,7 +30,7 @@ async def test_registering_a_layout_says_where_the_arena_is(ready):
 @pytest.mark.parametrize(
     ("change", "code", "reason"),
     [
-        ({"pack_format_version": 2}, "UNIMPLEMENTED", "PACK_FORMAT"),
+        ({"pack_format_version": 1}, "UNIMPLEMENTED", "PACK_FORMAT"),
         ({"tensor_parallel_size": 2}, "UNIMPLEMENTED", "TENSOR_PARALLEL"),
         ({"alignment_bytes": 64}, "INVALID_ARGUMENT", "BAD_LAYOUT"),
         ({"compute_dtype": 0}, "INVALID_ARGUMENT", "BAD_LAYOUT"),

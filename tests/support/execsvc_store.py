@@ -24,7 +24,7 @@ HEADER = struct.Struct("<8sQ")
 def small_layout(max_pack_bytes: int = 1 << 14) -> layout_pb2.Layout:
     """Two linear slices of 16 x 16 in float32."""
     return layout_pb2.Layout(
-        pack_format_version=1,
+        pack_format_version=2,
         base_digest="0" * 64,
         base_name="tiny",
         compute_dtype=layout_pb2.TENSOR_TYPE_FLOAT32,

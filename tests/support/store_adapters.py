@@ -35,7 +35,7 @@ def toy_layout(
 ) -> layout_pb2.Layout:
     """The layout of a toy decoder, slices in the order that executors publish."""
     layout = layout_pb2.Layout(
-        pack_format_version=1,
+        pack_format_version=2,
         base_digest="0" * 64,
         base_name="toy-base",
         compute_dtype=dtype,

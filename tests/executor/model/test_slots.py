@@ -1,5 +1,7 @@
 """Packs in the pool, slot rows over them, and manifests that do not fit."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -52,6 +54,17 @@ def test_layout_lists_slices_in_pack_order(config: ModelConfig) -> None:
     assert embedding.kind == layout_pb2.SLICE_KIND_EMBEDDING
     assert (embedding.in_features, embedding.out_features, head.out_features) == (256, 64, 256)
     assert len(named_slices(config)) == 7 * config.layers + 2
+    assert [s.module for s in layout.slices if s.is_replaceable] == ["model.embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [("qwen3", ""), ("qwen2", "qkv"), ("llama", "qkvogud")],
+)
+def test_layout_says_which_modules_have_a_bias(family: str, modules: str, tmp_path: Path) -> None:
+    layout = layout_of(ModelConfig.load(make_checkpoint(tmp_path, family)))
+    biased = [s.module.rpartition(".")[2] for s in layout.slices if s.has_bias]
+    assert "".join(name[0] for name in biased) == modules * 2
 
 
 def test_a_pack_is_found_where_it_was_written(config: ModelConfig, pack: Pack) -> None:
