@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import top
 from cli.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.output import (
     human_bytes,
@@ -96,6 +97,9 @@ def unload(
             print_json(to_json(response))
         else:
             print_line(f"{name}: unloaded")
+
+
+app.command()(top.top)
 
 
 @app.command("list")

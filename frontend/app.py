@@ -14,14 +14,18 @@ from frontend.config import FrontendConfig
 from frontend.executor_client import ExecutorClient
 from frontend.flights import FlightTable
 from frontend.generation import Generation
+from frontend.metrics import FrontendMetrics
 from frontend.model_folder import ModelFolder, read_model_folder
 from frontend.prompts import PromptReader
 from frontend.service import ADAPTER_SERVICE, GENERATION_SERVICE, AdapterServicer, GenerationServicer
+from frontend.statistics import AdapterStatistics
 from frontend.tokenizer import TextWorkers
 from frontend.tuning import tune_process
+from frontend.usage import UsageTable
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import adapters_pb2_grpc, executor_pb2_grpc, generation_pb2_grpc, store_pb2_grpc
 from rpc.channel import open_channel
+from rpc.metrics import MetricsServer
 from rpc.server import Server
 
 log = logging.getLogger(__name__)
@@ -42,8 +46,10 @@ class Frontend:
         self._channels: list[grpc.aio.Channel] = []
         self._changed = asyncio.Event()
         self._executor_available = False
-        self._executor = self._connect_executor(model)
-        stub = self._connect_store() if config.store else None
+        executor = self._open_channel(config.executor)
+        self._executor = self._executor_client(executor, model)
+        store = self._open_channel(config.store) if config.store else None
+        stub = store_pb2_grpc.CatalogServiceStub(store) if store else None
         self._follower = (
             CatalogFollower(stub=stub, catalog=self.catalog, on_snapshot=self._changed.set) if stub else None
         )
@@ -52,13 +58,26 @@ class Frontend:
             maximum_concurrent_rpcs=config.max_requests + _OTHER_CALLS,
         )
         self._admin = AdapterAdmin(stub=stub, catalog=self.catalog)
+        self._usage = UsageTable()
+        self._statistics = AdapterStatistics(
+            executor=executor_pb2_grpc.ExecutorServiceStub(executor),
+            packs=store_pb2_grpc.PackServiceStub(store) if store else None,
+            catalog=self.catalog,
+            usage=self._usage,
+        )
+        self._metrics = MetricsServer(
+            FrontendMetrics(usage=self._usage, catalog=self.catalog, queues=self.statistics).gather
+        )
         self._add_services(model)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()
 
-    def _connect_executor(self, model: ModelFolder) -> ExecutorClient:
-        channel = open_channel(self._config.executor)
+    def _open_channel(self, target: str) -> grpc.aio.Channel:
+        channel = open_channel(target)
         self._channels.append(channel)
+        return channel
+
+    def _executor_client(self, channel: grpc.aio.Channel, model: ModelFolder) -> ExecutorClient:
         return ExecutorClient(
             stub=executor_pb2_grpc.ExecutorServiceStub(channel),
             incarnation=uuid.uuid4().hex,
@@ -67,11 +86,6 @@ class Frontend:
             patience_seconds=self._config.patience_seconds,
             on_availability=self._on_availability,
         )
-
-    def _connect_store(self) -> store_pb2_grpc.CatalogServiceStub:
-        channel = open_channel(self._config.store)
-        self._channels.append(channel)
-        return store_pb2_grpc.CatalogServiceStub(channel)
 
     def _add_services(self, model: ModelFolder) -> None:
         prompts = PromptReader(
@@ -86,6 +100,7 @@ class Frontend:
             workers=self._workers,
             executor=self._executor,
             catalog=self.catalog,
+            usage=self._usage,
             wakeups=Wakeups(asyncio.get_running_loop()),
         )
         self._server.add(
@@ -96,12 +111,14 @@ class Frontend:
         self._server.add(
             ADAPTER_SERVICE,
             adapters_pb2_grpc.add_AdapterServiceServicer_to_server,
-            AdapterServicer(self._admin),
+            AdapterServicer(self._admin, self._statistics),
         )
 
     async def start(self) -> str:
         """Listens, and returns the bound address; healthy once executor and store are met. Raises OSError."""
         address = await self._server.start(self._config.listen)
+        if self._config.metrics_listen:
+            await self._metrics.start(self._config.metrics_listen)
         self._tasks = [asyncio.create_task(self._executor.run()), asyncio.create_task(self._follow_health())]
         if self._follower is not None:
             self._tasks.append(asyncio.create_task(self._follower.run()))
@@ -131,6 +148,7 @@ class Frontend:
         """Health NOT_SERVING, no new calls, those in flight get the drain time; then everything is closed."""
         self._admin.end_watches()
         await self._server.drain(self._config.drain_seconds)
+        await self._metrics.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -82,5 +82,12 @@ class Catalog:
         finally:
             self._waiters.remove(entry)
 
+    def names(self) -> dict[str, list[str]]:
+        """All digests that names point to, each with its names."""
+        names: dict[str, list[str]] = {}
+        for name, digest in self._digests.items():
+            names.setdefault(digest, []).append(name)
+        return names
+
     def statistics(self) -> dict[str, int]:
         return {"adapter_names": len(self._digests), "catalog_revision": self.revision}

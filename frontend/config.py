@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpc.addresses import check_address
+from rpc.addresses import check_address, check_tcp_address
 from rpc.channel import MAX_MESSAGE_BYTES
 
 
@@ -19,6 +19,7 @@ class FrontendConfig:
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
         executor: the executor's address.
         store: the adapter store's address; empty serves the base model only.
+        metrics_listen: `host:port` for metrics in Prometheus' format over HTTP; empty serves none.
         max_requests: completions generated at once; one more is refused with RESOURCE_EXHAUSTED.
         max_message_bytes: largest message accepted from a client.
         max_prompt_bytes: largest prompt in bytes of UTF-8, a rendered chat included.
@@ -30,6 +31,7 @@ class FrontendConfig:
     listen: str = "127.0.0.1:50051"
     executor: str = "127.0.0.1:50052"
     store: str = "127.0.0.1:50053"
+    metrics_listen: str = ""
     max_requests: int = 1024
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_prompt_bytes: int = 4 << 20
@@ -41,6 +43,8 @@ class FrontendConfig:
         check_address("executor", self.executor)
         if self.store:
             check_address("store", self.store)
+        if self.metrics_listen:
+            check_tcp_address("metrics_listen", self.metrics_listen)
         for name, least, most in (
             ("max_requests", 1, 1 << 20),
             ("max_message_bytes", 1 << 10, 1 << 30),

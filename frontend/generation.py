@@ -18,6 +18,7 @@ from frontend.request_stream import Identity, RequestStream
 from frontend.sampling import check_token_ids, completion_seed, out_of_range
 from frontend.stop_strings import StopMatcher, StopStrings
 from frontend.tokenizer import TextWorkers
+from frontend.usage import UsageTable
 from frontend.validation import GeneratePlan, fit_to_context, plan_generation
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
@@ -69,6 +70,7 @@ class Generation:
         workers: threads for long texts.
         executor: where completions are computed.
         catalog: which digest a name points to.
+        usage: counts each request when it ends.
         wakeups: decides when streams with news go on.
     """
 
@@ -80,6 +82,7 @@ class Generation:
         workers: TextWorkers,
         executor: ExecutorClient,
         catalog: Catalog,
+        usage: UsageTable,
         wakeups: Wakeups,
     ) -> None:
         self._model = model
@@ -88,6 +91,7 @@ class Generation:
         self._workers = workers
         self._executor = executor
         self._catalog = catalog
+        self._usage = usage
         self._wakeups = wakeups
 
     async def generate(
@@ -151,6 +155,7 @@ class Generation:
         finally:
             for flight in flights:
                 self._executor.abort(flight)
+            self._usage.count(digest, stream.usage, first_token_seconds=stream.first_token_seconds)
 
     def _open_stream(
         self, plan: GeneratePlan, prompt_ids: Sequence[int], digest: str, model: str, arrived: float

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from frontend.completion import Alternatives, Completion, add_alternatives
+from frontend.usage import Usage
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.errors import LorikeetError
@@ -97,6 +98,21 @@ class RequestStream:
     def begun(self) -> bool:
         """True once any completion has a token."""
         return len(self._without_token) < len(self._completions)
+
+    @property
+    def usage(self) -> Usage:
+        """What the request came to so far; a failure unless the last message has been taken."""
+        return Usage(
+            requests=1,
+            failures=0 if self.done else 1,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=sum(completion.completion_tokens for completion in self._completions),
+        )
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From arrival until each completion had a token; None while one has none."""
+        return None if self._without_token else self._first_token_us / 1e6
 
     async def wait(self) -> None:
         """Returns when there is news and this stream's turn. Raises the error that ended the request."""

@@ -8,6 +8,7 @@ import grpc
 
 from frontend.admin import AdapterAdmin
 from frontend.generation import Generation
+from frontend.statistics import AdapterStatistics
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -40,8 +41,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
 
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
-    def __init__(self, admin: AdapterAdmin) -> None:
+    def __init__(self, admin: AdapterAdmin, statistics: AdapterStatistics) -> None:
         self._admin = admin
+        self._statistics = statistics
 
     async def LoadAdapter(
         self, request: adapters_pb2.LoadAdapterRequest, context: grpc.aio.ServicerContext
@@ -74,3 +76,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         async with contextlib.aclosing(self._admin.watch(request)) as events:
             async for event in events:
                 await context.write(event)
+
+    async def GetAdapterStatistics(
+        self, request: adapters_pb2.GetAdapterStatisticsRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.GetAdapterStatisticsResponse:
+        return await self._statistics.read(request.limit)

@@ -25,6 +25,14 @@ class Usage:
         self.prompt_tokens += other.prompt_tokens
         self.generated_tokens += other.generated_tokens
 
+    def minus(self, other: "Usage") -> "Usage":
+        return Usage(
+            requests=self.requests - other.requests,
+            failures=self.failures - other.failures,
+            prompt_tokens=self.prompt_tokens - other.prompt_tokens,
+            generated_tokens=self.generated_tokens - other.generated_tokens,
+        )
+
 
 class UsageTable:
     """Counts by digest ("" is the base model) since the start. Belongs to the event loop.

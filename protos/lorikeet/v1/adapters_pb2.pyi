@@ -295,7 +295,7 @@ class GetAdapterStatisticsResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterUsage, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierUsage, _Mapping]]] = ...) -> None: ...
 
 class AdapterUsage(_message.Message):
-    __slots__ = ("digest", "names", "requests", "prompt_tokens", "generated_tokens", "running", "waiting", "is_warm", "is_resident", "pack_bytes", "pool_loads", "pool_hits", "slot_wait_seconds", "load_wait_seconds", "queue_wait_seconds")
+    __slots__ = ("digest", "names", "requests", "prompt_tokens", "generated_tokens", "running", "waiting", "is_warm", "is_resident", "pool_loads", "pool_hits", "slot_wait_seconds", "load_wait_seconds", "queue_wait_seconds")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -305,7 +305,6 @@ class AdapterUsage(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     IS_WARM_FIELD_NUMBER: _ClassVar[int]
     IS_RESIDENT_FIELD_NUMBER: _ClassVar[int]
-    PACK_BYTES_FIELD_NUMBER: _ClassVar[int]
     POOL_LOADS_FIELD_NUMBER: _ClassVar[int]
     POOL_HITS_FIELD_NUMBER: _ClassVar[int]
     SLOT_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -320,13 +319,12 @@ class AdapterUsage(_message.Message):
     waiting: int
     is_warm: bool
     is_resident: bool
-    pack_bytes: int
     pool_loads: int
     pool_hits: int
     slot_wait_seconds: float
     load_wait_seconds: float
     queue_wait_seconds: float
-    def __init__(self, digest: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., is_warm: _Optional[bool] = ..., is_resident: _Optional[bool] = ..., pack_bytes: _Optional[int] = ..., pool_loads: _Optional[int] = ..., pool_hits: _Optional[int] = ..., slot_wait_seconds: _Optional[float] = ..., load_wait_seconds: _Optional[float] = ..., queue_wait_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, digest: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., is_warm: _Optional[bool] = ..., is_resident: _Optional[bool] = ..., pool_loads: _Optional[int] = ..., pool_hits: _Optional[int] = ..., slot_wait_seconds: _Optional[float] = ..., load_wait_seconds: _Optional[float] = ..., queue_wait_seconds: _Optional[float] = ...) -> None: ...
 
 class TierUsage(_message.Message):
     __slots__ = ("tier", "entries", "bytes", "capacity_bytes", "hits", "misses", "loads", "evictions", "pinned_bytes")
