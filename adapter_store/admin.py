@@ -1,19 +1,51 @@
 """Loading, unloading and listing adapters: what the catalog's clients can do."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from adapter_store.catalog import Catalog, Pointer, check_name
+from adapter_store.catalog import Catalog, Pointer, Version, check_name
 from adapter_store.concurrency import KeyedLock, SingleFlight
 from adapter_store.followers import Follower, Followers
 from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
-from adapter_store.sources import Sources
+from adapter_store.sources import SourceReader
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.watchers import AdapterView, Event, Progress, Stage, State, Watcher, Watchers
-from rpc.errors import LorikeetError, resource_exhausted
+from rpc.errors import LorikeetError, data_loss, resource_exhausted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadRequest:
+    """One load: what shall be served under which name, and on which conditions.
+
+    Args:
+        reader: of where the adapter lies.
+        expected_digest: what the name must point to when it moves; "none": nothing; empty: no condition.
+        pinned: keep it in memory.
+        tenant: whose quota it counts against.
+        content_digest: what the content must be; empty: no condition.
+        is_shared: it may join one that runs already, of the same source on the same conditions.
+    """
+
+    name: str
+    reader: SourceReader
+    expected_digest: str = ""
+    pinned: bool = False
+    tenant: str = ""
+    content_digest: str = ""
+    is_shared: bool = True
+
+    @property
+    def source(self) -> str:
+        return self.reader.source
+
+    @property
+    def flight(self) -> tuple[object, ...]:
+        """Requests that are equal in this are one."""
+        conditions = (self.expected_digest, self.pinned, self.tenant, self.content_digest)
+        return ("load", self.name, self.source if self.is_shared else id(self.reader), *conditions)
 
 
 class Admin:
@@ -29,7 +61,6 @@ class Admin:
         catalog: Catalog,
         ledger: Ledger,
         layouts: Layouts,
-        sources: Sources,
         loader: Loader,
         warm: WarmTier,
         followers: Followers,
@@ -39,7 +70,6 @@ class Admin:
         self._catalog = catalog
         self._ledger = ledger
         self._layouts = layouts
-        self._sources = sources
         self._loader = loader
         self._warm = warm
         self._followers = followers
@@ -57,21 +87,21 @@ class Admin:
         """Loads and unloads that run or wait."""
         return len(self._flights)
 
-    async def load(self, name: str, source: str) -> tuple[AdapterView, bool]:
-        """Points a name at what lies at a source; the second value is False when it did already.
+    async def load(self, request: LoadRequest) -> tuple[AdapterView, bool]:
+        """Points a name at what a source has; the second value is False when it did already.
 
-        Goes on when the caller is cancelled; a caller with the same name and source joins it.
+        Goes on when the caller is cancelled; a caller who wants the same joins it.
 
         Raises:
             LorikeetError: see AdapterService.LoadAdapter.
         """
-        check_name(name)
-        key = ("load", name, source)
+        check_name(request.name)
+        key = request.flight
         if key not in self._flights and len(self._flights) >= self._max_pending:
             raise resource_exhausted(
                 "TOO_MANY_LOADS", f"{self._max_pending} loads are running or waiting already", retry_after=1.0
             )
-        return await self._flights.run(key, lambda: self._load(name, source))
+        return await self._flights.run(key, lambda: self._load(request))
 
     async def unload(self, name: str) -> AdapterView:
         """Removes a name. Raises LorikeetError: NOT_FOUND."""
@@ -106,31 +136,32 @@ class Admin:
         """Cancels what runs and waits for it."""
         await self._flights.close()
 
-    async def _load(self, name: str, source: str) -> tuple[AdapterView, bool]:
-        async with self._names.hold(name):
+    async def _load(self, request: LoadRequest) -> tuple[AdapterView, bool]:
+        async with self._names.hold(request.name):
             try:
-                view, changed = await self._load_alone(name, source)
+                view, changed = await self._load_alone(request)
             except Exception as error:
                 known = isinstance(error, LorikeetError)
                 message = str(error) if known else "internal error: the store's log has the reason"
-                self._publish(self._unfinished(name, source, State.FAILED), error=message)
+                self._publish(self._unfinished(request, State.FAILED), error=message)
                 raise
             self._publish(view)
         # Also when nothing changed: a former attempt may have ended before everyone had heard of it.
         await self._followers.caught_up(view.revision)
         return view, changed
 
-    async def _load_alone(self, name: str, source: str) -> tuple[AdapterView, bool]:
-        loading = self._unfinished(name, source, State.LOADING)
+    async def _load_alone(self, request: LoadRequest) -> tuple[AdapterView, bool]:
+        name, loading = request.name, self._unfinished(request, State.LOADING)
 
         def report(progress: Progress) -> None:
             self._publish(loading, progress)
 
         report(Progress(stage=Stage.COPY, bytes_done=0, bytes_total=0))
         layout = self._layouts.current
-        async with self._loader.load(self._sources.open(source), layout, report) as version:
+        async with self._loader.load(request.reader, layout, report) as version:
+            _check_content(request, version)
             change = await self._ledger.do(
-                lambda: self._catalog.plan_point(name, version, source, time.time_ns())
+                lambda: self._catalog.plan_point(name, version, request.source, time.time_ns())
             )
             self._warm.prefetch(version.digest, layout)
         return self._view(self._catalog.get(name)), change is not None
@@ -156,8 +187,10 @@ class Admin:
     def _publish(self, view: AdapterView, progress: Progress | None = None, error: str = "") -> None:
         self._watchers.publish(Event(adapter=view, progress=progress, error=error))
 
-    def _unfinished(self, name: str, source: str, state: State) -> AdapterView:
-        return AdapterView(name=name, source=source, state=state, revision=self._catalog.revision)
+    def _unfinished(self, request: LoadRequest, state: State) -> AdapterView:
+        return AdapterView(
+            name=request.name, source=request.source, state=state, revision=self._catalog.revision
+        )
 
     def _view(self, pointer: Pointer) -> AdapterView:
         keys = (PackKey(layout=layout, digest=pointer.digest) for layout in self._layouts.digests)
@@ -169,4 +202,13 @@ class Admin:
             pointer=pointer,
             version=self._catalog.version(pointer.digest),
             is_warm=any(map(self._warm.is_warm, keys)),
+        )
+
+
+def _check_content(request: LoadRequest, version: Version) -> None:
+    if request.content_digest not in ("", version.digest):
+        raise data_loss(
+            "CONTENT_CHANGED",
+            f"what arrived for {request.name} has the digest {version.digest}, not the announced "
+            f"{request.content_digest}: it was damaged on its way, or is something else; send it again",
         )

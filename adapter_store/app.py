@@ -86,6 +86,7 @@ class AdapterStore:
             followers=self.followers,
             executor_grace_seconds=config.executor_grace_seconds,
         )
+        self._sources = Sources(roots=config.roots)
         loader = Loader(
             disk=disk,
             arena=self.arena,
@@ -97,7 +98,6 @@ class AdapterStore:
             catalog=self.catalog,
             ledger=self._ledger,
             layouts=self.layouts,
-            sources=Sources(roots=config.roots),
             loader=loader,
             warm=self.warm,
             followers=self.followers,
@@ -142,7 +142,9 @@ class AdapterStore:
 
     def servicers(self) -> tuple[CatalogServicer, PackServicer]:
         """What answers the store's calls."""
-        catalog = CatalogServicer(admin=self.admin, followers=self.followers, watchers=self.watchers)
+        catalog = CatalogServicer(
+            admin=self.admin, sources=self._sources, followers=self.followers, watchers=self.watchers
+        )
         packs = PackServicer(
             layouts=self.layouts,
             executors=self.executors,

@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from adapter_store.admin import Admin
+from adapter_store.admin import Admin, LoadRequest
 from adapter_store.encoding import adapter_message, event_message, follow_message, lease_message
 from adapter_store.executors import Executors, Held, LeaseSession
 from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
 from adapter_store.pack_chunks import PackChunks
+from adapter_store.sources import Sources
 from adapter_store.streams import converse
 from adapter_store.watchers import Watchers
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
@@ -21,15 +22,23 @@ Context = grpc.aio.ServicerContext
 class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
     """Names and versions."""
 
-    def __init__(self, *, admin: Admin, followers: Followers, watchers: Watchers) -> None:
+    def __init__(self, *, admin: Admin, sources: Sources, followers: Followers, watchers: Watchers) -> None:
         self._admin = admin
+        self._sources = sources
         self._followers = followers
         self._watchers = watchers
 
     async def Load(  # noqa: N802
         self, request: adapters_pb2.LoadAdapterRequest, context: Context
     ) -> adapters_pb2.LoadAdapterResponse:
-        view, changed = await self._admin.load(request.name, request.source)
+        wanted = LoadRequest(
+            name=request.name,
+            reader=self._sources.open(request.source),
+            expected_digest=request.expected_digest,
+            pinned=request.pinned,
+            tenant=request.tenant,
+        )
+        view, changed = await self._admin.load(wanted)
         return adapters_pb2.LoadAdapterResponse(
             adapter=adapter_message(view, with_report=True), changed=changed
         )

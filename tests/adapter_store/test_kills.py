@@ -142,10 +142,12 @@ import asyncio, os, pathlib, pkgutil, sys
 
 folder, point, when, root = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 sys.path.insert(0, root)
+from adapter_store.admin import LoadRequest
 from adapter_store.app import AdapterStore
 from adapter_store.catalog import Change
 from adapter_store.config import StoreConfig
 from adapter_store.database import Database
+from adapter_store.sources import Sources
 from tests.support.store_adapters import toy_layout
 
 owner, _, name = point.rpartition(".")
@@ -163,12 +165,17 @@ async def main():
         arena_bytes=1 << 20, executor_grace_seconds=0.0,
     ))
     await store.layouts.register(toy_layout())
-    await store.admin.load("kept", str(folder / "adapters/s0"))
-    await store.admin.load("moved", str(folder / "adapters/s1"))
+    sources = Sources(roots=(folder / "adapters",))
+
+    async def load(name, source):
+        await store.admin.load(LoadRequest(name=name, reader=sources.open(source)))
+
+    await load("kept", "s0")
+    await load("moved", "s1")
     while store.warm.coming:
         await asyncio.sleep(0.001)
     setattr(owner, name, crash)
-    await store.admin.load("moved", str(folder / "adapters/s2"))
+    await load("moved", "s2")
     await asyncio.sleep(20)
 
 asyncio.run(main())
