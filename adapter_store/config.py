@@ -27,6 +27,12 @@ class StoreConfig:
             this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
         max_adapter_bytes: largest adapter, as the sum of its files.
+        max_rank: highest rank of an adapter; 0 leaves it to the executor's own limit.
+        max_adapters: names at once.
+        max_adapters_per_tenant: names of one tenant; 0 sets no limit of its own.
+        max_bytes_per_tenant: packs of one tenant; 0 sets no limit of its own.
+        max_uploads: uploads taken in at once; one more is refused.
+        upload_idle_seconds: how long an upload may send nothing before it is given up.
         workers: threads that copy, check and pack; what they do at once.
         max_pending_loads: loads running or waiting; one more is refused.
         follower_seconds: how long a frontend may take to act by a change before its stream is cut.
@@ -40,6 +46,12 @@ class StoreConfig:
     arena_dir: Path | None = None
     arena_bytes: int = _GIB
     max_adapter_bytes: int = 8 * _GIB
+    max_rank: int = 0
+    max_adapters: int = 100_000
+    max_adapters_per_tenant: int = 0
+    max_bytes_per_tenant: int = 0
+    max_uploads: int = 8
+    upload_idle_seconds: float = 30.0
     workers: int = 2
     max_pending_loads: int = 64
     follower_seconds: float = 10.0
@@ -52,6 +64,12 @@ class StoreConfig:
         for name, least, most in (
             ("arena_bytes", _MIB, 1 << 44),
             ("max_adapter_bytes", 1, 1 << 44),
+            ("max_rank", 0, 1 << 16),
+            ("max_adapters", 1, 1 << 24),
+            ("max_adapters_per_tenant", 0, 1 << 24),
+            ("max_bytes_per_tenant", 0, 1 << 50),
+            ("max_uploads", 1, 1024),
+            ("upload_idle_seconds", 0.001, 3600),
             ("workers", 1, 256),
             ("max_pending_loads", 1, 1 << 16),
             ("follower_seconds", 0, 3600),
