@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from adapter_store.catalog import ModuleReport, Version
 from adapter_store.concurrency import KeyedLock, Workers
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.packing import plan_pack
+from adapter_store.formats.plan import plan_pack
 from adapter_store.formats.reading import CheckedAdapter, read_adapter
 from adapter_store.sources import SourceReader
 from adapter_store.tiers.arena import Arena
@@ -91,10 +91,10 @@ class Loader:
     def _pack(
         self, checked: CheckedAdapter, layout: PackLayout, progress: Callable[[int, int], None]
     ) -> StoredPack:
-        manifest = plan_pack(checked.digest, checked.slices, layout)
-        self._arena.check_capacity(manifest.total_bytes)
+        plan = plan_pack(checked.digest, checked.slices, layout)
+        self._arena.check_capacity(plan.manifest.total_bytes)
         stored = self._disk.find_pack(PackKey(layout=layout.digest, digest=checked.digest))
-        return stored or store_pack(self._disk, checked, manifest, layout, progress)
+        return stored or store_pack(self._disk, checked, plan, progress)
 
 
 def _version(notes: tuple[str, ...], checked: CheckedAdapter, pack: StoredPack) -> Version:

@@ -1,7 +1,7 @@
 """Matches an adapter's tensors to places of the base model, and refuses what does not fit exactly."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,42 @@ _PATTERN_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptedSlice:
-    """A slice with its LoRA: lora_a is [rank, inputs], lora_b [outputs, rank], as on disk."""
+    """A slice with what an adapter brings for it; tensors as on disk.
+
+    lora_a is [rank, inputs] and lora_b [outputs, rank], unless stored transposed; both are absent at rank 0.
+    magnitude (of DoRA), lora_bias and bias are [outputs]; weight takes the place of the base's.
+    """
 
     slice: Slice
     rank: int
     scaling: float
-    lora_a: TensorEntry
-    lora_b: TensorEntry
+    lora_a: TensorEntry | None = None
+    lora_b: TensorEntry | None = None
+    magnitude: TensorEntry | None = None
+    lora_bias: TensorEntry | None = None
+    bias: TensorEntry | None = None
+    weight: TensorEntry | None = None
+    is_a_transposed: bool = False
+    is_b_transposed: bool = False
+
+    def tensors(self) -> Iterator[tuple[str, TensorEntry]]:
+        """(part, tensor) of those that are there, in the order of a pack."""
+        for part, entry in (
+            ("lora_a", self.lora_a),
+            ("lora_b", self.lora_b),
+            ("magnitude", self.magnitude),
+            ("lora_bias", self.lora_bias),
+            ("bias", self.bias),
+            ("weight", self.weight),
+        ):
+            if entry is not None:
+                yield part, entry
+
+    @property
+    def has_shift(self) -> bool:
+        """True when the executor derives a vector that it adds to the output besides gain and LoRA."""
+        rescales_bias = self.magnitude is not None and self.slice.has_bias
+        return self.lora_bias is not None or self.bias is not None or rescales_bias
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """An adapter's identity: a digest of what it computes, whatever files it came in."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import blake3
@@ -53,8 +53,8 @@ def is_finite(array: np.ndarray, dtype: str) -> bool:
     return array.size == 0 or int((array.reshape(-1).view(bits) & magnitude).max()) < infinity
 
 
-def adapter_digest(slices: Iterable[tuple[AdaptedSlice, TensorScan, TensorScan]]) -> str:
-    """The digest of an adapter: 64 hex digits.
+def adapter_digest(slices: Iterable[tuple[AdaptedSlice, Mapping[str, TensorScan]]]) -> str:
+    """The digest of an adapter, from its slices and the scans of their tensors by part: 64 hex digits.
 
     BLAKE3 over canonical JSON of the sorted (canonical tensor name, dtype, shape, BLAKE3 of the bytes), and
     of each module's effective scaling. r, lora_alpha, use_rslora and both patterns act through ranks (which
@@ -62,10 +62,11 @@ def adapter_digest(slices: Iterable[tuple[AdaptedSlice, TensorScan, TensorScan]]
     tensor order, metadata and PEFT's version are not in it, nor are tensors that are left out.
     """
     tensors, scalings = [], []
-    for adapted, scan_a, scan_b in slices:
+    for adapted, scans in slices:
         module = adapted.slice.module
-        scalings.append([module, adapted.scaling.hex()])
-        for part, entry, scan in (("lora_a", adapted.lora_a, scan_a), ("lora_b", adapted.lora_b, scan_b)):
-            tensors.append([f"{module}.{part}", entry.dtype, list(entry.shape), scan.digest])
+        if adapted.rank:
+            scalings.append([module, adapted.scaling.hex()])
+        for part, entry in adapted.tensors():
+            tensors.append([f"{module}.{part}", entry.dtype, list(entry.shape), scans[part].digest])
     content = {"form": "lora-1", "scalings": sorted(scalings), "tensors": sorted(tensors)}
     return blake3.blake3(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

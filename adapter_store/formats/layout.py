@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from adapter_store.formats.safetensors_files import NUMPY_DTYPES
 from lorikeet.v1 import layout_pb2
 from rpc.digests import layout_digest
 from rpc.errors import LorikeetError, invalid_argument, unimplemented
@@ -35,6 +34,11 @@ class Slice:
     outputs: int
     has_bias: bool = False
     is_replaceable: bool = False
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """Of the base's weight: [outputs, inputs]; of an embedding [vocabulary, hidden]."""
+        return (self.inputs, self.outputs) if self.is_embedding else (self.outputs, self.inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +113,6 @@ def _slice(index: int, spec: layout_pb2.SliceSpec) -> Slice:
         has_bias=spec.has_bias,
         is_replaceable=spec.is_replaceable,
     )
-
-
-def itemsize(layout: PackLayout) -> int:
-    """Bytes per element of a pack."""
-    return NUMPY_DTYPES[layout.dtype].itemsize
 
 
 def _bad(what: str) -> LorikeetError:

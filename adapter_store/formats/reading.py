@@ -1,6 +1,6 @@
 """From an adapter's folder to a checked adapter with an identity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from adapter_store.formats.safetensors_files import CONFIG_NAME, TensorFiles
 from rpc.errors import invalid_argument
 
 _MAX_CONFIG_BYTES = 4 << 20
+
+_Scanned = tuple[AdaptedSlice, Mapping[str, TensorScan]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,15 @@ def read_adapter(
     config = parse_peft_config(path.read_bytes())
     files = TensorFiles(folder)
     match = match_adapter(files.entries, config, layout)
-    total = sum(adapted.lora_a.nbytes + adapted.lora_b.nbytes for adapted in match.slices)
+    total = sum(entry.nbytes for adapted in match.slices for _, entry in adapted.tensors())
     done = 0
-    scanned: list[tuple[AdaptedSlice, TensorScan, TensorScan]] = []
+    scanned: list[_Scanned] = []
     for adapted in match.slices:
-        scanned.append((adapted, scan_tensor(files, adapted.lora_a), scan_tensor(files, adapted.lora_b)))
-        done += adapted.lora_a.nbytes + adapted.lora_b.nbytes
+        scans = {}
+        for part, entry in adapted.tensors():
+            scans[part] = scan_tensor(files, entry)
+            done += entry.nbytes
+        scanned.append((adapted, scans))
         progress(done, total)
     return CheckedAdapter(
         digest=adapter_digest(scanned),
@@ -62,12 +67,13 @@ def read_adapter(
     )
 
 
-def _idle_notes(scanned: list[tuple[AdaptedSlice, TensorScan, TensorScan]]) -> tuple[str, ...]:
-    idle = [
-        adapted.slice.module
-        for adapted, scan_a, scan_b in scanned
-        if scan_a.is_zero or scan_b.is_zero or adapted.scaling == 0
-    ]
+def _idle_notes(scanned: list[_Scanned]) -> tuple[str, ...]:
+    idle = [adapted.slice.module for adapted, scans in scanned if _is_idle(adapted, scans)]
     if len(idle) == len(scanned):
         return ("the adapter changes nothing: every module has a zero lora_A, lora_B or scaling",)
     return tuple(f"{module}: changes nothing (a zero lora_A, lora_B or scaling)" for module in idle)
+
+
+def _is_idle(adapted: AdaptedSlice, scans: Mapping[str, TensorScan]) -> bool:
+    only_lora = scans.keys() == {"lora_a", "lora_b"}
+    return only_lora and (scans["lora_a"].is_zero or scans["lora_b"].is_zero or adapted.scaling == 0)

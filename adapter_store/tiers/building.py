@@ -4,33 +4,30 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.packing import plan_pack, write_pack
+from adapter_store.formats.packing import write_pack
+from adapter_store.formats.plan import PackPlan, plan_pack
 from adapter_store.formats.reading import CheckedAdapter, read_adapter
 from adapter_store.tiers.disk import DiskTier, StoredPack
-from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, data_loss
 
 
 def store_pack(
     disk: DiskTier,
     checked: CheckedAdapter,
-    manifest: layout_pb2.PackManifest,
-    layout: PackLayout,
+    plan: PackPlan,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> StoredPack:
     """Packs a checked adapter into the disk tier. Raises LorikeetError."""
 
     def write(file: BinaryIO) -> str:
         return write_pack(
-            manifest,
-            checked.slices,
+            plan,
             checked.files,
-            layout,
             file.write,
-            lambda done: progress(done, manifest.total_bytes),
+            lambda done: progress(done, plan.manifest.total_bytes),
         )
 
-    return disk.write_pack(manifest, write)
+    return disk.write_pack(plan.manifest, write)
 
 
 def rebuild_pack(disk: DiskTier, digest: str, layout: PackLayout) -> StoredPack:
@@ -51,7 +48,7 @@ def rebuild_pack(disk: DiskTier, digest: str, layout: PackLayout) -> StoredPack:
         raise
     if checked.digest != digest:
         raise _set_aside(disk, digest)
-    return store_pack(disk, checked, plan_pack(digest, checked.slices, layout), layout)
+    return store_pack(disk, checked, plan_pack(digest, checked.slices, layout))
 
 
 def _set_aside(disk: DiskTier, digest: str) -> LorikeetError:

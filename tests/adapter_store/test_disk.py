@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from adapter_store.formats.packing import plan_pack
+from adapter_store.formats.plan import plan_pack
 from adapter_store.formats.reading import read_adapter
 from adapter_store.tiers.building import rebuild_pack, store_pack
 from adapter_store.tiers.disk import DiskTier
@@ -27,7 +27,7 @@ def put(disk: DiskTier) -> str:
     staged = disk.stage()
     checked = read_adapter(write_adapter(staged), LAYOUT)
     disk.commit_object(staged, checked.digest)
-    store_pack(disk, checked, plan_pack(checked.digest, checked.slices, LAYOUT), LAYOUT)
+    store_pack(disk, checked, plan_pack(checked.digest, checked.slices, LAYOUT))
     return checked.digest
 
 

@@ -5,7 +5,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from adapter_store.formats.packing import plan_pack, write_pack
+from adapter_store.formats.packing import write_pack
+from adapter_store.formats.plan import plan_pack
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError
@@ -30,11 +31,11 @@ RANKS = {"q_proj": 1, "v_proj": 8, "up_proj": 13, "embed_tokens": 3, "lm_head": 
 def pack(folder, tensors, config, dtype="F32", **layout):
     layout = toy_pack_layout(dtype=TYPES[dtype], **layout)
     checked = read_adapter(write_adapter(folder, tensors, config), layout)
-    manifest = plan_pack(checked.digest, checked.slices, layout)
+    plan = plan_pack(checked.digest, checked.slices, layout)
     out = io.BytesIO()
-    digest = write_pack(manifest, checked.slices, checked.files, layout, out.write)
+    digest = write_pack(plan, checked.files, out.write)
     assert digest == blake3.blake3(out.getvalue()).hexdigest()
-    return layout, manifest, out.getvalue()
+    return layout, plan.manifest, out.getvalue()
 
 
 def unpack(layout, manifest, data, dtype):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from adapter_store.formats.layout import PackLayout, read_layout
-from adapter_store.formats.packing import plan_pack, write_pack
+from adapter_store.formats.packing import write_pack
+from adapter_store.formats.plan import plan_pack
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError
@@ -94,11 +95,11 @@ def train(base, folder, **options):
 def packed_deltas(folder, layout) -> dict[str, np.ndarray]:
     """scaling * B @ A of every slice, from the pack's bytes alone."""
     checked = read_adapter(folder, layout)
-    manifest = plan_pack(checked.digest, checked.slices, layout)
+    plan = plan_pack(checked.digest, checked.slices, layout)
     out = io.BytesIO()
-    write_pack(manifest, checked.slices, checked.files, layout, out.write)
+    write_pack(plan, checked.files, out.write)
     deltas = {}
-    for placement in manifest.slices:
+    for placement in plan.manifest.slices:
         slice_ = layout.slices[placement.slice]
         rank = placement.padded_rank
         a = np.frombuffer(out.getbuffer(), "<f4", rank * slice_.inputs, placement.a_offset)

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from adapter_store.formats.layout import read_layout
-from adapter_store.formats.packing import plan_pack, write_pack
+from adapter_store.formats.packing import write_pack
+from adapter_store.formats.plan import plan_pack
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 
@@ -68,7 +69,7 @@ class Pack:
 def pack_adapter(folder: Path, layout: layout_pb2.Layout) -> Pack:
     """What the adapter store makes of a PEFT folder."""
     checked = read_adapter(folder, pack_layout := read_layout(layout))
-    manifest = plan_pack(checked.digest, checked.slices, pack_layout)
+    plan = plan_pack(checked.digest, checked.slices, pack_layout)
     data = io.BytesIO()
-    write_pack(manifest, checked.slices, checked.files, pack_layout, data.write)
-    return Pack(data=data.getvalue(), manifest=manifest)
+    write_pack(plan, checked.files, data.write)
+    return Pack(data=data.getvalue(), manifest=plan.manifest)
