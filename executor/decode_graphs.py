@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
 
 
 class LoraShape(NamedTuple):
-    """What a graph with adapters is made for: at most that many tiles of `block` tokens, at most that rank."""
+    """What a graph with adapters is made for: that many tiles of `block` tokens, and ranks up to `rank`."""
 
     tiles: int
     block: int

@@ -7,9 +7,8 @@ intermediate, V vocabulary.
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
 from executor.model.attention import Attention
 from executor.model.batch import Batch
@@ -84,7 +83,7 @@ class Decoder:
         that is given.
         """
         x_ND = self._steps.add_norm(x_ND, None, self._parameters.norm, self.config.norm_eps)
-        logits_NV = torch.mm(x_ND, self._parameters.head.t(), out=out_NV)
+        logits_NV = self._steps.linear(x_ND, self._parameters.head, None, out_NV)
         if not batch.empty:
             lora.apply(logits_NV, x_ND, slices=self._head_slices, batch=batch, table=self._adapters)
         return logits_NV
@@ -129,22 +128,22 @@ class _Layer:
 
     def _attend(self, x_TD: Tensor, batch: Batch) -> Tensor:
         weights = self._weights
-        qkv_TP = linear(x_TD, weights.qkv.weight, weights.qkv.bias)
+        qkv_TP = self._steps.linear(x_TD, weights.qkv.weight, weights.qkv.bias)
         self._add_lora(qkv_TP, x_TD, self._slices.qkv, batch)
         q_THd = self._steps.rotate_store(
             qkv_TP, self._kv, batch.kv_tokens, self._rotary, batch.positions, self._norms, self._eps
         )
         out_TE = self._attention(q_THd, self._index, batch.attention[self._window])
-        o_TD = linear(out_TE, weights.o.weight, weights.o.bias)
+        o_TD = self._steps.linear(out_TE, weights.o.weight, weights.o.bias)
         self._add_lora(o_TD, out_TE, self._slices.o, batch)
         return o_TD
 
     def _mlp(self, x_TD: Tensor, batch: Batch) -> Tensor:
         weights = self._weights
-        gate_up_T2I = linear(x_TD, weights.gate_up.weight, weights.gate_up.bias)
+        gate_up_T2I = self._steps.linear(x_TD, weights.gate_up.weight, weights.gate_up.bias)
         self._add_lora(gate_up_T2I, x_TD, self._slices.gate_up, batch)
         wide_TI = self._steps.silu_mul(gate_up_T2I)
-        down_TD = linear(wide_TI, weights.down.weight, weights.down.bias)
+        down_TD = self._steps.linear(wide_TI, weights.down.weight, weights.down.bias)
         self._add_lora(down_TD, wide_TI, self._slices.down, batch)
         return down_TD
 

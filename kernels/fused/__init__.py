@@ -12,6 +12,11 @@ class FusedSteps(Protocol):
     """Both modules; shapes and semantics as in `reference`."""
 
     @staticmethod
+    def linear(
+        x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tensor | None = None
+    ) -> Tensor: ...
+
+    @staticmethod
     def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor: ...
 
     @staticmethod

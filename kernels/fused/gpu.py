@@ -12,11 +12,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.fused import reference
 from kernels.launch import overlapping, wait_for_inputs
+from kernels.linear import small_batch
+from kernels.linear.tiles import MOST_TOKENS, choose
 
 _HEADS_OF_A_PROGRAM = 8
 _COLUMNS_OF_A_PROGRAM = 1024
 _LOGITS_OF_A_PROGRAM = 4096
+
+
+def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tensor | None = None) -> Tensor:
+    tokens, (outputs, inputs) = len(x_TK), weight_NK.shape
+    if not 0 < tokens <= MOST_TOKENS or x_TK.dtype.itemsize != 2:
+        return reference.linear(x_TK, weight_NK, bias_N, out_TN)
+    if out_TN is None:
+        out_TN = x_TK.new_empty(tokens, outputs)
+    small_batch.multiply(out_TN, x_TK, weight_NK, bias_N, choose(tokens, outputs, inputs))
+    return out_TN
 
 
 def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:

@@ -1,12 +1,22 @@
 """The steps in plain torch: the definition of what `gpu` computes, and what serves on the CPU.
 
 Legend: T tokens, N rows of logits, D hidden, H query heads, K KV heads, d head dimension, P = (H + 2 K) x d,
-I intermediate, V vocabulary, S tokens of a KV cache, L positions.
+I intermediate, V vocabulary, S tokens of a KV cache, L positions; of a linear layer, K in and N out features.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import silu
+
+
+def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tensor | None = None) -> Tensor:
+    """Semantics: `x @ weight.T + bias`, summed in float32 at least, to `out_TN` where that is given."""
+    if out_TN is None:
+        return torch_linear(x_TK, weight_NK, bias_N)
+    if bias_N is None:
+        return torch.mm(x_TK, weight_NK.t(), out=out_TN)
+    return torch.addmm(bias_N, x_TK, weight_NK.t(), out=out_TN)
 
 
 def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
