@@ -78,6 +78,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self.finishes: list[int] = []
         self.aborts: list[int] = []
         self.sessions: list[Session] = []
+        self.statistics = executor_pb2.ExecutorStatistics()
         self.changed = asyncio.Condition()
         self._free_running = free_running
         self._step_seconds = step_seconds
@@ -99,6 +100,11 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         """Returns once the condition holds, looked at after each message of commands."""
         async with self.changed:
             await self.changed.wait_for(condition)
+
+    async def GetStatistics(  # noqa: N802
+        self, request: executor_pb2.GetExecutorStatisticsRequest, context: grpc.aio.ServicerContext
+    ) -> executor_pb2.ExecutorStatistics:
+        return self.statistics
 
     async def Connect(  # noqa: N802
         self,

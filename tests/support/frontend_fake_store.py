@@ -14,10 +14,26 @@ def digest_of(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()
 
 
+class FakePacks(store_pb2_grpc.PackServiceServicer):
+    """Says which packs are in memory; leases none."""
+
+    def __init__(self, store: "FakeStore") -> None:
+        self._store = store
+
+    async def GetStatistics(  # noqa: N802
+        self, request: store_pb2.GetPackStatisticsRequest, context: grpc.aio.ServicerContext
+    ) -> store_pb2.PackStatistics:
+        return store_pb2.PackStatistics(
+            warm_digests=[digest for digest in request.digests if digest in self._store.warm],
+            tiers=[adapters_pb2.TierUsage(tier="memory", entries=len(self._store.warm))],
+        )
+
+
 class FakeStore(store_pb2_grpc.CatalogServiceServicer):
     """Any source loads, its digest a hash of its path; one that begins with "missing" is not found."""
 
     def __init__(self) -> None:
+        self.warm: set[str] = set()
         self.digests: dict[str, str] = {}
         self.revision = 1
         self.watchers = 0
