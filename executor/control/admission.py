@@ -9,10 +9,10 @@ from executor.control.accounts import Accounts
 from executor.control.outputs import Admitted
 from executor.control.queue_policy import QueuePolicy
 from executor.control.request_queue import RequestQueue
+from executor.control.residency import Residency
 from executor.control.roster import Roster
 from executor.control.running import Running
 from executor.control.sequence import Sequence
-from executor.control.slots import Residency
 from executor.control.table import RowTable
 
 

@@ -100,6 +100,7 @@ class Engine(Generic[Pending]):
         self._receive()
         plan = self._scheduler.plan()
         loading = self._load_adapters()
+        self._scheduler.take_moves()
         launched = self._launch(plan) if plan is not None else None
         if not self._overlap and launched is not None:
             in_flight, launched = launched, None

@@ -15,6 +15,7 @@ from executor.control.accounts import Accounts
 from executor.control.admission import Admission
 from executor.control.advancer import Advancer
 from executor.control.config import SchedulerConfig
+from executor.control.eviction import EVICTION_POLICIES
 from executor.control.kv_cache import KvCache
 from executor.control.loader import LoaderEvent
 from executor.control.outputs import Failed, Outputs, only_events
@@ -24,10 +25,11 @@ from executor.control.planner import Planner, StepRecord
 from executor.control.queue_policy import QUEUE_POLICIES
 from executor.control.request import BASE_DIGEST, Code, FinishReason, Request, RequestKey, no_ids
 from executor.control.request_queue import RequestQueue
+from executor.control.residency import Residency
 from executor.control.roster import Roster
 from executor.control.running import Running
 from executor.control.sequence import Sequence
-from executor.control.slots import Action, AdapterSlots, Residency
+from executor.control.slots import Action, AdapterSlots, Move
 from executor.control.table import RowTable
 from executor.control.validation import refusal
 
@@ -57,7 +59,11 @@ class Scheduler:
             rows=config.max_running, longest=config.longest, page_size=config.page_size
         )
         self._cache = cache = KvCache(config.pages, config.page_size)
-        self._slots = slots = AdapterSlots(slots=config.adapter_slots, units=config.pool_units)
+        self._slots = slots = AdapterSlots(
+            slots=config.adapter_slots,
+            units=config.pool_units,
+            eviction=EVICTION_POLICIES[config.pool_eviction](),
+        )
         self._accounts = accounts = Accounts()
         self._queue = queue = RequestQueue(accounts)
         self._running = running = Running(
@@ -148,6 +154,10 @@ class Scheduler:
     def take_actions(self) -> list[Action]:
         """What is to be done about adapters, in this order, before the next launch."""
         return self._slots.take_actions()
+
+    def take_moves(self) -> list[Move]:
+        """Where adapters have gone since the last call, in order."""
+        return self._slots.take_moves()
 
     def advance(self, result: StepResult) -> Outputs:
         """Applies the result of the oldest step in flight; returns its tokens and all events so far."""
