@@ -208,7 +208,7 @@ class Admin:
 def _check_content(request: LoadRequest, version: Version) -> None:
     if request.content_digest not in ("", version.digest):
         raise data_loss(
-            "CONTENT_CHANGED",
+            "DIGEST_MISMATCH",
             f"what arrived for {request.name} has the digest {version.digest}, not the announced "
             f"{request.content_digest}: it was damaged on its way, or is something else; send it again",
         )

@@ -25,6 +25,7 @@ from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.disk import DiskStatistics, DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.warm import WarmTier
+from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
@@ -44,6 +45,7 @@ class StoreStatistics:
     retiring: int
     revision: int
     pending_loads: int
+    uploads: int
     running_work: int
     coming_packs: int
     followers: int
@@ -68,9 +70,10 @@ class AdapterStore:
         self._load_workers = Workers(config.workers, "store-load")
         self._pack_workers = Workers(config.workers, "store-pack")
         self._writer = Workers(1, "store-writer")
+        self._spooler = Workers(1, "store-upload")
         self.arena = Arena(arena_file)
         self.catalog = database.read_catalog()
-        self.layouts = Layouts(database, self._writer)
+        self.layouts = Layouts(database, self._writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
         holds = Holds()
@@ -103,6 +106,14 @@ class AdapterStore:
             followers=self.followers,
             watchers=self.watchers,
             max_pending_loads=config.max_pending_loads,
+        )
+        self.uploads = Uploads(
+            disk=disk,
+            worker=self._spooler,
+            load=self.admin.load,
+            max_uploads=config.max_uploads,
+            max_bytes=config.max_adapter_bytes,
+            idle_seconds=config.upload_idle_seconds,
         )
         self.executors = Executors(
             arena=self.arena,
@@ -143,7 +154,11 @@ class AdapterStore:
     def servicers(self) -> tuple[CatalogServicer, PackServicer]:
         """What answers the store's calls."""
         catalog = CatalogServicer(
-            admin=self.admin, sources=self._sources, followers=self.followers, watchers=self.watchers
+            admin=self.admin,
+            sources=self._sources,
+            uploads=self.uploads,
+            followers=self.followers,
+            watchers=self.watchers,
         )
         packs = PackServicer(
             layouts=self.layouts,
@@ -164,6 +179,7 @@ class AdapterStore:
             retiring=len(self.catalog.retiring),
             revision=self.catalog.revision,
             pending_loads=self.admin.pending,
+            uploads=self.uploads.running,
             running_work=self._load_workers.running + self._pack_workers.running,
             coming_packs=self.warm.coming,
             followers=len(self.followers),
@@ -205,7 +221,7 @@ class AdapterStore:
         await self.admin.close()
         await self.warm.close()
         await self._ledger.close()
-        for workers in (self._load_workers, self._pack_workers, self._writer):
+        for workers in (self._spooler, self._load_workers, self._pack_workers, self._writer):
             workers.close()
         self._database.close()
         self._arena_file.close()

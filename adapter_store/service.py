@@ -12,6 +12,7 @@ from adapter_store.layouts import Layouts
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.sources import Sources
 from adapter_store.streams import converse
+from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.errors import invalid_argument
@@ -22,9 +23,12 @@ Context = grpc.aio.ServicerContext
 class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
     """Names and versions."""
 
-    def __init__(self, *, admin: Admin, sources: Sources, followers: Followers, watchers: Watchers) -> None:
+    def __init__(
+        self, *, admin: Admin, sources: Sources, uploads: Uploads, followers: Followers, watchers: Watchers
+    ) -> None:
         self._admin = admin
         self._sources = sources
+        self._uploads = uploads
         self._followers = followers
         self._watchers = watchers
 
@@ -39,6 +43,14 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
             tenant=request.tenant,
         )
         view, changed = await self._admin.load(wanted)
+        return adapters_pb2.LoadAdapterResponse(
+            adapter=adapter_message(view, with_report=True), changed=changed
+        )
+
+    async def Upload(  # noqa: N802
+        self, request_iterator: AsyncIterator[adapters_pb2.UploadAdapterRequest], context: Context
+    ) -> adapters_pb2.LoadAdapterResponse:
+        view, changed = await self._uploads.receive(request_iterator)
         return adapters_pb2.LoadAdapterResponse(
             adapter=adapter_message(view, with_report=True), changed=changed
         )
