@@ -114,7 +114,7 @@ def test_no_roots_means_no_sources(tmp_path):
         ("a\0b", "INVALID_ARGUMENT", "BAD_SOURCE"),
         ("x" * 5000, "INVALID_ARGUMENT", "BAD_SOURCE"),
         ("s3://bucket/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
-        ("hf://org/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+        ("ftp://org/a", "INVALID_ARGUMENT", "UNSUPPORTED_SOURCE"),
         ("missing", "NOT_FOUND", "NO_SOURCE"),
         ("a-file", "NOT_FOUND", "NO_SOURCE"),
         ("empty", "NOT_FOUND", "NO_CONFIG"),
