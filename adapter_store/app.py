@@ -89,7 +89,7 @@ class AdapterStore:
             followers=self.followers,
             executor_grace_seconds=config.executor_grace_seconds,
         )
-        self._sources = Sources(roots=config.roots)
+        self._sources = Sources(roots=config.roots, prefixes=config.sources)
         loader = Loader(
             disk=disk,
             arena=self.arena,
@@ -218,6 +218,7 @@ class AdapterStore:
     async def close(self) -> None:
         """Stops what runs, and lets go of the files."""
         self._grace.cancel()
+        self._sources.close()
         await self.admin.close()
         await self.warm.close()
         await self._ledger.close()

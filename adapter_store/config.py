@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter_store.quota import Limits
+from adapter_store.source_urls import parse_prefix
 from rpc.addresses import check_address
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
@@ -23,6 +25,8 @@ class StoreConfig:
         data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time.
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
         roots: folders that adapters may be loaded from; nothing is loaded from anywhere else.
+        sources: URLs below which adapters may be loaded, such as s3://bucket/prefix/, gs://, az://,
+            https://host/folder/ or hf://owner/; nothing is loaded from any other.
         arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of
             this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
@@ -44,6 +48,7 @@ class StoreConfig:
     listen: str = "127.0.0.1:50053"
     roots: tuple[Path, ...] = ()
     arena_dir: Path | None = None
+    sources: tuple[str, ...] = ()
     arena_bytes: int = _GIB
     max_adapter_bytes: int = 8 * _GIB
     max_rank: int = 0
@@ -87,6 +92,21 @@ class StoreConfig:
 
     @property
     def arena_folder(self) -> Path:
+        for source in self.sources:
+            try:
+                parse_prefix(source)
+            except ValueError as error:
+                raise ValueError(f"sources: {error}") from error
+
+    @property
+    def limits(self) -> Limits:
+        """What the catalog allows."""
+        return Limits(
+            keep_versions=self.keep_versions,
+            max_adapters=self.max_adapters,
+            max_adapters_per_tenant=self.max_adapters_per_tenant,
+            max_bytes_per_tenant=self.max_bytes_per_tenant,
+        )
         """The folder of the memory tier."""
         if self.arena_dir is not None:
             return self.arena_dir

@@ -113,7 +113,7 @@ def test_no_roots_means_no_sources(tmp_path):
         ("", "INVALID_ARGUMENT", "BAD_SOURCE"),
         ("a\0b", "INVALID_ARGUMENT", "BAD_SOURCE"),
         ("x" * 5000, "INVALID_ARGUMENT", "BAD_SOURCE"),
-        ("s3://bucket/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+        ("s3://bucket/a", "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
         ("ftp://org/a", "INVALID_ARGUMENT", "UNSUPPORTED_SOURCE"),
         ("missing", "NOT_FOUND", "NO_SOURCE"),
         ("a-file", "NOT_FOUND", "NO_SOURCE"),
