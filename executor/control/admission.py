@@ -70,5 +70,12 @@ class Admission:
         if sequence.cached_tokens is None:
             cached = min(int(self._table.planned[sequence.row]), len(sequence.request.prompt_ids))
             sequence.cached_tokens = cached
-            self._roster.report(Admitted(key=sequence.key, cached_tokens=cached))
+            self._roster.report(
+                Admitted(
+                    key=sequence.key,
+                    cached_tokens=cached,
+                    digest=sequence.request.digest,
+                    was_resident=sequence.was_resident,
+                )
+            )
         return sequence

@@ -16,7 +16,6 @@ from executor.control.accounts import Accounts
 from executor.control.config import SchedulerConfig
 from executor.control.kv_cache import KvCache
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
-from executor.control.outputs import AdapterReady
 from executor.control.queue_policy import QueuePolicy
 from executor.control.request import BASE_DIGEST, Code
 from executor.control.request_queue import RequestQueue
@@ -102,10 +101,6 @@ class Placement:
         if account is None:
             return
         self._accounts.quantum_start[account] = self._accounts.served[account]
-        for sequence in self._queue.of(account):
-            if not sequence.adapter_ready:
-                sequence.adapter_ready = True
-                self._roster.report(AdapterReady(key=sequence.key))
 
     def _lease(self) -> None:
         accounts = self._accounts

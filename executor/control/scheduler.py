@@ -46,8 +46,19 @@ class SchedulerStatistics:
     adapters_resident: int
     adapters_arriving: int
     adapter_units_free: int
+    pool_loads: int
+    pool_evictions: int
     steps: int
     preemptions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """An adapter's place on the GPU and its requests, at one moment."""
+
+    is_resident: bool
+    waiting: int
+    running: int
 
 
 class Scheduler:
@@ -108,12 +119,12 @@ class Scheduler:
             arrival=self._arrivals,
             account=account,
             emitted=request.emitted_ids,
-            adapter_ready=request.digest == BASE_DIGEST or residency == Residency.RESIDENT,
+            was_resident=request.digest == BASE_DIGEST or residency == Residency.RESIDENT,
             started=len(request.emitted_ids) > 0,
         )
         self._roster.add(sequence)
         self._queue.push(sequence)
-        if not sequence.adapter_ready and self._accounts.waiting[account] == 1:
+        if not sequence.was_resident and self._accounts.waiting[account] == 1:
             self._slots.prefetch(request.digest)
         self._finish_if_complete(sequence)
 
@@ -228,8 +239,19 @@ class Scheduler:
             adapters_resident=len(self._slots.resident),
             adapters_arriving=self._slots.leases,
             adapter_units_free=self._slots.free_units,
+            pool_loads=self._slots.loads,
+            pool_evictions=self._slots.evictions,
             steps=self._steps,
             preemptions=self._running.preemptions,
+        )
+
+    def presence(self, digest: str) -> Presence:
+        """How an adapter stands here. May be called from another thread, and is then approximate."""
+        account = self._accounts.find(digest)
+        return Presence(
+            is_resident=self._slots.residency(digest) == Residency.RESIDENT,
+            waiting=0 if account is None else int(self._accounts.waiting[account]),
+            running=0 if account is None else int(self._accounts.running[account]),
         )
 
     def check_integrity(self) -> None:

@@ -113,7 +113,12 @@ def _torch(
     else:
         parameters = load_parameters(config.model_dir, model, dtype=dtype, device=device, progress=progress)
     pool = AdapterPool(
-        model, units=scheduling.pool_units, slots=scheduling.adapter_slots, dtype=dtype, device=device
+        model,
+        units=scheduling.pool_units,
+        slots=scheduling.adapter_slots,
+        dtype=dtype,
+        device=device,
+        parameters=parameters,
     )
     runner_config = RunnerConfig(
         max_rows=scheduling.max_running,
