@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.quota import Limits
 from adapter_store.source_urls import parse_prefix
 from rpc.addresses import check_address
 
@@ -89,6 +88,14 @@ class StoreConfig:
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(f"roots: {root} is not a folder: create it or name another")
+
+    @property
+    def arena_folder(self) -> Path:
+        for source in self.sources:
+            try:
+                parse_prefix(source)
+            except ValueError as error:
+                raise ValueError(f"sources: {error}") from error
 
     @property
     def arena_folder(self) -> Path:
