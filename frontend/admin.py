@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import Message
 
 from frontend.catalog import Catalog
+from frontend.validation import parse_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, failed_precondition, from_rpc, unavailable
 
@@ -24,11 +25,19 @@ class AdapterAdmin:
     Args:
         stub: of the store's CatalogService; None where there is no store.
         catalog: of this frontend, which an answer about a load waits for.
+        hint: tells the executor that a digest will be asked for soon.
     """
 
-    def __init__(self, *, stub: store_pb2_grpc.CatalogServiceStub | None, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        *,
+        stub: store_pb2_grpc.CatalogServiceStub | None,
+        catalog: Catalog,
+        hint: Callable[[str], None] = lambda digest: None,
+    ) -> None:
         self._stub = stub
         self._catalog = catalog
+        self._hint = hint
         self._watches: set[grpc.aio.Call] = set()
         self._closed = False
 
@@ -50,6 +59,16 @@ class AdapterAdmin:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self._catalog.reach(response.adapter.revision)
+        return response
+
+    async def prefetch(
+        self, request: adapters_pb2.PrefetchAdapterRequest, remaining_seconds: float | None
+    ) -> adapters_pb2.PrefetchAdapterResponse:
+        """Brings an adapter into the store's memory and, where there is room, to the GPU."""
+        response = await self.unary(self.store.Prefetch, request, remaining_seconds)
+        # A name that only the store knows so far is in its memory; the executor can wait for the request.
+        with contextlib.suppress(LorikeetError):
+            self._hint(self._catalog.resolve(parse_adapter(request.adapter)))
         return response
 
     async def unary(

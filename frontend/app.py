@@ -57,7 +57,7 @@ class Frontend:
             options=[("grpc.max_receive_message_length", config.max_message_bytes)],
             maximum_concurrent_rpcs=config.max_requests + _OTHER_CALLS,
         )
-        self._admin = AdapterAdmin(stub=stub, catalog=self.catalog)
+        self._admin = AdapterAdmin(stub=stub, catalog=self.catalog, hint=self._executor.hint)
         self._usage = UsageTable()
         self._statistics = AdapterStatistics(
             executor=executor_pb2_grpc.ExecutorServiceStub(executor),

@@ -107,6 +107,7 @@ class Generation:
         engine = self._executor.engine
         plan = plan_generation(request, limits=engine.limits, defaults=self._model.defaults)
         digest = self._catalog.resolve(plan.adapter)
+        self._executor.hint(digest)
         prompt_ids = await self._prompts.read(request)
         fit_to_context(plan.sampling, prompt_ids, engine.limits)
         log.debug(

@@ -68,7 +68,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def PrefetchAdapter(
         self, request: adapters_pb2.PrefetchAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.PrefetchAdapterResponse:
-        return await self._admin.unary(self._admin.store.Prefetch, request, context.time_remaining())
+        return await self._admin.prefetch(request, context.time_remaining())
 
     async def WatchAdapters(
         self, request: adapters_pb2.WatchAdaptersRequest, context: grpc.aio.ServicerContext

@@ -77,6 +77,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self.submits: list[executor_pb2.Submit] = []
         self.finishes: list[int] = []
         self.aborts: list[int] = []
+        self.prefetches: list[str] = []
         self.sessions: list[Session] = []
         self.statistics = executor_pb2.ExecutorStatistics()
         self.changed = asyncio.Condition()
@@ -137,6 +138,8 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
                     session.failed.append(failed)
                     continue
                 session.running[submit.request] = Running(submit, len(submit.emitted_ids))
+            if self._record:
+                self.prefetches.extend(commands.prefetch_digests)
             for ended, log in ((commands.finishes, self.finishes), (commands.aborts, self.aborts)):
                 if self._record:
                     log.extend(ended)
