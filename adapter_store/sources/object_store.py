@@ -4,6 +4,7 @@ Credentials, regions and endpoints come from the environment, as obstore reads i
 never repeated: it may quote signed URLs.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -37,6 +38,8 @@ class ObjectStore:
                 # Retries are ours: one place decides how many there are.
                 retry_config={"max_retries": 0},
                 client_options={
+                    # Of obstore's own variables this one would be lost beside other options.
+                    "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
                     "connect_timeout": timedelta(seconds=10),
                     "timeout": timedelta(seconds=_RANGE_SECONDS),
                     "read_timeout": timedelta(seconds=30),
