@@ -72,7 +72,7 @@ class AdapterStore:
         self._writer = Workers(1, "store-writer")
         self._spooler = Workers(1, "store-upload")
         self.arena = Arena(arena_file)
-        self.catalog = database.read_catalog()
+        self.catalog = database.read_catalog(config.limits)
         self.layouts = Layouts(database, self._writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter_store.quota import Limits
 from adapter_store.source_urls import parse_prefix
 from rpc.addresses import check_address
 
@@ -34,6 +35,7 @@ class StoreConfig:
         max_adapters: names at once.
         max_adapters_per_tenant: names of one tenant; 0 sets no limit of its own.
         max_bytes_per_tenant: packs of one tenant; 0 sets no limit of its own.
+        keep_versions: earlier versions of a name that stay on disk, to roll back to.
         max_uploads: uploads taken in at once; one more is refused.
         upload_idle_seconds: how long an upload may send nothing before it is given up.
         workers: threads that copy, check and pack; what they do at once.
@@ -54,6 +56,7 @@ class StoreConfig:
     max_adapters: int = 100_000
     max_adapters_per_tenant: int = 0
     max_bytes_per_tenant: int = 0
+    keep_versions: int = 1
     max_uploads: int = 8
     upload_idle_seconds: float = 30.0
     workers: int = 2
@@ -72,6 +75,7 @@ class StoreConfig:
             ("max_adapters", 1, 1 << 24),
             ("max_adapters_per_tenant", 0, 1 << 24),
             ("max_bytes_per_tenant", 0, 1 << 50),
+            ("keep_versions", 0, 64),
             ("max_uploads", 1, 1024),
             ("upload_idle_seconds", 0.001, 3600),
             ("workers", 1, 256),
@@ -88,17 +92,6 @@ class StoreConfig:
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(f"roots: {root} is not a folder: create it or name another")
-
-    @property
-    def arena_folder(self) -> Path:
-        for source in self.sources:
-            try:
-                parse_prefix(source)
-            except ValueError as error:
-                raise ValueError(f"sources: {error}") from error
-
-    @property
-    def arena_folder(self) -> Path:
         for source in self.sources:
             try:
                 parse_prefix(source)
@@ -114,6 +107,9 @@ class StoreConfig:
             max_adapters_per_tenant=self.max_adapters_per_tenant,
             max_bytes_per_tenant=self.max_bytes_per_tenant,
         )
+
+    @property
+    def arena_folder(self) -> Path:
         """The folder of the memory tier."""
         if self.arena_dir is not None:
             return self.arena_dir

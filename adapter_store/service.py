@@ -59,8 +59,20 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
         self, request: adapters_pb2.UnloadAdapterRequest, context: Context
     ) -> adapters_pb2.UnloadAdapterResponse:
         return adapters_pb2.UnloadAdapterResponse(
-            adapter=adapter_message(await self._admin.unload(request.name))
+            adapter=adapter_message(
+                await self._admin.unload(
+                    request.name, force=request.force, expected_digest=request.expected_digest
+                )
+            )
         )
+
+    async def Rollback(  # noqa: N802
+        self, request: adapters_pb2.RollbackAdapterRequest, context: Context
+    ) -> adapters_pb2.RollbackAdapterResponse:
+        view = await self._admin.roll_back(
+            request.name, digest=request.digest, expected_digest=request.expected_digest
+        )
+        return adapters_pb2.RollbackAdapterResponse(adapter=adapter_message(view, with_report=True))
 
     async def Get(  # noqa: N802
         self, request: adapters_pb2.GetAdapterRequest, context: Context
