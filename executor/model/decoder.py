@@ -52,13 +52,14 @@ class Decoder:
         """Run all layers, storing KV. Returns the residual stream `[T, D]`, before the final norm."""
         x_TD = embedding(batch.input_ids, self._parameters.embed)
         if not batch.lora.empty:
-            lora.embed(
-                x_TD,
-                batch.input_ids,
-                slice_index=self._embedding_slice,
-                batch=batch.lora,
-                table=self._adapters,
-            )
+            for adapt in (lora.replace_embedding, lora.embed):
+                adapt(
+                    x_TD,
+                    batch.input_ids,
+                    slice_index=self._embedding_slice,
+                    batch=batch.lora,
+                    table=self._adapters,
+                )
         factors = self._rotary.factors(batch.positions)
         for layer in self._layers:
             x_TD = layer.forward(x_TD, batch, self._rotary, factors)
@@ -69,6 +70,9 @@ class Decoder:
         x_ND = rms_norm(x_ND, self._parameters.norm, self.config.norm_eps)
         logits_NV = linear(x_ND, self._parameters.head)
         if not batch.empty:
+            lora.replace_linear(
+                logits_NV, x_ND, slice_index=self._head_slices[0].slice, batch=batch, table=self._adapters
+            )
             lora.apply(logits_NV, x_ND, slices=self._head_slices, batch=batch, table=self._adapters)
         return logits_NV.float()
 

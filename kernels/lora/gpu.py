@@ -254,6 +254,7 @@ def _expand_kernel(
     count = tl.load(places_ptr + 2 * tiles + tile)
     entry = slot * table_slices + first_slice + index
     rank = tl.load(rows_ptr + entry * 6 + 2).to(tl.int32)
+    # Plus one; 0 means none.
     gain_unit, shift_unit = tl.load(rows_ptr + entry * 6 + 3), tl.load(rows_ptr + entry * 6 + 4)
     if (count == 0) | ((rank == 0) & (gain_unit == 0) & (shift_unit == 0)):
         return
@@ -298,8 +299,8 @@ def _expand_kernel(
     place_TN = y_ptr + ((token + t_T) * stride_y_t)[:, None] + (start + n_N)[None, :]
     inside_TN = inside_T[:, None] & inside_N[None, :]
     y_TN = tl.load(place_TN, mask=inside_TN, other=0.0)
-    gain_ptr = vectors_ptr + tl.multiple_of(gain_unit * VECTOR_UNIT, VECTOR_UNIT)
-    shift_ptr = vectors_ptr + tl.multiple_of(shift_unit * VECTOR_UNIT, VECTOR_UNIT)
+    gain_ptr = vectors_ptr + tl.multiple_of((gain_unit - 1) * VECTOR_UNIT, VECTOR_UNIT)
+    shift_ptr = vectors_ptr + tl.multiple_of((shift_unit - 1) * VECTOR_UNIT, VECTOR_UNIT)
     gain_N = tl.load(gain_ptr + n_N, mask=inside_N & (gain_unit != 0), other=1.0)
     shift_N = tl.load(shift_ptr + n_N, mask=inside_N & (shift_unit != 0), other=0.0)
     adapted_TN = gain_N[None, :] * (y_TN.to(tl.float32) + acc_TN) + shift_N[None, :]

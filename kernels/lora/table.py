@@ -38,8 +38,7 @@ class SliceShape:
 class SliceEntry:
     """One slice of one adapter: places in the pool (units from the pool's start), padded rank and scaling.
 
-    Rank 0 has no lora_a and lora_b. Unit 0 of `gain_unit`, `shift_unit` and `weight_unit` means none; these
-    never lie at the pool's start.
+    Rank 0 has no lora_a and lora_b.
     """
 
     slice: int
@@ -47,9 +46,9 @@ class SliceEntry:
     b_unit: int = 0
     rank: int = 0
     scaling: float = 0.0
-    gain_unit: int = 0
-    shift_unit: int = 0
-    weight_unit: int = 0
+    gain_unit: int | None = None
+    shift_unit: int | None = None
+    weight_unit: int | None = None
 
 
 class LoraWeights(NamedTuple):
@@ -67,8 +66,9 @@ class LoraWeights(NamedTuple):
 class SlotTable:
     """Addresses of all resident adapters, as tensors for kernels and as views for plain torch.
 
-    `rows_SL6` int64 holds (A unit, B unit, padded rank, gain unit, shift unit, weight unit) and `scaling_SL`
-    float32 the scaling of each slice of each slot; a row of zeros means untouched. `vectors` is the pool as
+    `rows_SL6` int64 holds (A unit, B unit, padded rank, gain unit, shift unit, weight unit), the last three
+    plus one so that 0 means none, and `scaling_SL` float32 the scaling of each slice of each slot; zeros mean
+    untouched. `vectors` is the pool as
     float32, where gains and shifts lie. The base model is slot -1 and has no row. Rows change only between
     steps.
     """
@@ -107,19 +107,18 @@ class SlotTable:
                 raise ValueError(f"slice {entry.slice} is outside the layout of {len(self.shapes)} slices")
             if views[entry.slice] is not None or entry.slice in saved:
                 raise ValueError(f"slice {entry.slice} is named twice")
-            if entry.weight_unit:
+            if entry.weight_unit is not None:
                 saved[entry.slice] = self._saved_weight(entry)
             else:
                 views[entry.slice] = self._view(entry)
+            others = (entry.gain_unit, entry.shift_unit, entry.weight_unit)
             rows_L6[entry.slice] = torch.tensor(
-                (
+                [
                     entry.a_unit,
                     entry.b_unit,
                     entry.rank,
-                    entry.gain_unit,
-                    entry.shift_unit,
-                    entry.weight_unit,
-                )
+                    *(0 if unit is None else unit + 1 for unit in others),
+                ]
             )
             scaling_L[entry.slice] = entry.scaling
         if self.pool.is_cuda:  # from pinned memory, so that nobody waits for the steps in flight
@@ -151,8 +150,8 @@ class SlotTable:
 
     def _view(self, entry: SliceEntry) -> LoraWeights:
         shape = self.shapes[entry.slice]
-        rank, touched = entry.rank, entry.gain_unit or entry.shift_unit
-        if rank < 0 or rank % RANK_MULTIPLE or not (rank or touched):
+        rank, is_lora = entry.rank, entry.gain_unit is None and entry.shift_unit is None
+        if rank < is_lora or rank % RANK_MULTIPLE:
             raise ValueError(
                 f"slice {entry.slice}: rank {rank} is not a positive multiple of {RANK_MULTIPLE}"
             )
@@ -166,7 +165,8 @@ class SlotTable:
         )
 
     def _saved_weight(self, entry: SliceEntry) -> Tensor:
-        if entry.rank or entry.gain_unit or entry.shift_unit:
+        assert entry.weight_unit is not None
+        if entry.rank or entry.gain_unit is not None or entry.shift_unit is not None:
             raise ValueError(f"slice {entry.slice} has a weight of its own and a LoRA as well")
         shape = self.shapes[entry.slice]
         rows, columns = shape.out_features, shape.in_features
@@ -174,8 +174,8 @@ class SlotTable:
             rows, columns = columns, rows
         return self._matrix(entry.weight_unit, (rows, columns), f"weight of slice {entry.slice}")
 
-    def _vector(self, unit: int, size: int, what: str) -> Tensor | None:
-        if not unit:
+    def _vector(self, unit: int | None, size: int, what: str) -> Tensor | None:
+        if unit is None:
             return None
         start = unit * (UNIT_BYTES // 4)
         if start < 0 or start + size > self.vectors.numel():

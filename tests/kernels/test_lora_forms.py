@@ -53,8 +53,8 @@ def make_table(dtype: torch.dtype) -> SlotTable:
                     a_unit=put(torch.randn(rank, shape.in_features).to(dtype)) if rank else 0,
                     b_unit=put(torch.randn(shape.out_features, rank).to(dtype)) if rank else 0,
                     scaling=0.1 + 0.1 * slot if rank else 0.0,
-                    gain_unit=put(torch.rand(shape.out_features) + 0.5) if has_gain else 0,
-                    shift_unit=put(torch.randn(shape.out_features)) if has_shift else 0,
+                    gain_unit=put(torch.rand(shape.out_features) + 0.5) if has_gain else None,
+                    shift_unit=put(torch.randn(shape.out_features)) if has_shift else None,
                 )
             )
         if slot == 3:
