@@ -14,6 +14,7 @@ from lorikeet.v1 import adapters_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, failed_precondition, from_rpc, unavailable
 
 Response = TypeVar("Response")
+Moved = TypeVar("Moved", adapters_pb2.UnloadAdapterResponse, adapters_pb2.RollbackAdapterResponse)
 
 # The store has waited for this frontend's acknowledgement; this is for a stream that was lost in between.
 _CATCH_UP_SECONDS = 2.0
@@ -69,6 +70,16 @@ class AdapterAdmin:
         # A name that only the store knows so far is in its memory; the executor can wait for the request.
         with contextlib.suppress(LorikeetError):
             self._hint(self._catalog.resolve(parse_adapter(request.adapter)))
+        return response
+
+    async def move(
+        self, call: Callable[..., Awaitable[Moved]], request: Message, remaining_seconds: float | None
+    ) -> Moved:
+        """Passes on what moves or removes a name; when this returns, this frontend acts by it."""
+        response = await self.unary(call, request, remaining_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_SECONDS):
+                await self._catalog.reach(response.adapter.revision)
         return response
 
     async def unary(

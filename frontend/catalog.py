@@ -1,6 +1,7 @@
 """Which digest each adapter name points to, as far as this frontend knows; fed by `catalog_follower`."""
 
 import asyncio
+from collections.abc import Callable
 
 from frontend.validation import AdapterRef
 from lorikeet.v1 import store_pb2
@@ -17,6 +18,8 @@ class Catalog:
     def __init__(self, *, has_store: bool) -> None:
         self._has_store = has_store
         self._digests: dict[str, str] = {}
+        self._pointed_to: frozenset[str] = frozenset()
+        self._abort_listeners: list[Callable[[str, str], None]] = []
         self._revision: int | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -30,6 +33,11 @@ class Catalog:
         """The revision that requests are answered by; 0 before the first."""
         return self._revision or 0
 
+    def on_abort(self, listener: Callable[[str, str], None]) -> None:
+        """`listener` hears of each name that was unloaded by force, and of its digest if no other name points
+        to that."""
+        self._abort_listeners.append(listener)
+
     def apply(self, response: store_pb2.FollowResponse) -> None:
         """Acts by a snapshot or a change from now on."""
         if response.snapshot:
@@ -38,14 +46,18 @@ class Catalog:
             if pointer.digest:
                 self._digests[pointer.name] = pointer.digest
             else:
-                self._digests.pop(pointer.name, None)
+                old = self._digests.pop(pointer.name, "")
+                if pointer.abort_running:
+                    self._tell_aborts(pointer.name, "" if old in self._digests.values() else old)
         self._revision = response.revision
+        self._pointed_to = frozenset(self._digests.values())
         for revision, waiter in self._waiters:
             if revision <= response.revision and not waiter.done():
                 waiter.set_result(None)
 
     def resolve(self, adapter: AdapterRef) -> str:
-        """The digest that answers for an adapter; "" for the base model. A pinned digest stands for itself.
+        """The digest that answers for an adapter; "" for the base model. A digest stands for itself as
+        long as a name points to it.
 
         Raises NOT_FOUND, or UNAVAILABLE while the names are not known yet.
         """
@@ -56,10 +68,16 @@ class Catalog:
                 "NO_ADAPTER_STORE",
                 "this server runs without an adapter store: only the base model can be asked",
             )
-        if adapter.digest:
-            return adapter.digest
         if self._revision is None:
             raise unavailable("CATALOG_UNKNOWN", "the adapter store has not been reached yet: retry")
+        if adapter.digest:
+            if adapter.digest in self._pointed_to:
+                return adapter.digest
+            raise not_found(
+                "UNKNOWN_DIGEST",
+                f"no adapter has the digest {adapter.digest} now: load it, or ask for it by name",
+                adapter=adapter.digest,
+            )
         digest = self._digests.get(adapter.name)
         if digest is None:
             raise not_found(
@@ -69,6 +87,10 @@ class Catalog:
                 adapter=adapter.name,
             )
         return digest
+
+    def _tell_aborts(self, name: str, digest: str) -> None:
+        for listener in self._abort_listeners:
+            listener(name, digest)
 
     async def reach(self, revision: int) -> None:
         """Returns once requests are answered by this revision or a later one."""

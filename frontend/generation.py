@@ -15,6 +15,7 @@ from frontend.flights import Sink
 from frontend.model_folder import ModelFolder
 from frontend.prompts import PromptReader
 from frontend.request_stream import Identity, RequestStream
+from frontend.running import RunningRequests
 from frontend.sampling import check_token_ids, completion_seed, out_of_range
 from frontend.stop_strings import StopMatcher, StopStrings
 from frontend.tokenizer import TextWorkers
@@ -93,6 +94,8 @@ class Generation:
         self._catalog = catalog
         self._usage = usage
         self._wakeups = wakeups
+        self._running = RunningRequests(executor.abort)
+        catalog.on_abort(self._running.unload)
 
     async def generate(
         self, request: generation_pb2.GenerateRequest, write: Write, *, remaining_seconds: float | None
@@ -109,6 +112,8 @@ class Generation:
         digest = self._catalog.resolve(plan.adapter)
         self._executor.hint(digest)
         prompt_ids = await self._prompts.read(request)
+        # The name may have moved, or gone, while the prompt was read.
+        digest = self._catalog.resolve(plan.adapter)
         fit_to_context(plan.sampling, prompt_ids, engine.limits)
         log.debug(
             "request %s: %d prompt tokens for %s",
@@ -149,13 +154,12 @@ class Generation:
         flights = self._executor.submit(submits, deadline=deadline, sinks=sinks)
         wait, take = stream.wait, stream.take
         try:
-            while not stream.done:
-                await wait()
-                for response in take():
-                    await write(response)
+            with self._running.track(plan.adapter, stream, flights):
+                while not stream.done:
+                    await wait()
+                    for response in take():
+                        await write(response)
         finally:
-            for flight in flights:
-                self._executor.abort(flight)
             self._usage.count(digest, stream.usage, first_token_seconds=stream.first_token_seconds)
 
     def _open_stream(

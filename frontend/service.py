@@ -53,7 +53,12 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def UnloadAdapter(
         self, request: adapters_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.UnloadAdapterResponse:
-        return await self._admin.unary(self._admin.store.Unload, request, context.time_remaining())
+        return await self._admin.move(self._admin.store.Unload, request, context.time_remaining())
+
+    async def RollbackAdapter(
+        self, request: adapters_pb2.RollbackAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.RollbackAdapterResponse:
+        return await self._admin.move(self._admin.store.Rollback, request, context.time_remaining())
 
     async def GetAdapter(
         self, request: adapters_pb2.GetAdapterRequest, context: grpc.aio.ServicerContext
