@@ -18,6 +18,7 @@ from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.pack_chunks import PackChunks
+from adapter_store.resolving import Resolver
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources import Sources
 from adapter_store.tiers.arena import Arena, ArenaStatistics
@@ -27,6 +28,7 @@ from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
+from adapter_store.watching import WatchedFolder
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.server import Server, run_service
@@ -107,6 +109,8 @@ class AdapterStore:
             watchers=self.watchers,
             max_pending_loads=config.max_pending_loads,
         )
+        self._resolver = Resolver(admin=self.admin, sources=self._sources, place=config.resolve_from)
+        self._watching = self._watch(config.watch_folder) if config.watch_folder is not None else None
         self.uploads = Uploads(
             disk=disk,
             worker=self._spooler,
@@ -156,6 +160,7 @@ class AdapterStore:
         catalog = CatalogServicer(
             admin=self.admin,
             sources=self._sources,
+            resolver=self._resolver,
             uploads=self.uploads,
             followers=self.followers,
             watchers=self.watchers,
@@ -219,6 +224,8 @@ class AdapterStore:
         """Stops what runs, and lets go of the files."""
         self._grace.cancel()
         self._sources.close()
+        if self._watching is not None:
+            self._watching.cancel()
         await self.admin.close()
         await self.warm.close()
         await self._ledger.close()
@@ -227,6 +234,16 @@ class AdapterStore:
         self._database.close()
         self._arena_file.close()
         self._disk.close()
+
+    def _watch(self, folder: Path) -> asyncio.Task[None]:
+        watched = WatchedFolder(
+            folder=folder,
+            open_source=self._sources.open,
+            load=self.admin.load,
+            is_ready=lambda: bool(self.layouts.digests),
+            workers=self._load_workers,
+        )
+        return asyncio.create_task(watched.run())
 
     def _recover(self) -> None:
         lost = self._disk.sweep(self.catalog.digests, self.layouts.digests)

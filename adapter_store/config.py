@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.quota import Limits
-from adapter_store.source_urls import parse_prefix
+from adapter_store.source_urls import check_allowed, is_url, parse_prefix, parse_url
 from rpc.addresses import check_address
+from rpc.errors import LorikeetError
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
 _MIB = 1 << 20
@@ -27,6 +28,10 @@ class StoreConfig:
         roots: folders that adapters may be loaded from; nothing is loaded from anywhere else.
         sources: URLs below which adapters may be loaded, such as s3://bucket/prefix/, gs://, az://,
             https://host/folder/ or hf://owner/; nothing is loaded from any other.
+        resolve_from: a folder below a root, or a URL below one of `sources`: a request for an unknown
+            adapter NAME loads NAME from there. Empty: unknown names are refused.
+        watch_folder: a folder below a root: each subfolder NAME with an adapter is loaded as NAME, and again
+            when it changes. One that is removed stays loaded.
         arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of
             this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
@@ -50,6 +55,8 @@ class StoreConfig:
     roots: tuple[Path, ...] = ()
     arena_dir: Path | None = None
     sources: tuple[str, ...] = ()
+    resolve_from: str = ""
+    watch_folder: Path | None = None
     arena_bytes: int = _GIB
     max_adapter_bytes: int = 8 * _GIB
     max_rank: int = 0
@@ -97,6 +104,28 @@ class StoreConfig:
                 parse_prefix(source)
             except ValueError as error:
                 raise ValueError(f"sources: {error}") from error
+        self._check_places()
+
+    def _check_places(self) -> None:
+        if self.watch_folder is not None:
+            object.__setattr__(self, "watch_folder", self.watch_folder.expanduser().absolute())
+            self._check_below_root("watch_folder", str(self.watch_folder))
+        if is_url(self.resolve_from):
+            try:
+                check_allowed(parse_url(self.resolve_from), tuple(map(parse_prefix, self.sources)))
+            except LorikeetError as error:
+                raise ValueError(f"resolve_from: {error.message}") from error
+        elif self.resolve_from:
+            place = os.path.abspath(os.path.expanduser(self.resolve_from))
+            object.__setattr__(self, "resolve_from", place)
+            self._check_below_root("resolve_from", place)
+
+    def _check_below_root(self, name: str, place: str) -> None:
+        real = Path(os.path.realpath(place))
+        if not any(real.is_relative_to(os.path.realpath(root)) for root in self.roots):
+            raise ValueError(
+                f"{name}: {place} is not below one of the roots: name it, or a folder above, there"
+            )
 
     @property
     def limits(self) -> Limits:

@@ -10,6 +10,7 @@ from adapter_store.executors import Executors, Held, LeaseSession
 from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
 from adapter_store.pack_chunks import PackChunks
+from adapter_store.resolving import Resolver
 from adapter_store.sources import Sources
 from adapter_store.streams import converse
 from adapter_store.uploads import Uploads
@@ -24,10 +25,18 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
     """Names and versions."""
 
     def __init__(
-        self, *, admin: Admin, sources: Sources, uploads: Uploads, followers: Followers, watchers: Watchers
+        self,
+        *,
+        admin: Admin,
+        sources: Sources,
+        resolver: Resolver,
+        uploads: Uploads,
+        followers: Followers,
+        watchers: Watchers,
     ) -> None:
         self._admin = admin
         self._sources = sources
+        self._resolver = resolver
         self._uploads = uploads
         self._followers = followers
         self._watchers = watchers
@@ -73,6 +82,16 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
             request.name, digest=request.digest, expected_digest=request.expected_digest
         )
         return adapters_pb2.RollbackAdapterResponse(adapter=adapter_message(view, with_report=True))
+
+    async def Resolve(  # noqa: N802
+        self, request: store_pb2.ResolveAdapterRequest, context: Context
+    ) -> store_pb2.AdapterPointer:
+        view = await self._resolver.resolve(request.name)
+        return store_pb2.AdapterPointer(
+            name=view.name,
+            digest=view.digest,
+            has_chat_template=view.version is not None and view.version.has_chat_template,
+        )
 
     async def Get(  # noqa: N802
         self, request: adapters_pb2.GetAdapterRequest, context: Context

@@ -134,7 +134,7 @@ def serving(server: WebServer, context: ssl.SSLContext | None = None) -> Iterato
 
         do_POST = do_GET  # noqa: N815
 
-        def log_message(self, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
             pass
 
     http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
