@@ -23,6 +23,7 @@ from frontend.usage import UsageTable
 from frontend.validation import GeneratePlan, fit_to_context, plan_generation
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
+from rpc.access import check_tenant, current_caller
 from rpc.errors import LorikeetError, aborted
 
 log = logging.getLogger(__name__)
@@ -109,11 +110,13 @@ class Generation:
         deadline = None if remaining_seconds is None else arrived + remaining_seconds
         engine = self._executor.engine
         plan = plan_generation(request, limits=engine.limits, defaults=self._model.defaults)
-        digest = self._catalog.resolve(plan.adapter)
+        caller = current_caller()
+        check_tenant(request.tenant, caller)
+        digest = self._catalog.resolve(plan.adapter, caller)
         self._executor.hint(digest)
         prompt_ids = await self._prompts.read(request)
         # The name may have moved, or gone, while the prompt was read.
-        digest = self._catalog.resolve(plan.adapter)
+        digest = self._catalog.resolve(plan.adapter, caller)
         fit_to_context(plan.sampling, prompt_ids, engine.limits)
         log.debug(
             "request %s: %d prompt tokens for %s",
@@ -135,7 +138,7 @@ class Generation:
                         f'the version of "{plan.adapter.name}" that answered so far is gone: send it again',
                     ) from error
                 # The name may have moved while the request was on its way.
-                current = self._catalog.resolve(plan.adapter)
+                current = self._catalog.resolve(plan.adapter, caller)
                 if current == digest or not retry:
                     raise
                 digest = current
