@@ -3,9 +3,10 @@
 import time
 from dataclasses import dataclass, replace
 
-from adapter_store.catalog import Catalog, Pointer, Version, check_name
+from adapter_store.catalog import Catalog, Version, check_name
 from adapter_store.concurrency import KeyedLock, SingleFlight
-from adapter_store.followers import Follower, Followers
+from adapter_store.followers import Follower, Followers, target_of
+from adapter_store.history import Pointer
 from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
@@ -103,10 +104,24 @@ class Admin:
             )
         return await self._flights.run(key, lambda: self._load(request))
 
-    async def unload(self, name: str) -> AdapterView:
-        """Removes a name. Raises LorikeetError: NOT_FOUND."""
+    async def roll_back(self, name: str, *, digest: str = "", expected_digest: str = "") -> AdapterView:
+        """Points a name back at the latest earlier version, or at the one with this digest.
+
+        Raises LorikeetError: NOT_FOUND, FAILED_PRECONDITION, ABORTED, INVALID_ARGUMENT.
+        """
         self._catalog.get(name)
-        view, _ = await self._flights.run(("unload", name), lambda: self._unload(name))
+        key = ("rollback", name, digest, expected_digest)
+        view, _ = await self._flights.run(key, lambda: self._roll_back(name, digest, expected_digest))
+        return view
+
+    async def unload(self, name: str, *, force: bool = False, expected_digest: str = "") -> AdapterView:
+        """Removes a name; with `force` its requests in flight end too.
+
+        Raises LorikeetError: NOT_FOUND, ABORTED, INVALID_ARGUMENT.
+        """
+        self._catalog.get(name)
+        key = ("unload", name, force, expected_digest)
+        view, _ = await self._flights.run(key, lambda: self._unload(name, force, expected_digest))
         return view
 
     def get(self, name: str) -> AdapterView:
@@ -124,8 +139,8 @@ class Admin:
 
     def follow(self) -> Follower:
         """Begins a Follow stream; `Followers.leave` ends it."""
-        digests = {pointer.name: pointer.digest for pointer in self._catalog.pointers()}
-        return self._followers.join(self._catalog.revision, digests)
+        targets = [target_of(self._catalog, pointer) for pointer in self._catalog.pointers()]
+        return self._followers.join(self._catalog.revision, targets)
 
     def watch(self, name: str) -> Watcher:
         """Begins a Watch stream; `Watchers.leave` ends it. Raises LorikeetError: RESOURCE_EXHAUSTED."""
@@ -152,6 +167,9 @@ class Admin:
 
     async def _load_alone(self, request: LoadRequest) -> tuple[AdapterView, bool]:
         name, loading = request.name, self._unfinished(request, State.LOADING)
+        # Decided again when the name moves; this saves the work.
+        self._catalog.check_expected(name, request.expected_digest)
+        before = self._catalog.find(name)
 
         def report(progress: Progress) -> None:
             self._publish(loading, progress)
@@ -161,20 +179,41 @@ class Admin:
         async with self._loader.load(request.reader, layout, report) as version:
             _check_content(request, version)
             change = await self._ledger.do(
-                lambda: self._catalog.plan_point(name, version, request.source, time.time_ns())
+                lambda: self._catalog.plan_point(
+                    name,
+                    version,
+                    request.source,
+                    time.time_ns(),
+                    expected=request.expected_digest,
+                    tenant=request.tenant,
+                    pinned=request.pinned,
+                )
             )
             self._warm.prefetch(version.digest, layout)
-        return self._view(self._catalog.get(name)), change is not None
+        moved = change is not None and (before is None or before.digest != version.digest)
+        return self._view(self._catalog.get(name)), moved
 
-    async def _unload(self, name: str) -> tuple[AdapterView, bool]:
+    async def _roll_back(self, name: str, digest: str, expected: str) -> tuple[AdapterView, bool]:
+        async with self._names.hold(name):
+            change = await self._ledger.do(lambda: self._catalog.plan_rollback(name, digest, expected))
+            view = self._view(self._catalog.get(name))
+            if change is not None:
+                self._warm.prefetch(view.digest, self._layouts.current)
+                self._publish(view)
+        await self._followers.caught_up(view.revision)
+        return view, change is not None
+
+    async def _unload(self, name: str, force: bool, expected: str) -> tuple[AdapterView, bool]:
         async with self._names.hold(name):
             gone = self._view(self._catalog.get(name))
-            change = await self._ledger.do(lambda: self._catalog.plan_remove(name))
+            change = await self._ledger.do(
+                lambda: self._catalog.plan_remove(name, expected), abort_running=force
+            )
             assert change is not None
             view = replace(gone, state=State.UNLOADING, revision=change.revision, is_warm=False)
             self._publish(view)
             self._unloading.setdefault(gone.digest, []).append(view)
-            if change.retired is None:
+            if gone.digest not in change.retired:
                 self._tell_unloaded(gone.digest)
         await self._followers.caught_up(change.revision)
         is_retiring = view in self._unloading.get(gone.digest, [])
@@ -208,7 +247,7 @@ class Admin:
 def _check_content(request: LoadRequest, version: Version) -> None:
     if request.content_digest not in ("", version.digest):
         raise data_loss(
-            "CONTENT_CHANGED",
+            "DIGEST_MISMATCH",
             f"what arrived for {request.name} has the digest {version.digest}, not the announced "
             f"{request.content_digest}: it was damaged on its way, or is something else; send it again",
         )

@@ -18,6 +18,7 @@ from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.pack_chunks import PackChunks
+from adapter_store.resolving import Resolver
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources import Sources
 from adapter_store.tiers.arena import Arena, ArenaStatistics
@@ -25,7 +26,9 @@ from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.disk import DiskStatistics, DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.warm import WarmTier
+from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
+from adapter_store.watching import WatchedFolder
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.server import Server, run_service
@@ -44,6 +47,7 @@ class StoreStatistics:
     retiring: int
     revision: int
     pending_loads: int
+    uploads: int
     running_work: int
     coming_packs: int
     followers: int
@@ -68,9 +72,10 @@ class AdapterStore:
         self._load_workers = Workers(config.workers, "store-load")
         self._pack_workers = Workers(config.workers, "store-pack")
         self._writer = Workers(1, "store-writer")
+        self._spooler = Workers(1, "store-upload")
         self.arena = Arena(arena_file)
-        self.catalog = database.read_catalog()
-        self.layouts = Layouts(database, self._writer)
+        self.catalog = database.read_catalog(config.limits)
+        self.layouts = Layouts(database, self._writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
         holds = Holds()
@@ -86,7 +91,7 @@ class AdapterStore:
             followers=self.followers,
             executor_grace_seconds=config.executor_grace_seconds,
         )
-        self._sources = Sources(roots=config.roots)
+        self._sources = Sources(roots=config.roots, prefixes=config.sources)
         loader = Loader(
             disk=disk,
             arena=self.arena,
@@ -103,6 +108,16 @@ class AdapterStore:
             followers=self.followers,
             watchers=self.watchers,
             max_pending_loads=config.max_pending_loads,
+        )
+        self._resolver = Resolver(admin=self.admin, sources=self._sources, place=config.resolve_from)
+        self._watching = self._watch(config.watch_folder) if config.watch_folder is not None else None
+        self.uploads = Uploads(
+            disk=disk,
+            worker=self._spooler,
+            load=self.admin.load,
+            max_uploads=config.max_uploads,
+            max_bytes=config.max_adapter_bytes,
+            idle_seconds=config.upload_idle_seconds,
         )
         self.executors = Executors(
             arena=self.arena,
@@ -143,7 +158,12 @@ class AdapterStore:
     def servicers(self) -> tuple[CatalogServicer, PackServicer]:
         """What answers the store's calls."""
         catalog = CatalogServicer(
-            admin=self.admin, sources=self._sources, followers=self.followers, watchers=self.watchers
+            admin=self.admin,
+            sources=self._sources,
+            resolver=self._resolver,
+            uploads=self.uploads,
+            followers=self.followers,
+            watchers=self.watchers,
         )
         packs = PackServicer(
             layouts=self.layouts,
@@ -164,6 +184,7 @@ class AdapterStore:
             retiring=len(self.catalog.retiring),
             revision=self.catalog.revision,
             pending_loads=self.admin.pending,
+            uploads=self.uploads.running,
             running_work=self._load_workers.running + self._pack_workers.running,
             coming_packs=self.warm.coming,
             followers=len(self.followers),
@@ -202,14 +223,27 @@ class AdapterStore:
     async def close(self) -> None:
         """Stops what runs, and lets go of the files."""
         self._grace.cancel()
+        self._sources.close()
+        if self._watching is not None:
+            self._watching.cancel()
         await self.admin.close()
         await self.warm.close()
         await self._ledger.close()
-        for workers in (self._load_workers, self._pack_workers, self._writer):
+        for workers in (self._spooler, self._load_workers, self._pack_workers, self._writer):
             workers.close()
         self._database.close()
         self._arena_file.close()
         self._disk.close()
+
+    def _watch(self, folder: Path) -> asyncio.Task[None]:
+        watched = WatchedFolder(
+            folder=folder,
+            open_source=self._sources.open,
+            load=self.admin.load,
+            is_ready=lambda: bool(self.layouts.digests),
+            workers=self._load_workers,
+        )
+        return asyncio.create_task(watched.run())
 
     def _recover(self) -> None:
         lost = self._disk.sweep(self.catalog.digests, self.layouts.digests)

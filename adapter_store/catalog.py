@@ -2,25 +2,35 @@
 
 import base64
 import binascii
+import math
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapter_store.formats.strict_json import printable
+from adapter_store.history import Pointer, check_expected, roll_back, succeed
+from adapter_store.quota import Limits, check_limits
 from rpc.digests import is_digest
 from rpc.errors import LorikeetError, invalid_argument, not_found
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+# A name may stand in a path or a URL, where these mean something else.
+_BAD_SEGMENTS = frozenset(("", ".", ".."))
 _TOKEN_PREFIX = b"names:"
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModuleReport:
+    """`delta_norm` is NaN where nobody computed it; `parts` are those of AdaptedPart, without the prefix."""
+
     module: str
     rank: int
     scaling: float
+    delta_norm: float = math.nan
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,32 +42,23 @@ class Version:
     max_rank: int
     modules: tuple[ModuleReport, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pointer:
-    """A name and the version that it means since `revision`."""
-
-    name: str
-    digest: str
-    source: str
-    revision: int
-    load_time_ns: int
+    has_chat_template: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
     """One step of the catalog, decided but not yet done: write it down, then `apply` it.
 
-    Exactly one of `pointer` (a name moves or appears) and `removed` (a name goes) is set.
+    Exactly one of `pointer` (a name appears, moves, or changes how it is kept) and `removed` (a name goes) is
+    set; `version` is what the pointer points to.
     """
 
     revision: int
     pointer: Pointer | None = None
     version: Version | None = None
     removed: str | None = None
-    # A digest that no name points to any more after this step.
-    retired: str | None = None
+    # Digests that must leave executors and memory after this step, since no name points to them.
+    retired: tuple[str, ...] = ()
 
 
 class Catalog:
@@ -66,8 +67,9 @@ class Catalog:
     Args:
         revision: counts changes over the whole life of the data folder.
         pointers: all names.
-        versions: of all digests that are pointed to, or retiring.
+        versions: of all digests that are pointed to, kept as an earlier version, or retiring.
         retiring: digests that no name points to and that executors may still hold.
+        limits: what may be loaded, and how much of the past is kept.
     """
 
     def __init__(
@@ -77,11 +79,15 @@ class Catalog:
         pointers: Iterable[Pointer] = (),
         versions: Iterable[Version] = (),
         retiring: Iterable[str] = (),
+        limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         self._revision = revision
         self._pointers = {pointer.name: pointer for pointer in pointers}
+        # How many names point to each digest.
+        self._pointed = Counter(pointer.digest for pointer in self._pointers.values())
         self._versions = {version.digest: version for version in versions}
         self._retiring = set(retiring)
+        self._limits = limits
 
     @property
     def revision(self) -> int:
@@ -96,8 +102,17 @@ class Catalog:
         """All digests whose files are kept."""
         return frozenset(self._versions)
 
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Digests that stay in memory."""
+        return frozenset(pointer.digest for pointer in self._pointers.values() if pointer.pinned)
+
     def knows(self, digest: str) -> bool:
         """True for a digest that can be leased: a name points to it, or it is retiring."""
+        return digest in self._retiring or self._pointed[digest] > 0
+
+    def keeps(self, digest: str) -> bool:
+        """True for a digest whose files stay: it can be leased, or a name can go back to it."""
         return digest in self._versions
 
     def version(self, digest: str) -> Version:
@@ -135,61 +150,144 @@ class Catalog:
         more = start + len(page) < len(pointers)
         return page, _write_token(page[-1].name) if more else ""
 
-    def plan_point(self, name: str, version: Version, source: str, now_ns: int) -> Change | None:
-        """Decides how a name comes to mean a version; None when it does already."""
+    def find(self, name: str) -> Pointer | None:
+        return self._pointers.get(name)
+
+    def check_expected(self, name: str, expected: str) -> None:
+        """Raises LorikeetError, ABORTED, unless a name points to the expected digest."""
+        pointer = self._pointers.get(name)
+        check_expected(name, expected, pointer.digest if pointer else "")
+
+    def plan_point(
+        self,
+        name: str,
+        version: Version,
+        source: str,
+        now_ns: int,
+        *,
+        expected: str = "",
+        tenant: str = "",
+        pinned: bool = False,
+    ) -> Change | None:
+        """Decides how a name comes to mean a version; None when it does already.
+
+        The same content on other terms (pinned, tenant) changes those and moves nothing.
+
+        Raises:
+            LorikeetError: ABORTED (it does not point to what was expected), RESOURCE_EXHAUSTED (a limit).
+        """
+        self.check_expected(name, expected)
         old = self._pointers.get(name)
-        if old is not None and old.digest == version.digest:
+        revision = self._revision + 1
+        if old is None or old.digest != version.digest:
+            new = Pointer(
+                name=name,
+                digest=version.digest,
+                source=source,
+                revision=revision,
+                load_time_ns=now_ns,
+                tenant=tenant,
+                pinned=pinned,
+            )
+        elif (old.tenant, old.pinned) != (tenant, pinned):
+            new = replace(old, revision=revision, tenant=tenant, pinned=pinned)
+        else:
+            return None
+        new = succeed(old, new, self._limits.keep_versions)
+        sizes = {**self._versions, version.digest: version}
+        check_limits(self._limits, self._pointers, new, lambda digest: sizes[digest].pack_bytes)
+        return Change(revision=revision, pointer=new, version=version, retired=self._orphans(old, new))
+
+    def plan_rollback(self, name: str, digest: str = "", expected: str = "") -> Change | None:
+        """Decides how a name goes back to its latest earlier version or a given one; None when it is there.
+
+        Raises:
+            LorikeetError: NOT_FOUND, ABORTED, FAILED_PRECONDITION (that version is not kept).
+        """
+        old = self.get(name)
+        self.check_expected(name, expected)
+        if digest == old.digest:
             return None
         revision = self._revision + 1
-        pointer = Pointer(
-            name=name, digest=version.digest, source=source, revision=revision, load_time_ns=now_ns
-        )
-        return Change(revision=revision, pointer=pointer, version=version, retired=self._orphan(old))
+        new = roll_back(old, digest, revision, self._limits.keep_versions)
+        version = self._versions[new.digest]
+        check_limits(self._limits, self._pointers, new, lambda digest: self._versions[digest].pack_bytes)
+        return Change(revision=revision, pointer=new, version=version, retired=self._orphans(old, new))
 
-    def plan_remove(self, name: str) -> Change:
-        """Decides how a name goes. Raises LorikeetError: NOT_FOUND."""
+    def plan_remove(self, name: str, expected: str = "") -> Change:
+        """Decides how a name goes, and its earlier versions. Raises LorikeetError: NOT_FOUND, ABORTED."""
         old = self.get(name)
-        return Change(revision=self._revision + 1, removed=name, retired=self._orphan(old))
+        self.check_expected(name, expected)
+        return Change(revision=self._revision + 1, removed=name, retired=self._orphans(old, None))
 
     def apply(self, change: Change) -> None:
         """Takes a planned step, once it is written down."""
         assert change.revision == self._revision + 1, "a change was planned before another was applied"
         self._revision = change.revision
         if change.pointer is not None and change.version is not None:
+            self._take_away(change.pointer.name)
             self._pointers[change.pointer.name] = change.pointer
+            self._pointed[change.pointer.digest] += 1
             self._versions[change.version.digest] = change.version
             self._retiring.discard(change.version.digest)
         if change.removed is not None:
-            del self._pointers[change.removed]
-        if change.retired is not None:
-            self._retiring.add(change.retired)
+            self._take_away(change.removed)
+        self._retiring.update(change.retired)
 
-    def forget(self, digest: str) -> None:
-        """A retiring digest is gone."""
+    def is_earlier(self, digest: str) -> bool:
+        """True when a name can go back to it."""
+        return any(
+            earlier.digest == digest for pointer in self._pointers.values() for earlier in pointer.previous
+        )
+
+    def settle(self, digest: str) -> bool:
+        """A retiring digest is in no executor any more. Returns whether its files stay, to go back to."""
         self._retiring.remove(digest)
+        if self.is_earlier(digest):
+            return True
         del self._versions[digest]
+        return False
 
     def check_integrity(self) -> None:
-        """Asserts that every digest is pointed to or retiring, and never both."""
+        """Asserts that every digest is pointed to, kept or retiring, and never pointed to and retiring."""
         pointed = {pointer.digest for pointer in self._pointers.values()}
-        assert pointed | self._retiring == set(self._versions)
+        referred = {digest for pointer in self._pointers.values() for digest in pointer.digests}
+        assert referred | self._retiring == set(self._versions)
         assert not pointed & self._retiring
-        assert all(0 < pointer.revision <= self._revision for pointer in self._pointers.values())
+        assert self._pointed == Counter(pointer.digest for pointer in self._pointers.values())
+        for pointer in self._pointers.values():
+            assert 0 < pointer.revision <= self._revision
+            assert len(pointer.digests) == len(pointer.previous) + 1, "a version is in a history twice"
 
-    def _orphan(self, old: Pointer | None) -> str | None:
+    def _take_away(self, name: str) -> None:
+        old = self._pointers.pop(name, None)
+        if old is not None:
+            self._pointed[old.digest] -= 1
+            if not self._pointed[old.digest]:
+                del self._pointed[old.digest]
+
+    def _orphans(self, old: Pointer | None, new: Pointer | None) -> tuple[str, ...]:
+        """What leaves with a pointer: its digest if no other name points to it, and what falls out of its
+        history and nobody else refers to."""
         if old is None:
-            return None
-        others = (p.digest for p in self._pointers.values() if p.name != old.name)
-        return None if old.digest in others else old.digest
+            return ()
+        others = [pointer for pointer in self._pointers.values() if pointer.name != old.name]
+        pointers = others if new is None else [*others, new]
+        pointed = {pointer.digest for pointer in pointers}
+        referred = {digest for pointer in pointers for digest in pointer.digests}
+        orphans = {digest for digest in old.digests if digest not in referred}
+        if old.digest not in pointed:
+            orphans.add(old.digest)
+        return tuple(sorted(orphans - self._retiring))
 
 
 def check_name(name: str) -> None:
     """Raises LorikeetError, INVALID_ARGUMENT, for what cannot be an adapter's name."""
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or _BAD_SEGMENTS.intersection(name.split("/")):
         raise invalid_argument(
             "BAD_NAME",
             f"{printable(name, 150)!r} is not a name: use up to 128 letters, digits, '.', '_', '-' and '/', "
-            "starting with a letter or digit",
+            "starting with a letter or digit, and nothing empty, '.' or '..' between slashes",
         )
 
 

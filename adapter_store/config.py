@@ -6,7 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter_store.quota import Limits
+from adapter_store.source_urls import check_allowed, is_url, parse_prefix, parse_url
 from rpc.addresses import check_address
+from rpc.errors import LorikeetError
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
 _MIB = 1 << 20
@@ -23,6 +26,12 @@ class StoreConfig:
         data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time.
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
         roots: folders that adapters may be loaded from; nothing is loaded from anywhere else.
+        sources: URLs below which adapters may be loaded, such as s3://bucket/prefix/, gs://, az://,
+            https://host/folder/ or hf://owner/; nothing is loaded from any other.
+        resolve_from: a folder below a root, or a URL below one of `sources`: a request for an unknown
+            adapter NAME loads NAME from there. Empty: unknown names are refused.
+        watch_folder: a folder below a root: each subfolder NAME with an adapter is loaded as NAME, and again
+            when it changes. One that is removed stays loaded.
         arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of
             this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
@@ -31,6 +40,7 @@ class StoreConfig:
         max_adapters: names at once.
         max_adapters_per_tenant: names of one tenant; 0 sets no limit of its own.
         max_bytes_per_tenant: packs of one tenant; 0 sets no limit of its own.
+        keep_versions: earlier versions of a name that stay on disk, to roll back to.
         max_uploads: uploads taken in at once; one more is refused.
         upload_idle_seconds: how long an upload may send nothing before it is given up.
         workers: threads that copy, check and pack; what they do at once.
@@ -44,12 +54,16 @@ class StoreConfig:
     listen: str = "127.0.0.1:50053"
     roots: tuple[Path, ...] = ()
     arena_dir: Path | None = None
+    sources: tuple[str, ...] = ()
+    resolve_from: str = ""
+    watch_folder: Path | None = None
     arena_bytes: int = _GIB
     max_adapter_bytes: int = 8 * _GIB
     max_rank: int = 0
     max_adapters: int = 100_000
     max_adapters_per_tenant: int = 0
     max_bytes_per_tenant: int = 0
+    keep_versions: int = 1
     max_uploads: int = 8
     upload_idle_seconds: float = 30.0
     workers: int = 2
@@ -68,6 +82,7 @@ class StoreConfig:
             ("max_adapters", 1, 1 << 24),
             ("max_adapters_per_tenant", 0, 1 << 24),
             ("max_bytes_per_tenant", 0, 1 << 50),
+            ("keep_versions", 0, 64),
             ("max_uploads", 1, 1024),
             ("upload_idle_seconds", 0.001, 3600),
             ("workers", 1, 256),
@@ -84,6 +99,43 @@ class StoreConfig:
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(f"roots: {root} is not a folder: create it or name another")
+        for source in self.sources:
+            try:
+                parse_prefix(source)
+            except ValueError as error:
+                raise ValueError(f"sources: {error}") from error
+        self._check_places()
+
+    def _check_places(self) -> None:
+        if self.watch_folder is not None:
+            object.__setattr__(self, "watch_folder", self.watch_folder.expanduser().absolute())
+            self._check_below_root("watch_folder", str(self.watch_folder))
+        if is_url(self.resolve_from):
+            try:
+                check_allowed(parse_url(self.resolve_from), tuple(map(parse_prefix, self.sources)))
+            except LorikeetError as error:
+                raise ValueError(f"resolve_from: {error.message}") from error
+        elif self.resolve_from:
+            place = os.path.abspath(os.path.expanduser(self.resolve_from))
+            object.__setattr__(self, "resolve_from", place)
+            self._check_below_root("resolve_from", place)
+
+    def _check_below_root(self, name: str, place: str) -> None:
+        real = Path(os.path.realpath(place))
+        if not any(real.is_relative_to(os.path.realpath(root)) for root in self.roots):
+            raise ValueError(
+                f"{name}: {place} is not below one of the roots: name it, or a folder above, there"
+            )
+
+    @property
+    def limits(self) -> Limits:
+        """What the catalog allows."""
+        return Limits(
+            keep_versions=self.keep_versions,
+            max_adapters=self.max_adapters,
+            max_adapters_per_tenant=self.max_adapters_per_tenant,
+            max_bytes_per_tenant=self.max_bytes_per_tenant,
+        )
 
     @property
     def arena_folder(self) -> Path:

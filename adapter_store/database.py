@@ -4,26 +4,39 @@ All methods block and belong to one thread at a time.
 """
 
 import json
+import math
 import sqlite3
 from dataclasses import asdict
 from pathlib import Path
 
-from adapter_store.catalog import Catalog, Change, ModuleReport, Pointer, Version
+from adapter_store.catalog import Catalog, Change, ModuleReport, Version
+from adapter_store.history import Earlier, Pointer
+from adapter_store.quota import Limits
+from adapter_store.reserve import Reserve
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE revision (value INTEGER NOT NULL);
 INSERT INTO revision VALUES (0);
 CREATE TABLE pointers (
     name TEXT PRIMARY KEY, digest TEXT NOT NULL, source TEXT NOT NULL,
-    revision INTEGER NOT NULL, load_time_ns INTEGER NOT NULL
+    revision INTEGER NOT NULL, load_time_ns INTEGER NOT NULL, tenant TEXT NOT NULL DEFAULT '',
+    pinned INTEGER NOT NULL DEFAULT 0, previous TEXT NOT NULL DEFAULT '[]'
 ) WITHOUT ROWID;
 CREATE TABLE versions (
     digest TEXT PRIMARY KEY, pack_bytes INTEGER NOT NULL, max_rank INTEGER NOT NULL, report TEXT NOT NULL
 ) WITHOUT ROWID; CREATE TABLE retiring (digest TEXT PRIMARY KEY) WITHOUT ROWID; CREATE TABLE layouts (digest
 TEXT PRIMARY KEY, layout BLOB NOT NULL, registered INTEGER NOT NULL) WITHOUT ROWID;
 """
-_INSERT_POINTER = "INSERT OR REPLACE INTO pointers VALUES (:name, :digest, :source, :revision, :load_time_ns)"
+# From each older format to the one after it.
+_MIGRATIONS = {
+    1: """
+ALTER TABLE pointers ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+ALTER TABLE pointers ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE pointers ADD COLUMN previous TEXT NOT NULL DEFAULT '[]';
+""",
+}
+_POINTER_COLUMNS = "name, digest, source, revision, load_time_ns, tenant, pinned, previous"
 _KEPT_LAYOUTS = 8
 
 
@@ -40,6 +53,7 @@ class Database:
 
     def __init__(self, data_dir: Path) -> None:
         path = data_dir / "catalog.sqlite3"
+        self._reserve = Reserve(data_dir / "reserve")
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare(path)
@@ -53,49 +67,59 @@ class Database:
             self._connection.close()
             raise
 
+        self._reserve.fill()
+
     def close(self) -> None:
         self._connection.close()
 
-    def read_catalog(self) -> Catalog:
+    def read_catalog(self, limits: Limits = Limits()) -> Catalog:  # noqa: B008 - frozen
         """The catalog as of the last commit."""
         rows = self._connection.execute
         return Catalog(
             revision=rows("SELECT value FROM revision").fetchone()[0],
-            pointers=[
-                Pointer(name=name, digest=digest, source=source, revision=revision, load_time_ns=load_time_ns)
-                for name, digest, source, revision, load_time_ns in rows(
-                    "SELECT name, digest, source, revision, load_time_ns FROM pointers"
-                )
-            ],
+            pointers=[_read_pointer(*row) for row in rows(f"SELECT {_POINTER_COLUMNS} FROM pointers")],  # noqa: S608 - constant
             versions=[
                 _read_version(*row)
                 for row in rows("SELECT digest, pack_bytes, max_rank, report FROM versions")
             ],
             retiring=[digest for (digest,) in rows("SELECT digest FROM retiring")],
+            limits=limits,
         )
 
     def commit(self, change: Change) -> None:
-        """Writes one change of the catalog down."""
+        """Writes one change of the catalog down; a removal also on a full disk."""
+        try:
+            self._commit(change)
+        except sqlite3.OperationalError:
+            if change.removed is None or not self._reserve.give_up():
+                raise
+            self._commit(change)
+
+    def _commit(self, change: Change) -> None:
         with _Transaction(self._connection) as execute:
             execute("UPDATE revision SET value = ?", (change.revision,))
             if change.pointer is not None and change.version is not None:
-                pointer = asdict(change.pointer)
                 execute(
-                    _INSERT_POINTER,
-                    pointer,
+                    f"INSERT OR REPLACE INTO pointers ({_POINTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constant
+                    _write_pointer(change.pointer),
                 )
                 execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", _write_version(change.version))
                 execute("DELETE FROM retiring WHERE digest = ?", (change.version.digest,))
             if change.removed is not None:
                 execute("DELETE FROM pointers WHERE name = ?", (change.removed,))
-            if change.retired is not None:
-                execute("INSERT OR REPLACE INTO retiring VALUES (?)", (change.retired,))
+            for digest in change.retired:
+                execute("INSERT OR REPLACE INTO retiring VALUES (?)", (digest,))
 
-    def forget(self, digest: str) -> None:
-        """Removes a digest that has retired."""
+    def settle(self, digest: str, stays: bool) -> None:
+        """A digest has retired; it `stays` when a name can go back to it."""
         with _Transaction(self._connection) as execute:
             execute("DELETE FROM retiring WHERE digest = ?", (digest,))
-            execute("DELETE FROM versions WHERE digest = ?", (digest,))
+            if not stays:
+                execute("DELETE FROM versions WHERE digest = ?", (digest,))
+
+    def refill(self) -> None:
+        """Keeps room for the next removal, after some was freed."""
+        self._reserve.fill()
 
     def read_layouts(self) -> list[bytes]:
         """Serialised layouts, the one registered last at the end."""
@@ -123,7 +147,14 @@ class Database:
                 for statement in _SCHEMA.split(";"):
                     execute(statement)
                 execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        elif version != _SCHEMA_VERSION:
+            version = _SCHEMA_VERSION
+        while version in _MIGRATIONS:
+            with _Transaction(self._connection):
+                for statement in _MIGRATIONS[version].split(";"):
+                    execute(statement)
+                version += 1
+                execute(f"PRAGMA user_version = {version}")
+        if version != _SCHEMA_VERSION:
             raise DatabaseError(
                 f"the catalog {path} has format {version}, this release reads {_SCHEMA_VERSION}: run the "
                 "release that wrote it, or choose another data_dir"
@@ -147,10 +178,56 @@ class _Transaction:
         self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
+def _write_pointer(pointer: Pointer) -> tuple[object, ...]:
+    previous = json.dumps([asdict(earlier) for earlier in pointer.previous], separators=(",", ":"))
+    placed = (pointer.name, pointer.digest, pointer.source, pointer.revision, pointer.load_time_ns)
+    return *placed, pointer.tenant, pointer.pinned, previous
+
+
+def _read_pointer(
+    name: str,
+    digest: str,
+    source: str,
+    revision: int,
+    load_time_ns: int,
+    tenant: str,
+    pinned: int,
+    previous: str,
+) -> Pointer:
+    return Pointer(
+        name=name,
+        digest=digest,
+        source=source,
+        revision=revision,
+        load_time_ns=load_time_ns,
+        tenant=tenant,
+        pinned=bool(pinned),
+        previous=tuple(Earlier(**earlier) for earlier in json.loads(previous)),
+    )
+
+
 def _write_version(version: Version) -> tuple[str, int, int, str]:
-    modules = [[report.module, report.rank, report.scaling] for report in version.modules]
-    report = json.dumps({"modules": modules, "notes": version.notes}, separators=(",", ":"))
+    report = json.dumps(
+        {
+            "modules": [_write_module(module) for module in version.modules],
+            "notes": version.notes,
+            "has_chat_template": version.has_chat_template,
+        },
+        separators=(",", ":"),
+    )
     return version.digest, version.pack_bytes, version.max_rank, report
+
+
+def _write_module(report: ModuleReport) -> list[object]:
+    norm = None if math.isnan(report.delta_norm) else report.delta_norm
+    return [report.module, report.rank, report.scaling, norm, report.parts]
+
+
+def _read_module(
+    module: str, rank: int, scaling: float, delta_norm: float | None = None, parts: tuple[str, ...] = ()
+) -> ModuleReport:
+    norm = math.nan if delta_norm is None else delta_norm
+    return ModuleReport(module=module, rank=rank, scaling=scaling, delta_norm=norm, parts=tuple(parts))
 
 
 def _read_version(digest: str, pack_bytes: int, max_rank: int, report: str) -> Version:
@@ -159,9 +236,7 @@ def _read_version(digest: str, pack_bytes: int, max_rank: int, report: str) -> V
         digest=digest,
         pack_bytes=pack_bytes,
         max_rank=max_rank,
-        modules=tuple(
-            ModuleReport(module=module, rank=rank, scaling=scaling)
-            for module, rank, scaling in content["modules"]
-        ),
+        modules=tuple(_read_module(*module) for module in content["modules"]),
         notes=tuple(content["notes"]),
+        has_chat_template=content.get("has_chat_template", False),
     )

@@ -1,7 +1,7 @@
 """Between what the store says inside and its messages on the wire."""
 
 from adapter_store.executors import Grant, Refusal, Retire
-from adapter_store.followers import Update
+from adapter_store.followers import Target, Update
 from adapter_store.watchers import AdapterView, Event
 from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import code_number
@@ -22,10 +22,22 @@ def adapter_message(view: AdapterView, *, with_report: bool = False) -> adapters
     message.pack_bytes = view.version.pack_bytes
     message.max_rank = view.version.max_rank
     message.load_time.FromNanoseconds(view.pointer.load_time_ns)
+    message.pinned = view.pointer.pinned
+    message.tenant = view.pointer.tenant
+    message.has_chat_template = view.version.has_chat_template
     if with_report:
         message.report.notes.extend(view.version.notes)
         for report in view.version.modules:
-            message.report.modules.add(module=report.module, rank=report.rank, scaling=report.scaling)
+            message.report.modules.add(
+                module=report.module,
+                rank=report.rank,
+                scaling=report.scaling,
+                delta_norm=report.delta_norm,
+                parts=[f"ADAPTED_PART_{part}" for part in report.parts],
+            )
+        for earlier in view.pointer.previous:
+            version = message.previous.add(digest=earlier.digest, source=earlier.source)
+            version.load_time.FromNanoseconds(earlier.load_time_ns)
     return message
 
 
@@ -42,10 +54,20 @@ def event_message(event: Event) -> adapters_pb2.AdapterEvent:
     )
 
 
+def pointer_message(target: Target) -> store_pb2.AdapterPointer:
+    return store_pb2.AdapterPointer(
+        name=target.name,
+        digest=target.digest,
+        abort_running=target.abort_running,
+        has_chat_template=target.has_chat_template,
+        tenant=target.tenant,
+    )
+
+
 def follow_message(update: Update) -> store_pb2.FollowResponse:
     message = store_pb2.FollowResponse(revision=update.revision, snapshot=update.is_snapshot)
-    for name, digest in update.digests.items():
-        message.pointers.add(name=name, digest=digest)
+    for target in update.targets:
+        message.pointers.append(pointer_message(target))
     return message
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from adapter_store.catalog import Catalog
+from adapter_store.history import Pointer
 from adapter_store.streams import fell_behind
 from rpc.errors import LorikeetError, invalid_argument
 
@@ -12,39 +14,64 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What a frontend hears of a name; without a digest, that it is gone."""
+
+    name: str
+    digest: str = ""
+    # With a name that is gone: its running requests end too.
+    abort_running: bool = False
+    has_chat_template: bool = False
+    tenant: str = ""
+
+
+def target_of(catalog: Catalog, pointer: Pointer) -> Target:
+    """What frontends hear of a name that points somewhere."""
+    return Target(
+        name=pointer.name,
+        digest=pointer.digest,
+        has_chat_template=catalog.version(pointer.digest).has_chat_template,
+        tenant=pointer.tenant,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """What a follower is told: digests by name, empty for a name that is gone; all names in a snapshot."""
+    """What a follower is told, in order; all names in a snapshot."""
 
     revision: int
     is_snapshot: bool
-    digests: Mapping[str, str]
+    targets: Sequence[Target]
 
 
 class Follower:
     """One stream's changes that were not sent yet; those of one name become one.
 
-    Bounded, because it holds at most one entry per name that there is or was since the last message.
+    Bounded, because it holds at most two entries per name that there is or was since the last message: where
+    it points, and before that its removal if requests have to end with it.
     """
 
-    def __init__(self, revision: int, digests: Mapping[str, str]) -> None:
+    def __init__(self, revision: int, targets: Sequence[Target]) -> None:
         self.acknowledged = 0
         self._sent = 0
         self._revision = revision
         self._is_snapshot = True
-        self._waiting: dict[str, str] = dict(digests)
+        self._waiting = {target.name: [target] for target in targets}
         self._has_news = True
         self._wake = asyncio.Event()
         self._closed = False
         self._error: LorikeetError | None = None
 
-    def tell(self, revision: int, name: str, digest: str) -> None:
+    def tell(self, revision: int, target: Target) -> None:
         """Adds a change to what will be sent next."""
         self._revision, self._has_news = revision, True
-        if digest or not self._is_snapshot:
-            self._waiting[name] = digest
-        else:
-            # A snapshot that was not sent yet simply lacks the name.
-            self._waiting.pop(name, None)
+        before = self._waiting.pop(target.name, [])
+        if target.digest:
+            self._waiting[target.name] = [*[each for each in before if each.abort_running], target]
+        elif not self._is_snapshot:
+            aborts = target.abort_running or any(each.abort_running for each in before)
+            self._waiting[target.name] = [replace(target, abort_running=aborts)]
+        # Else: a snapshot that was not sent yet simply lacks the name.
         self._wake.set()
 
     async def next(self) -> Update | None:
@@ -55,7 +82,8 @@ class Follower:
             raise self._error
         if self._closed:
             return None
-        update = Update(revision=self._revision, is_snapshot=self._is_snapshot, digests=self._waiting)
+        targets = [target for told in self._waiting.values() for target in told]
+        update = Update(revision=self._revision, is_snapshot=self._is_snapshot, targets=targets)
         self._sent, self._waiting = self._revision, {}
         self._is_snapshot = self._has_news = False
         return update
@@ -89,11 +117,11 @@ class Followers:
     def __len__(self) -> int:
         return len(self._followers)
 
-    def join(self, revision: int, digests: Mapping[str, str]) -> Follower:
+    def join(self, revision: int, targets: Sequence[Target]) -> Follower:
         """Adds a follower, whose first message is a snapshot. Raises LorikeetError once closed."""
         if self._goodbye is not None:
             raise self._goodbye
-        follower = Follower(revision, digests)
+        follower = Follower(revision, targets)
         self._followers.add(follower)
         return follower
 
@@ -102,10 +130,10 @@ class Followers:
         self._followers.discard(follower)
         self._progress.set()
 
-    def publish(self, revision: int, name: str, digest: str) -> None:
+    def publish(self, revision: int, target: Target) -> None:
         """Tells everyone that a name points elsewhere, or nowhere."""
         for follower in self._followers:
-            follower.tell(revision, name, digest)
+            follower.tell(revision, target)
 
     def acknowledge(self, follower: Follower, revision: int) -> None:
         """Raises LorikeetError, INVALID_ARGUMENT, for a revision that was never sent."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from adapter_store.concurrency import Workers
 from adapter_store.database import Database
@@ -18,11 +19,13 @@ class Layouts:
     Args:
         database: where they are written down.
         writer: the one thread that writes to it.
+        max_rank: of an adapter, where it is below the layout's own; 0 leaves it to that.
     """
 
-    def __init__(self, database: Database, writer: Workers) -> None:
+    def __init__(self, database: Database, writer: Workers, *, max_rank: int = 0) -> None:
         self._database = database
         self._writer = writer
+        self._max_rank = max_rank
         self._lock = asyncio.Lock()
         # In the order of registration.
         self._known: dict[str, PackLayout] = {}
@@ -48,7 +51,11 @@ class Layouts:
             )
             error.retry_after = 1.0
             raise error
-        return next(reversed(self._known.values()))
+        layout = next(reversed(self._known.values()))
+        if not 0 < self._max_rank < layout.max_rank:
+            return layout
+        # What packs are made for stays the same; only less is let in.
+        return replace(layout, max_rank=self._max_rank)
 
     def get(self, digest: str) -> PackLayout:
         """Raises LorikeetError: FAILED_PRECONDITION for a layout that nobody registered."""

@@ -5,11 +5,12 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from adapter_store.catalog import Catalog, Change
 from adapter_store.concurrency import Workers, uninterrupted
 from adapter_store.database import Database
-from adapter_store.followers import Followers
+from adapter_store.followers import Followers, Target, target_of
 from adapter_store.retirement import Retirement
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
@@ -59,8 +60,11 @@ class Ledger:
         """`listener` hears of each retiring digest that is gone, or that a name points to again."""
         self._listeners.append(listener)
 
-    async def do(self, plan: Callable[[], Change | None]) -> Change | None:
+    async def do(self, plan: Callable[[], Change | None], *, abort_running: bool = False) -> Change | None:
         """Plans a change, writes it down and lets it count; None when there is nothing to do.
+
+        Args:
+            abort_running: frontends shall abort the requests of a name that goes.
 
         Raises:
             LorikeetError: RESOURCE_EXHAUSTED when it cannot be written, and whatever `plan` raises.
@@ -77,11 +81,12 @@ class Ledger:
             if change.pointer is not None:
                 self.retirement.revive(change.pointer.digest)
                 self._settled(change.pointer.digest)
-                self._followers.publish(change.revision, change.pointer.name, change.pointer.digest)
+                self._followers.publish(change.revision, target_of(self._catalog, change.pointer))
             if change.removed is not None:
-                self._followers.publish(change.revision, change.removed, "")
-            if change.retired is not None:
-                self.retirement.begin(change.retired)
+                target = Target(name=change.removed, abort_running=abort_running)
+                self._followers.publish(change.revision, target)
+            for digest in change.retired:
+                self.retirement.begin(digest)
             return change
 
     async def close(self) -> None:
@@ -96,23 +101,30 @@ class Ledger:
                 return True
             if self._holds.is_held(digest):
                 return False
-            self._catalog.forget(digest)
-            self._remove(digest)
+            stays = self._catalog.settle(digest)
+            if stays:
+                self._warm.drop(digest)
+            else:
+                self._remove(digest)
             self._settled(digest)
-            await self._writer.run(self._database.forget, digest)
+            await self._writer.run(self._database.settle, digest, stays)
             return True
 
     def _remove_if_unknown(self, digest: str) -> None:
         # What a failed load left behind, or what was made for a lease while its adapter went away.
-        if not self._catalog.knows(digest):
+        if not self._catalog.keeps(digest):
             self._remove(digest)
 
     def _remove(self, digest: str) -> None:
         self._warm.drop(digest)
         # Out of the tier at once, so that nobody finds half of it; the bytes go in their own time.
-        task = asyncio.ensure_future(self._workers.run(self._disk.discard, self._disk.set_aside(digest)))
+        task = asyncio.ensure_future(self._empty(self._disk.set_aside(digest)))
         self._trash.add(task)
         task.add_done_callback(self._trash.discard)
+
+    async def _empty(self, trash: Path) -> None:
+        await self._workers.run(self._disk.discard, trash)
+        await self._writer.run(self._database.refill)
 
     def _settled(self, digest: str) -> None:
         for listener in self._listeners:

@@ -10,8 +10,10 @@ from adapter_store.executors import Executors, Held, LeaseSession
 from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
 from adapter_store.pack_chunks import PackChunks
+from adapter_store.resolving import Resolver
 from adapter_store.sources import Sources
 from adapter_store.streams import converse
+from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.errors import invalid_argument
@@ -22,9 +24,20 @@ Context = grpc.aio.ServicerContext
 class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
     """Names and versions."""
 
-    def __init__(self, *, admin: Admin, sources: Sources, followers: Followers, watchers: Watchers) -> None:
+    def __init__(
+        self,
+        *,
+        admin: Admin,
+        sources: Sources,
+        resolver: Resolver,
+        uploads: Uploads,
+        followers: Followers,
+        watchers: Watchers,
+    ) -> None:
         self._admin = admin
         self._sources = sources
+        self._resolver = resolver
+        self._uploads = uploads
         self._followers = followers
         self._watchers = watchers
 
@@ -43,11 +56,41 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
             adapter=adapter_message(view, with_report=True), changed=changed
         )
 
+    async def Upload(  # noqa: N802
+        self, request_iterator: AsyncIterator[adapters_pb2.UploadAdapterRequest], context: Context
+    ) -> adapters_pb2.LoadAdapterResponse:
+        view, changed = await self._uploads.receive(request_iterator)
+        return adapters_pb2.LoadAdapterResponse(
+            adapter=adapter_message(view, with_report=True), changed=changed
+        )
+
     async def Unload(  # noqa: N802
         self, request: adapters_pb2.UnloadAdapterRequest, context: Context
     ) -> adapters_pb2.UnloadAdapterResponse:
         return adapters_pb2.UnloadAdapterResponse(
-            adapter=adapter_message(await self._admin.unload(request.name))
+            adapter=adapter_message(
+                await self._admin.unload(
+                    request.name, force=request.force, expected_digest=request.expected_digest
+                )
+            )
+        )
+
+    async def Rollback(  # noqa: N802
+        self, request: adapters_pb2.RollbackAdapterRequest, context: Context
+    ) -> adapters_pb2.RollbackAdapterResponse:
+        view = await self._admin.roll_back(
+            request.name, digest=request.digest, expected_digest=request.expected_digest
+        )
+        return adapters_pb2.RollbackAdapterResponse(adapter=adapter_message(view, with_report=True))
+
+    async def Resolve(  # noqa: N802
+        self, request: store_pb2.ResolveAdapterRequest, context: Context
+    ) -> store_pb2.AdapterPointer:
+        view = await self._resolver.resolve(request.name)
+        return store_pb2.AdapterPointer(
+            name=view.name,
+            digest=view.digest,
+            has_chat_template=view.version is not None and view.version.has_chat_template,
         )
 
     async def Get(  # noqa: N802

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from adapter_store.catalog import Pointer, Version
+from adapter_store.catalog import Version
+from adapter_store.history import Pointer
 from adapter_store.streams import Outbox
 from rpc.errors import LorikeetError, resource_exhausted
 

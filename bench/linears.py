@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def candidates(tokens: int) -> Iterator[Tile]:
         return
     least = max(8, tokens)
     for rows, wide, block_k, warps, stages in (
-        (16, 16, 256, 4, 5), (16, 16, 512, 4, 3), (32, 16, 256, 4, 4), (64, 8, 128, 4, 6), (64, 16, 128, 4, 6),
+        (16, 16, 256, 4, 5), (16, 16, 512, 4, 3), (32, 16, 256, 4, 4), (64, 8, 128, 4, 6),
+        (64, 16, 128, 4, 6),
         (64, 32, 128, 4, 5), (128, 32, 64, 4, 6), (32, 32, 128, 4, 6), (64, 16, 64, 4, 8),
     ):  # fmt: skip
         if least <= wide <= 4 * least:
@@ -74,6 +76,14 @@ def right(out_TN: Tensor, x_TK: Tensor, weight_NK: Tensor) -> bool:
     return bool((out_TN.float() - expected_TN).norm() < 5e-3 * expected_TN.norm())
 
 
+def _cublas(out_TN: Tensor, x_TK: Tensor, weights: Tensor, copy: int) -> None:
+    torch.mm(x_TK, weights[copy].t(), out=out_TN)
+
+
+def _ours(out_TN: Tensor, x_TK: Tensor, weights: Tensor, tile: Tile, copy: int) -> None:
+    multiply(out_TN, x_TK, weights[copy], None, tile)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -90,16 +100,14 @@ def main() -> None:
             x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16)
             out = torch.empty(tokens, outputs, device="cuda", dtype=torch.bfloat16)
             floor = (2 * outputs * inputs) / _BYTES_PER_MICROSECOND
-            theirs = measure(lambda i: torch.mm(x, weights[i].t(), out=out), copies)  # noqa: B023
+            theirs = measure(partial(_cublas, out, x, weights), copies)
             tiles = {choose(tokens, outputs, inputs), *(candidates(tokens) if options.search else ())}
             found: list[tuple[float, Tile]] = []
             for tile in tiles:
                 try:
                     multiply(out.fill_(float("nan")), x, weights[0], None, tile)
                     if right(out, x, weights[0]):
-                        found.append(
-                            (measure(lambda i: multiply(out, x, weights[i], None, tile), copies), tile)  # noqa: B023
-                        )
+                        found.append((measure(partial(_ours, out, x, weights, tile), copies), tile))
                     else:
                         print(f"wrong: {name} {tokens} {tile}")
                 except Exception as error:  # too much shared memory, say

@@ -24,6 +24,7 @@ from executor.service.commands import MAX_LOGPROBS, RequestLimits
 from executor.service.outbox import Outboxes
 from executor.service.servicer import ExecutorServicer
 from executor.service.sessions import Sessions
+from executor.service.usage import busiest_adapters
 from lorikeet.v1 import executor_pb2 as pb
 from lorikeet.v1 import executor_pb2_grpc
 from rpc.channel import open_channel
@@ -129,8 +130,11 @@ class Executor:
                 return
         raise EngineFailedError("steps of the engine keep failing; the log says why")
 
-    def statistics(self) -> pb.ExecutorStatistics:
-        """What is held now; approximate while steps run."""
+    def statistics(self, adapters: int = 0) -> pb.ExecutorStatistics:
+        """What is held now, with the busiest `adapters`; approximate while steps run."""
+        assert self._engine is not None
+        usage = self._engine.usage
+        total = usage.total()
         scheduler = self._scheduler.statistics()
         outboxes = self._outboxes.statistics()
         return pb.ExecutorStatistics(
@@ -149,6 +153,11 @@ class Executor:
             leases=self._leases.held if self._leases is not None else 0,
             commands_queued=self._mailbox.statistics().waiting,
             outbox_bytes=outboxes.queued_bytes,
+            pool_loads=scheduler.pool_loads,
+            pool_hits=total.pool_hits,
+            pool_misses=total.requests - total.pool_hits,
+            pool_evictions=scheduler.pool_evictions,
+            adapters=busiest_adapters(usage, self._scheduler, adapters) if adapters else (),
         )
 
     async def _open_loader(self, stack: contextlib.AsyncExitStack) -> AdapterLoader:

@@ -11,6 +11,7 @@ Runner = Literal["torch", "arithmetic"]
 LoadFormat = Literal["safetensors", "dummy"]
 Device = Literal["cpu", "cuda"]
 QueuePolicy = Literal["fair", "pack"]
+PoolEviction = Literal["gdsf", "lru"]
 
 GIB = 1 << 30
 _RANK_MULTIPLE = 8
@@ -41,6 +42,8 @@ class ExecutorConfig:
         adapter_pool_bytes: memory for resident adapters.
         max_lora_rank: adapters of a higher rank are refused by the store.
         queue_policy: "fair" takes turns among adapters; "pack" prefers requests of adapters that already run.
+        pool_eviction: which idle adapters leave for another: "gdsf" weighs how often they are asked for and
+            what it costs to load them again, "lru" takes the least recently used.
         runner: "torch", or "arithmetic", which computes nothing and makes up tokens (benchmarks, tests).
         arithmetic_step_seconds: how long each step of that runner takes, as a device's would; 0 for no time.
         outbox_bytes: what may wait for one frontend before its stream is cut.
@@ -66,6 +69,7 @@ class ExecutorConfig:
     adapter_pool_bytes: int = GIB // 2
     max_lora_rank: int = 256
     queue_policy: QueuePolicy = "fair"
+    pool_eviction: PoolEviction = "gdsf"
     runner: Runner = "torch"
     arithmetic_step_seconds: float = 0.0
     outbox_bytes: int = 4 << 20
@@ -81,6 +85,7 @@ class ExecutorConfig:
         _check_choice("load_format", self.load_format, get_args(LoadFormat))
         _check_choice("dtype", self.dtype, get_args(DType))
         _check_choice("queue_policy", self.queue_policy, get_args(QueuePolicy))
+        _check_choice("pool_eviction", self.pool_eviction, get_args(PoolEviction))
         _check_choice("runner", self.runner, get_args(Runner))
         check_address("listen", self.listen)
         if self.store:

@@ -102,11 +102,15 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             self._graph(size, None)
 
-    def decode(self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray) -> Decoded:
-        """One token of each row, rows sorted by slot; results are in their order."""
+    def decode(self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray) -> Decoded | None:
+        """One token of each row, rows sorted by slot; results are in their order. None where adapters bring
+        whole weights, which the host looks up.
+        """
+        lora = LoraBatch.of_rows(slots, spans.lengths)
+        if self._adapters.brings_weights(lora.slots):
+            return None
         count = len(spans.rows)
         size = next(size for size in self._sizes if size >= count)
-        lora = LoraBatch.of_rows(slots, spans.lengths)
         tiles, shape = None, None
         if not lora.empty:
             tiles, block = cut(lora.slots, lora.splits)
@@ -149,7 +153,7 @@ class DecodeGraphs:
         if shape is not None:
             tiles = self._inputs[6 * size : 6 * size + 3 * shape.tiles].view(3, shape.tiles)
             tiles = Tiles(places=tiles, block=shape.block, rank=shape.rank)
-            lora = LoraBatch(slots=(0,), splits=(0, size), tiles=tiles)
+            lora = LoraBatch(slots=(), splits=(0,), tiles=tiles)
         batch = Batch(
             input_ids=torch.where(ids == LAST_SAMPLED, self._last_sampled.index_select(0, rows), ids),
             positions=places[2],

@@ -146,7 +146,8 @@ class TorchRunner:
             return None
         if not self._prompts.idle:
             return None
-        return _Computed(*self._graphs.decode(spans, slots, input_ids), ())
+        decoded = self._graphs.decode(spans, slots, input_ids)
+        return None if decoded is None else _Computed(*decoded, ())
 
     def _forward(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray

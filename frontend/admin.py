@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from frontend.catalog import Catalog
+from frontend.validation import parse_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, failed_precondition, from_rpc, unavailable
 
 Response = TypeVar("Response")
+Moved = TypeVar("Moved", adapters_pb2.UnloadAdapterResponse, adapters_pb2.RollbackAdapterResponse)
 
 # The store has waited for this frontend's acknowledgement; this is for a stream that was lost in between.
 _CATCH_UP_SECONDS = 2.0
@@ -24,11 +26,19 @@ class AdapterAdmin:
     Args:
         stub: of the store's CatalogService; None where there is no store.
         catalog: of this frontend, which an answer about a load waits for.
+        hint: tells the executor that a digest will be asked for soon.
     """
 
-    def __init__(self, *, stub: store_pb2_grpc.CatalogServiceStub | None, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        *,
+        stub: store_pb2_grpc.CatalogServiceStub | None,
+        catalog: Catalog,
+        hint: Callable[[str], None] = lambda digest: None,
+    ) -> None:
         self._stub = stub
         self._catalog = catalog
+        self._hint = hint
         self._watches: set[grpc.aio.Call] = set()
         self._closed = False
 
@@ -47,6 +57,52 @@ class AdapterAdmin:
     ) -> adapters_pb2.LoadAdapterResponse:
         """Loads an adapter; when this returns, this frontend serves it."""
         response = await self.unary(self.store.Load, request, remaining_seconds)
+        await self._catch_up(response)
+        return response
+
+    async def upload(
+        self, messages: AsyncIterator[adapters_pb2.UploadAdapterRequest], remaining_seconds: float | None
+    ) -> adapters_pb2.LoadAdapterResponse:
+        """Passes an upload on, a message at a time; when this returns, this frontend serves it."""
+        call: Any = self.store.Upload(timeout=remaining_seconds)
+        relay = asyncio.create_task(_relay(messages, call))
+        answer = asyncio.ensure_future(_answer(call))
+        try:
+            # The store may refuse half-way, the client leave: whichever is first ends the other.
+            await asyncio.wait({relay, answer}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                relay.result()
+            response = await answer
+        except grpc.aio.AioRpcError as error:
+            raise _store_error(error) from None
+        finally:
+            relay.cancel()
+            answer.cancel()
+            call.cancel()
+            await asyncio.gather(relay, answer, return_exceptions=True)
+        await self._catch_up(response)
+        return response
+
+    async def prefetch(
+        self, request: adapters_pb2.PrefetchAdapterRequest, remaining_seconds: float | None
+    ) -> adapters_pb2.PrefetchAdapterResponse:
+        """Brings an adapter into the store's memory and, where there is room, to the GPU."""
+        response = await self.unary(self.store.Prefetch, request, remaining_seconds)
+        # A name that only the store knows so far is in its memory; the executor can wait for the request.
+        with contextlib.suppress(LorikeetError):
+            self._hint(self._catalog.resolve(parse_adapter(request.adapter)))
+        return response
+
+    async def _catch_up(self, response: adapters_pb2.LoadAdapterResponse) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_SECONDS):
+                await self._catalog.reach(response.adapter.revision)
+
+    async def move(
+        self, call: Callable[..., Awaitable[Moved]], request: Message, remaining_seconds: float | None
+    ) -> Moved:
+        """Passes on what moves or removes a name; when this returns, this frontend acts by it."""
+        response = await self.unary(call, request, remaining_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self._catalog.reach(response.adapter.revision)
@@ -90,6 +146,20 @@ class AdapterAdmin:
         self._closed = True
         for call in self._watches:
             call.cancel()
+
+
+async def _relay(messages: AsyncIterator[adapters_pb2.UploadAdapterRequest], call: Any) -> None:
+    try:
+        async for message in messages:
+            await call.write(message)  # waits for room
+        await call.done_writing()
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        # The store has answered, or is gone: the answer says which.
+        return
+
+
+async def _answer(call: Any) -> adapters_pb2.LoadAdapterResponse:
+    return await call
 
 
 def _store_error(error: grpc.aio.AioRpcError) -> LorikeetError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import uuid
 from collections.abc import Callable
 
@@ -16,26 +17,28 @@ from frontend.flights import FlightTable
 from frontend.generation import Generation
 from frontend.metrics import FrontendMetrics
 from frontend.model_folder import ModelFolder, read_model_folder
+from frontend.ports import Ports
 from frontend.prompts import PromptReader
-from frontend.service import ADAPTER_SERVICE, GENERATION_SERVICE, AdapterServicer, GenerationServicer
+from frontend.rights import AdapterRights
+from frontend.service import AdapterServicer, GenerationServicer
 from frontend.statistics import AdapterStatistics
 from frontend.tokenizer import TextWorkers
 from frontend.tuning import tune_process
 from frontend.usage import UsageTable
 from frontend.wakeups import Wakeups
-from lorikeet.v1 import adapters_pb2_grpc, executor_pb2_grpc, generation_pb2_grpc, store_pb2_grpc
+from lorikeet.v1 import executor_pb2_grpc, store_pb2_grpc
+from rpc.auth_file import AuthFile
 from rpc.channel import open_channel
 from rpc.metrics import MetricsServer
-from rpc.server import Server
 
 log = logging.getLogger(__name__)
 
-# Calls at once beside generation: tokenising, admin, watching, health.
-_OTHER_CALLS = 256
-
 
 class Frontend:
-    """One frontend in this process: `start`, then `stop`. Raises ValueError for a broken model folder."""
+    """One frontend in this process: `start`, then `stop`.
+
+    Raises ValueError for a broken model folder or file of tokens.
+    """
 
     def __init__(self, config: FrontendConfig) -> None:
         self._config = config
@@ -53,11 +56,9 @@ class Frontend:
         self._follower = (
             CatalogFollower(stub=stub, catalog=self.catalog, on_snapshot=self._changed.set) if stub else None
         )
-        self._server = Server(
-            options=[("grpc.max_receive_message_length", config.max_message_bytes)],
-            maximum_concurrent_rpcs=config.max_requests + _OTHER_CALLS,
-        )
-        self._admin = AdapterAdmin(stub=stub, catalog=self.catalog)
+        self._auth = AuthFile(config.auth_file) if config.auth_file is not None else None
+        self._ports = Ports(config, auth=self._auth)
+        self._admin = AdapterAdmin(stub=stub, catalog=self.catalog, hint=self._executor.hint)
         self._usage = UsageTable()
         self._statistics = AdapterStatistics(
             executor=executor_pb2_grpc.ExecutorServiceStub(executor),
@@ -103,27 +104,32 @@ class Frontend:
             usage=self._usage,
             wakeups=Wakeups(asyncio.get_running_loop()),
         )
-        self._server.add(
-            GENERATION_SERVICE,
-            generation_pb2_grpc.add_GenerationServiceServicer_to_server,
+        self._ports.add(
             GenerationServicer(generation),
-        )
-        self._server.add(
-            ADAPTER_SERVICE,
-            adapters_pb2_grpc.add_AdapterServiceServicer_to_server,
-            AdapterServicer(self._admin, self._statistics),
+            AdapterServicer(self._admin, self._statistics, AdapterRights(self.catalog)),
         )
 
     async def start(self) -> str:
         """Listens, and returns the bound address; healthy once executor and store are met. Raises OSError."""
-        address = await self._server.start(self._config.listen)
+        address = await self._ports.start()
         if self._config.metrics_listen:
             await self._metrics.start(self._config.metrics_listen)
         self._tasks = [asyncio.create_task(self._executor.run()), asyncio.create_task(self._follow_health())]
         if self._follower is not None:
             self._tasks.append(asyncio.create_task(self._follower.run()))
-        log.info("listening on %s", address)
+        if self._auth is not None:
+            self._tasks.append(asyncio.create_task(self._auth.follow()))
+        log.info("listening on %s, for admin calls on %s", address, self._ports.admin_address)
         return address
+
+    @property
+    def admin_address(self) -> str:
+        """Where AdapterService is; known once it has started."""
+        return self._ports.admin_address
+
+    def reload_tokens(self) -> bool:
+        """Reads the file of tokens again, if there is one; False when it cannot be used."""
+        return self._auth is None or self._auth.refresh()
 
     def statistics(self) -> dict[str, int]:
         """What is queued and known at this moment."""
@@ -147,7 +153,7 @@ class Frontend:
     async def stop(self) -> None:
         """Health NOT_SERVING, no new calls, those in flight get the drain time; then everything is closed."""
         self._admin.end_watches()
-        await self._server.drain(self._config.drain_seconds)
+        await self._ports.drain(self._config.drain_seconds)
         await self._metrics.stop()
         for task in self._tasks:
             task.cancel()
@@ -165,7 +171,7 @@ class Frontend:
             await self._changed.wait()
             self._changed.clear()
             serving = self._executor_available and self.catalog.known
-            await self._server.set_serving(serving)
+            await self._ports.set_serving(serving)
             if serving:
                 self._ready.set()
 
@@ -188,6 +194,7 @@ async def run(
     frontend = Frontend(config)
     address = await frontend.start()
     tune_process()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, frontend.reload_tokens)
     announcing = asyncio.create_task(_announce(frontend, address, ready))
     try:
         await frontend.serve_until(stop or asyncio.Event())

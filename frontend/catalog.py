@@ -1,10 +1,13 @@
 """Which digest each adapter name points to, as far as this frontend knows; fed by `catalog_follower`."""
 
 import asyncio
+from collections.abc import Callable
 
 from frontend.validation import AdapterRef
 from lorikeet.v1 import store_pb2
+from rpc.access import may_use
 from rpc.errors import failed_precondition, not_found, unavailable
+from rpc.tokens import Caller
 
 
 class Catalog:
@@ -17,6 +20,9 @@ class Catalog:
     def __init__(self, *, has_store: bool) -> None:
         self._has_store = has_store
         self._digests: dict[str, str] = {}
+        self._pointed_to: frozenset[str] = frozenset()
+        self._abort_listeners: list[Callable[[str, str], None]] = []
+        self._tenants: dict[str, str] = {}
         self._revision: int | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -30,24 +36,35 @@ class Catalog:
         """The revision that requests are answered by; 0 before the first."""
         return self._revision or 0
 
+    def on_abort(self, listener: Callable[[str, str], None]) -> None:
+        """`listener` hears of each name that was unloaded by force, and of its digest if no other name points
+        to that."""
+        self._abort_listeners.append(listener)
+
     def apply(self, response: store_pb2.FollowResponse) -> None:
         """Acts by a snapshot or a change from now on."""
         if response.snapshot:
-            self._digests = {}
+            self._digests, self._tenants = {}, {}
         for pointer in response.pointers:
             if pointer.digest:
                 self._digests[pointer.name] = pointer.digest
+                self._tenants[pointer.name] = pointer.tenant
             else:
-                self._digests.pop(pointer.name, None)
+                old = self._digests.pop(pointer.name, "")
+                self._tenants.pop(pointer.name, None)
+                if pointer.abort_running:
+                    self._tell_aborts(pointer.name, "" if old in self._digests.values() else old)
         self._revision = response.revision
+        self._pointed_to = frozenset(self._digests.values())
         for revision, waiter in self._waiters:
             if revision <= response.revision and not waiter.done():
                 waiter.set_result(None)
 
-    def resolve(self, adapter: AdapterRef) -> str:
-        """The digest that answers for an adapter; "" for the base model. A pinned digest stands for itself.
+    def resolve(self, adapter: AdapterRef, caller: Caller = Caller()) -> str:  # noqa: B008 - immutable
+        """The digest that answers for an adapter; "" for the base model. A digest stands for itself as
+        long as a name points to it.
 
-        Raises NOT_FOUND, or UNAVAILABLE while the names are not known yet.
+        Raises NOT_FOUND, also for what the caller may not use, and UNAVAILABLE while no names are known yet.
         """
         if not (adapter.name or adapter.digest):
             return ""
@@ -56,12 +73,18 @@ class Catalog:
                 "NO_ADAPTER_STORE",
                 "this server runs without an adapter store: only the base model can be asked",
             )
-        if adapter.digest:
-            return adapter.digest
         if self._revision is None:
             raise unavailable("CATALOG_UNKNOWN", "the adapter store has not been reached yet: retry")
+        if adapter.digest:
+            if adapter.digest in self._pointed_to and self.may_use(adapter, caller):
+                return adapter.digest
+            raise not_found(
+                "UNKNOWN_DIGEST",
+                f"no adapter has the digest {adapter.digest} now: load it, or ask for it by name",
+                adapter=adapter.digest,
+            )
         digest = self._digests.get(adapter.name)
-        if digest is None:
+        if digest is None or not self.may_use(adapter, caller):
             raise not_found(
                 "ADAPTER_NOT_FOUND",
                 f'no adapter is named "{adapter.name}": load it with AdapterService.LoadAdapter '
@@ -69,6 +92,21 @@ class Catalog:
                 adapter=adapter.name,
             )
         return digest
+
+    def tenant_of(self, name: str) -> str | None:
+        """Whose a name is; "" for everyone's, None for a name that is not known."""
+        return self._tenants.get(name)
+
+    def may_use(self, adapter: AdapterRef, caller: Caller) -> bool:
+        """Whether a caller may use an adapter: a name, or a digest that one of its names points to."""
+        if not caller.tenant:
+            return True
+        names = [adapter.name] if adapter.name else self.names().get(adapter.digest, [])
+        return any(may_use(self._tenants.get(name, ""), caller) for name in names)
+
+    def _tell_aborts(self, name: str, digest: str) -> None:
+        for listener in self._abort_listeners:
+            listener(name, digest)
 
     async def reach(self, revision: int) -> None:
         """Returns once requests are answered by this revision or a later one."""

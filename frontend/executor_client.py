@@ -9,6 +9,7 @@ from dataclasses import replace
 import grpc
 
 from frontend.flights import RETRY_SECONDS, Flight, FlightTable, Sink
+from frontend.hints import Hints
 from frontend.reconnect import Backoff, closed, why_ended
 from lorikeet.v1 import executor_pb2, executor_pb2_grpc
 from rpc.errors import LorikeetError, aborted, failed_precondition, unavailable
@@ -54,6 +55,7 @@ class ExecutorClient:
         self._flights = flights
         self._patience_seconds = patience_seconds
         self._on_availability = on_availability
+        self._hints = Hints()
         self._commands_wait = asyncio.Event()
         self._engine: executor_pb2.EngineHello | None = None
         self._refusal: LorikeetError | None = _not_connected()
@@ -86,6 +88,11 @@ class ExecutorClient:
         self._commands_wait.set()
         return flights
 
+    def hint(self, digest: str) -> None:
+        """An adapter will be asked for soon: the executor may begin to bring it. Never fails."""
+        if self._refusal is None and self._hints.add(digest, time.monotonic()):
+            self._commands_wait.set()
+
     def abort(self, flight: Flight) -> None:
         """Nobody waits for it any more. Does nothing for a flight that is over."""
         self._flights.abort(flight)
@@ -103,6 +110,7 @@ class ExecutorClient:
                 if error.code is grpc.StatusCode.FAILED_PRECONDITION:
                     self._refuse(error)
                 self._flights.connection_lost()
+                self._hints.connection_lost()
                 if self._progress:
                     backoff.reset()
                 await backoff.wait()
@@ -145,6 +153,10 @@ class ExecutorClient:
         try:
             while True:
                 commands = self._flights.next_commands(time.monotonic())
+                hints = self._hints.take()
+                if hints:
+                    commands = commands or executor_pb2.ClientCommands()
+                    commands.prefetch_digests.extend(hints)
                 if commands is None:
                     self._commands_wait.clear()
                     await self._commands_wait.wait()

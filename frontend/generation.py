@@ -15,6 +15,7 @@ from frontend.flights import Sink
 from frontend.model_folder import ModelFolder
 from frontend.prompts import PromptReader
 from frontend.request_stream import Identity, RequestStream
+from frontend.running import RunningRequests
 from frontend.sampling import check_token_ids, completion_seed, out_of_range
 from frontend.stop_strings import StopMatcher, StopStrings
 from frontend.tokenizer import TextWorkers
@@ -22,6 +23,7 @@ from frontend.usage import UsageTable
 from frontend.validation import GeneratePlan, fit_to_context, plan_generation
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
+from rpc.access import check_tenant, current_caller
 from rpc.errors import LorikeetError, aborted
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,8 @@ class Generation:
         self._catalog = catalog
         self._usage = usage
         self._wakeups = wakeups
+        self._running = RunningRequests(executor.abort)
+        catalog.on_abort(self._running.unload)
 
     async def generate(
         self, request: generation_pb2.GenerateRequest, write: Write, *, remaining_seconds: float | None
@@ -106,8 +110,13 @@ class Generation:
         deadline = None if remaining_seconds is None else arrived + remaining_seconds
         engine = self._executor.engine
         plan = plan_generation(request, limits=engine.limits, defaults=self._model.defaults)
-        digest = self._catalog.resolve(plan.adapter)
+        caller = current_caller()
+        check_tenant(request.tenant, caller)
+        digest = self._catalog.resolve(plan.adapter, caller)
+        self._executor.hint(digest)
         prompt_ids = await self._prompts.read(request)
+        # The name may have moved, or gone, while the prompt was read.
+        digest = self._catalog.resolve(plan.adapter, caller)
         fit_to_context(plan.sampling, prompt_ids, engine.limits)
         log.debug(
             "request %s: %d prompt tokens for %s",
@@ -129,7 +138,7 @@ class Generation:
                         f'the version of "{plan.adapter.name}" that answered so far is gone: send it again',
                     ) from error
                 # The name may have moved while the request was on its way.
-                current = self._catalog.resolve(plan.adapter)
+                current = self._catalog.resolve(plan.adapter, caller)
                 if current == digest or not retry:
                     raise
                 digest = current
@@ -148,13 +157,12 @@ class Generation:
         flights = self._executor.submit(submits, deadline=deadline, sinks=sinks)
         wait, take = stream.wait, stream.take
         try:
-            while not stream.done:
-                await wait()
-                for response in take():
-                    await write(response)
+            with self._running.track(plan.adapter, stream, flights):
+                while not stream.done:
+                    await wait()
+                    for response in take():
+                        await write(response)
         finally:
-            for flight in flights:
-                self._executor.abort(flight)
             self._usage.count(digest, stream.usage, first_token_seconds=stream.first_token_seconds)
 
     def _open_stream(

@@ -3,11 +3,13 @@
 # ruff: noqa: N802 - gRPC names methods as the protos do
 
 import contextlib
+from collections.abc import AsyncIterator
 
 import grpc
 
 from frontend.admin import AdapterAdmin
 from frontend.generation import Generation
+from frontend.rights import AdapterRights
 from frontend.statistics import AdapterStatistics
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 
@@ -41,43 +43,65 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
 
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
-    def __init__(self, admin: AdapterAdmin, statistics: AdapterStatistics) -> None:
+    def __init__(self, admin: AdapterAdmin, statistics: AdapterStatistics, rights: AdapterRights) -> None:
         self._admin = admin
         self._statistics = statistics
+        self._rights = rights
 
     async def LoadAdapter(
         self, request: adapters_pb2.LoadAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.LoadAdapterResponse:
-        return await self._admin.load(request, context.time_remaining())
+        return await self._admin.load(self._rights.to_load(request), context.time_remaining())
+
+    async def UploadAdapter(
+        self,
+        request_iterator: AsyncIterator[adapters_pb2.UploadAdapterRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> adapters_pb2.LoadAdapterResponse:
+        return await self._admin.upload(self._rights.to_upload(request_iterator), context.time_remaining())
 
     async def UnloadAdapter(
         self, request: adapters_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.UnloadAdapterResponse:
-        return await self._admin.unary(self._admin.store.Unload, request, context.time_remaining())
+        self._rights.to_change(request.name)
+        return await self._admin.move(self._admin.store.Unload, request, context.time_remaining())
+
+    async def RollbackAdapter(
+        self, request: adapters_pb2.RollbackAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapters_pb2.RollbackAdapterResponse:
+        self._rights.to_change(request.name)
+        return await self._admin.move(self._admin.store.Rollback, request, context.time_remaining())
 
     async def GetAdapter(
         self, request: adapters_pb2.GetAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.Adapter:
+        self._rights.to_see(request.name)
         return await self._admin.unary(self._admin.store.Get, request, context.time_remaining())
 
     async def ListAdapters(
         self, request: adapters_pb2.ListAdaptersRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.ListAdaptersResponse:
-        return await self._admin.unary(self._admin.store.List, request, context.time_remaining())
+        page = await self._admin.unary(self._admin.store.List, request, context.time_remaining())
+        # A page may be shorter than asked for, even empty, and still be followed by another.
+        seen = [adapter for adapter in page.adapters if self._rights.sees(adapter)]
+        return adapters_pb2.ListAdaptersResponse(adapters=seen, next_page_token=page.next_page_token)
 
     async def PrefetchAdapter(
         self, request: adapters_pb2.PrefetchAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.PrefetchAdapterResponse:
-        return await self._admin.unary(self._admin.store.Prefetch, request, context.time_remaining())
+        self._rights.to_see(request.adapter)
+        return await self._admin.prefetch(request, context.time_remaining())
 
     async def WatchAdapters(
         self, request: adapters_pb2.WatchAdaptersRequest, context: grpc.aio.ServicerContext
     ) -> None:
         async with contextlib.aclosing(self._admin.watch(request)) as events:
             async for event in events:
-                await context.write(event)
+                if self._rights.sees_event(event.adapter):
+                    await context.write(event)
 
     async def GetAdapterStatistics(
         self, request: adapters_pb2.GetAdapterStatisticsRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.GetAdapterStatisticsResponse:
+        self._rights.to_see_all()
         return await self._statistics.read(request.limit)

@@ -24,7 +24,7 @@ MAX_ID_CHARACTERS = 128
 MAX_PROMPT_LOGPROBS = 250_000
 
 _PIN = "b3:"
-_KEPT_FOR_LATER = ("tenant", "priority", "session_id")
+_KEPT_FOR_LATER = ("priority", "session_id")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

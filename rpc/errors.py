@@ -54,6 +54,11 @@ def not_found(reason: str, message: str, **metadata: str) -> LorikeetError:
     return LorikeetError(grpc.StatusCode.NOT_FOUND, reason, message, metadata)
 
 
+def unauthenticated(reason: str, message: str, **metadata: str) -> LorikeetError:
+    """Nobody knows who calls."""
+    return LorikeetError(grpc.StatusCode.UNAUTHENTICATED, reason, message, metadata)
+
+
 def permission_denied(reason: str, message: str, **metadata: str) -> LorikeetError:
     return LorikeetError(grpc.StatusCode.PERMISSION_DENIED, reason, message, metadata)
 

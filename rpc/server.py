@@ -47,8 +47,10 @@ class Server:
         register(servicer, self._server)
         self._names.append(name)
 
-    async def start(self, address: str) -> str:
+    async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
         """Binds `host:port` (port 0: any) or `unix:/path` and serves; health is NOT_SERVING until told.
+
+        In plaintext without credentials.
 
         Returns the address that was bound. Raises OSError when it cannot be bound.
         """
@@ -59,9 +61,15 @@ class Server:
         )
         await self.set_serving(False)
         try:
-            port = self._server.add_insecure_port(address)
+            port = (
+                self._server.add_insecure_port(address)
+                if credentials is None
+                else self._server.add_secure_port(address, credentials)
+            )
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: is the address in use, or not allowed?") from error
+            raise OSError(
+                f"cannot listen on {address}: is it in use, not allowed, or the key not the certificate's?"
+            ) from error
         await self._server.start()
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 

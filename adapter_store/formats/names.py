@@ -13,32 +13,42 @@ class Part(Enum):
 
     A = "lora_A"
     B = "lora_B"
+    MAGNITUDE = "lora_magnitude_vector"
+    LORA_BIAS = "bias on lora_B"
+    BIAS = "bias"
+    WEIGHT = "weight"
     BASE_COPY = "base_layer"
+
+
+LORA_PARTS = frozenset({Part.A, Part.B, Part.MAGNITUDE, Part.LORA_BIAS})
+"""The parts that only a module that the config targets can have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorRole:
+    """The module and part that a name means.
+
+    `is_embedding` tells how an embedding's LoRA is called; `is_wrapped` that the module was inside a LoRA.
+    """
+
     module: str
     part: Part
-    is_embedding: bool
+    is_embedding: bool = False
+    is_wrapped: bool = False
 
 
+# The first that fits decides: suffix, part, is_embedding, is_wrapped.
 _SUFFIXES = (
-    (".lora_A.weight", Part.A, False),
-    (".lora_B.weight", Part.B, False),
-    (".lora_embedding_A", Part.A, True),
-    (".lora_embedding_B", Part.B, True),
-    (".base_layer.weight", Part.BASE_COPY, False),
-)
-
-_UNSUPPORTED = (
-    (".lora_magnitude_vector", "use_dora", "the magnitude of a DoRA adapter"),
-    (".lora_B.bias", "lora_bias", "a bias on lora_B"),
-    (".lora_A.bias", "lora_bias", "a bias on lora_A"),
-    (".base_layer.bias", "bias", "a trained bias of the base"),
-    (".trainable_tokens_delta", "trainable_token_indices", "trained token embeddings"),
-    (".bias", "bias", "a trained bias of the base"),
-    (".weight", "modules_to_save", "a fully trained module"),
+    (".lora_A.weight", Part.A, False, True),
+    (".lora_B.weight", Part.B, False, True),
+    (".lora_embedding_A", Part.A, True, True),
+    (".lora_embedding_B", Part.B, True, True),
+    (".lora_magnitude_vector", Part.MAGNITUDE, False, True),
+    (".lora_B.bias", Part.LORA_BIAS, False, True),
+    (".base_layer.weight", Part.BASE_COPY, False, True),
+    (".base_layer.bias", Part.BIAS, False, True),
+    (".bias", Part.BIAS, False, False),
+    (".weight", Part.WEIGHT, False, False),
 )
 
 
@@ -51,7 +61,9 @@ def role_of(name: str) -> TensorRole:
     """
     if not name.startswith(_PREFIX):
         raise invalid_argument(
-            "UNKNOWN_TENSOR", f"{name}: PEFT's names start with {_PREFIX!r}; is this a PEFT adapter?"
+            "UNKNOWN_TENSOR",
+            f"{name}: PEFT's names start with {_PREFIX!r}; is this a PEFT adapter?",
+            tensor=name,
         )
     path = name.removeprefix(_PREFIX)
     if ".experts.lora_" in path or ".experts.base_layer.lora_" in path:
@@ -59,15 +71,21 @@ def role_of(name: str) -> TensorRole:
             "UNSUPPORTED_TENSOR",
             f"{name}: LoRA on fused experts (target_parameters) is not served",
             option="target_parameters",
+            tensor=name,
         )
-    for suffix, part, is_embedding in _SUFFIXES:
-        if path.endswith(suffix):
-            return TensorRole(module=path.removesuffix(suffix), part=part, is_embedding=is_embedding)
-    for suffix, option, what in _UNSUPPORTED:
-        if path.endswith(suffix) and ".lora_" not in path.removesuffix(suffix):
-            raise unimplemented(
-                "UNSUPPORTED_TENSOR", f"{name} is {what}, which is not served ({option})", option=option
-            )
+    if path.endswith(".trainable_tokens_delta"):
+        raise unimplemented(
+            "UNSUPPORTED_TENSOR",
+            f"{name} holds trained token embeddings, which are not served (trainable_token_indices)",
+            option="trainable_token_indices",
+            tensor=name,
+        )
+    for suffix, part, is_embedding, is_wrapped in _SUFFIXES:
+        module = path.removesuffix(suffix)
+        if module != path and module and ".lora_" not in module:
+            return TensorRole(module=module, part=part, is_embedding=is_embedding, is_wrapped=is_wrapped)
     raise invalid_argument(
-        "UNKNOWN_TENSOR", f"{name}: not a name that PEFT gives to a tensor of a LoRA adapter"
+        "UNKNOWN_TENSOR",
+        f"{name}: not a name that PEFT gives to a tensor of a LoRA adapter",
+        tensor=name,
     )

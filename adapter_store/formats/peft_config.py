@@ -19,17 +19,20 @@ _NEUTRAL = frozenset(
         "eva_config",
         "exclude_modules",
         "inference_mode",
+        "bias",
         "init_lora_weights",
         "layers_pattern",
         "layers_to_transform",
         "loftq_config",
         "lora_alpha",
+        "lora_bias",
         "lora_dropout",
         "lora_ga_config",
         "alpha_pattern",
         "rank_pattern",
         "ensure_weight_tying",
         "megatron_core",
+        "modules_to_save",
         "peft_type",
         "peft_version",
         "qalora_group_size",
@@ -38,17 +41,17 @@ _NEUTRAL = frozenset(
         "runtime_config",
         "target_modules",
         "task_type",
+        "save_embedding_layers",
+        "use_dora",
         "use_rslora",
     }
 )
 
 _UNSUPPORTED = {
-    "use_dora": "DoRA is not supported; train without use_dora",
-    "lora_bias": "a bias on lora_B is not applied; train with lora_bias=False",
-    "modules_to_save": "fully trained modules are not supported; train LoRA on them instead",
     "target_parameters": "LoRA on parameters (fused experts) is not supported; use target_modules",
     "alora_invocation_tokens": "activated LoRA is not supported",
     "trainable_token_indices": "trained token rows are not supported; train LoRA on embed_tokens instead",
+    # PEFT resets it for linear layers, so that an adapter that has it was trained on others.
     "fan_in_fan_out": "transposed base weights (Conv1D) are not supported",
     "layer_replication": "a base with replicated layers is not supported",
     "use_qalora": "QA-LoRA is not supported",
@@ -80,6 +83,10 @@ class PeftConfig:
     layers_to_transform: frozenset[int]
     layers_patterns: tuple[str, ...]
     ties_embeddings: bool
+    use_dora: bool
+    lora_bias: bool
+    bias: str
+    modules_to_save: tuple[str, ...]
     base_model: str
 
     def rank_of(self, module: str) -> int:
@@ -129,6 +136,8 @@ def parse_peft_config(data: bytes) -> PeftConfig:
             "PEFT_TYPE", f'peft_type is {_shown(config.get("peft_type"))}; only "LORA" adapters are served'
         )
     _refuse_unsupported(config)
+    if _flag(config, "use_dora") and _flag(config, "lora_bias"):
+        raise _bad("lora_bias and use_dora exclude each other, in PEFT too")
     return PeftConfig(
         rank=_integer(config, "r"),
         alpha=_number(config, "lora_alpha"),
@@ -140,6 +149,10 @@ def parse_peft_config(data: bytes) -> PeftConfig:
         layers_to_transform=frozenset(_layers(config)),
         layers_patterns=_as_tuple(_names(config, "layers_pattern")),
         ties_embeddings=_flag(config, "ensure_weight_tying"),
+        use_dora=_flag(config, "use_dora"),
+        lora_bias=_flag(config, "lora_bias"),
+        bias=_bias(config),
+        modules_to_save=_saved(config),
         base_model=_text(config, "base_model_name_or_path"),
     )
 
@@ -162,8 +175,6 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         )
         if on:
             raise _unsupported(option, config[option], advice)
-    if config.get("bias", "none") not in ("none", None):
-        raise _unsupported("bias", config["bias"], "trained biases are not applied; train with bias='none'")
     init = config.get("init_lora_weights", True)
     if not (init is None or isinstance(init, bool) or init in _PLAIN_INITS):
         raise _unsupported(
@@ -172,7 +183,7 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
             "such an adapter fits a modified base; save it with path_initial_model_for_weight_conversion",
         )
     for option, value in config.items():
-        if option not in _NEUTRAL and option not in _UNSUPPORTED and option != "bias" and value:
+        if option not in _NEUTRAL and option not in _UNSUPPORTED and value:
             raise _unsupported(
                 option, value, "this option is not known here, so its arithmetic would be lost"
             )
@@ -244,6 +255,20 @@ def _flag(config: Mapping[str, Any], option: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise _bad(f"{option} is {_shown(value)}; it must be true or false")
     return bool(value)
+
+
+def _bias(config: Mapping[str, Any]) -> str:
+    value = config.get("bias")
+    if value is not None and value not in ("none", "all", "lora_only"):
+        raise _bad(f"bias is {_shown(value)}; it must be none, all or lora_only")
+    return value or "none"
+
+
+def _saved(config: Mapping[str, Any]) -> tuple[str, ...]:
+    value = _names(config, "modules_to_save")
+    if isinstance(value, str) or not all(value):
+        raise _bad(f"modules_to_save is {_shown(value)}; it must be a list of module names")
+    return value
 
 
 def _text(config: Mapping[str, Any], option: str) -> str:

@@ -10,7 +10,7 @@ padded_rank], so that a token's row is contiguous. The scaling stays apart.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapter_store.formats.checks import AdaptedSlice
+from adapter_store.formats.adapted import AdaptedSlice
 from adapter_store.formats.layout import ALIGNMENT_BYTES, PackLayout
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry
 from lorikeet.v1 import layout_pb2

@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, parse_index
-from adapter_store.formats.strict_json import printable
+from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME
+from adapter_store.sources.files import (
+    MAX_SMALL_BYTES,
+    PROMPT_NAMES,
+    check_config,
+    check_size,
+    prompt_notes,
+    weight_files,
+)
 from adapter_store.tiers.files import copy_bytes, disk_errors
 from rpc.errors import LorikeetError, aborted, invalid_argument, not_found, permission_denied
 
-_MAX_INDEX_BYTES = 16 << 20
-# All are open at once while they are copied, and a process may have few open files.
-_MAX_SHARDS = 128
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-# Files that a trainer may save beside an adapter and that would change how prompts are made.
-_PROMPT_FILES = ("chat_template.jinja", "chat_template.json", "added_tokens.json", "tokenizer_config.json")
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Opening a pipe would wait for its writer.
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class AdapterSource:
     """An adapter folder outside the store: name and real path of each file; all lie under roots."""
 
     files: tuple[tuple[str, Path], ...]
+    roots: tuple[Path, ...]
     notes: tuple[str, ...]
 
 
@@ -50,7 +55,7 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
         roots: the only folders that anything is read from.
 
     Raises:
-        LorikeetError: INVALID_ARGUMENT, UNIMPLEMENTED, PERMISSION_DENIED or NOT_FOUND, saying what to do.
+        LorikeetError: INVALID_ARGUMENT, PERMISSION_DENIED or NOT_FOUND, saying what to do.
     """
     if not roots:
         raise permission_denied(
@@ -60,21 +65,20 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
         )
     folder = _find_folder(source, roots)
     try:
-        names = sorted(os.listdir(folder))
+        names = _list(folder, roots)
     except OSError as error:
         raise permission_denied(
             "UNREADABLE", f"{source}: the store cannot list it ({error.strerror})"
         ) from error
-    if CONFIG_NAME not in names:
-        raise not_found("NO_CONFIG", f"{source}: no {CONFIG_NAME} there; give the folder that PEFT saved")
-    weights = _weight_files(folder, source, names, roots)
-    files = tuple((name, _real_file(folder / name, source, roots)) for name in (CONFIG_NAME, *weights))
-    notes = tuple(
-        f"{name} of the adapter's folder is not used: prompts are made by the base's tokenizer and template"
-        for name in _PROMPT_FILES
-        if name in names
+    check_config(source, names)
+    weights = weight_files(
+        source, names, lambda: _read_small(_real_file(folder / INDEX_NAME, source, roots), roots)
     )
-    return AdapterSource(files=files, notes=notes)
+    prompts = [name for name in PROMPT_NAMES if name in names]
+    files = tuple(
+        (name, _real_file(folder / name, source, roots)) for name in (CONFIG_NAME, *prompts, *weights)
+    )
+    return AdapterSource(files=files, roots=tuple(roots), notes=prompt_notes(names))
 
 
 def copy_source(
@@ -89,13 +93,9 @@ def copy_source(
     opened: list[tuple[str, int, int]] = []
     try:
         for name, path in source.files:
-            opened.append((name, *_open_regular(path)))
+            opened.append((name, *_open_regular(path, source.roots)))
         total = sum(size for _, _, size in opened)
-        if total > max_bytes:
-            raise invalid_argument(
-                "ADAPTER_TOO_LARGE",
-                f"the adapter's files have {total} bytes; the store takes up to {max_bytes}",
-            )
+        check_size(total, max_bytes)
         done = 0
 
         def advance(step: int) -> None:
@@ -131,32 +131,6 @@ def _find_folder(source: str, roots: Sequence[Path]) -> Path:
     raise not_found("NO_SOURCE", f"{source}: there is no such folder")
 
 
-def _weight_files(folder: Path, source: str, names: Sequence[str], roots: Sequence[Path]) -> list[str]:
-    if SINGLE_NAME in names and INDEX_NAME in names:
-        raise invalid_argument(
-            "AMBIGUOUS_WEIGHTS",
-            f"{source} has both {SINGLE_NAME} and {INDEX_NAME}: remove the one that is old",
-        )
-    if SINGLE_NAME in names:
-        return [SINGLE_NAME]
-    if INDEX_NAME in names:
-        data = _read_index(_real_file(folder / INDEX_NAME, source, roots))
-        shards = sorted(set(parse_index(data).values()))
-        if len(shards) > _MAX_SHARDS:
-            raise invalid_argument(
-                "TOO_MANY_FILES", f"{source} has {len(shards)} weight files; up to {_MAX_SHARDS} are read"
-            )
-        return [INDEX_NAME, *shards]
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        raise invalid_argument(
-            "PICKLE",
-            f"{source}: {printable(pickles[0])} is a pickle, which can run code when it is read; where you "
-            "trust it, load it with PEFT and save it again with save_pretrained, which writes safetensors",
-        )
-    hint = " (an adapter in parts needs its index too)" if any(".safetensors" in n for n in names) else ""
-    raise not_found("NO_WEIGHTS", f"{source}: no {SINGLE_NAME} there{hint}")
-
-
 def _real_file(path: Path, source: str, roots: Sequence[Path]) -> Path:
     real = _real(path)
     if not _is_below(real, roots):
@@ -166,18 +140,17 @@ def _real_file(path: Path, source: str, roots: Sequence[Path]) -> Path:
     return real
 
 
-def _read_index(path: Path) -> bytes:
-    descriptor, size = _open_regular(path)
+def _read_small(path: Path, roots: Sequence[Path]) -> bytes:
+    descriptor, size = _open_regular(path, roots)
     with open(descriptor, "rb") as file:
-        if size > _MAX_INDEX_BYTES:
-            raise invalid_argument("BAD_FILE", f"{INDEX_NAME} is larger than {_MAX_INDEX_BYTES} bytes")
-        return file.read(_MAX_INDEX_BYTES)
+        if size > MAX_SMALL_BYTES:
+            raise invalid_argument("BAD_FILE", f"{path.name} is larger than {MAX_SMALL_BYTES} bytes")
+        return file.read(MAX_SMALL_BYTES)
 
 
-def _open_regular(path: Path) -> tuple[int, int]:
-    # Opening a pipe would wait for its writer; a link put there since it was resolved is not followed.
+def _open_regular(path: Path, roots: Sequence[Path]) -> tuple[int, int]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_below(path, roots, _OPEN_FILE)
     except PermissionError as error:
         raise permission_denied("UNREADABLE", f"{path.name}: the store may not read it") from error
     except OSError as error:
@@ -187,6 +160,31 @@ def _open_regular(path: Path) -> tuple[int, int]:
         os.close(descriptor)
         raise _not_regular(path)
     return descriptor, status.st_size
+
+
+def open_below(path: Path, roots: Sequence[Path], flags: int) -> int:
+    """Opens a resolved path below a root, step by step and through no link.
+
+    A part of it may have been swapped for a link since it was resolved; then OSError is raised.
+    """
+    real_root = next(real for real in map(_real, roots) if path.is_relative_to(real))
+    descriptor = os.open(real_root, _OPEN_FOLDER)
+    parts = path.relative_to(real_root).parts
+    for number, part in enumerate(parts, start=1):
+        try:
+            following = os.open(part, flags if number == len(parts) else _OPEN_FOLDER, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = following
+    return descriptor
+
+
+def _list(folder: Path, roots: Sequence[Path]) -> list[str]:
+    descriptor = open_below(folder, roots, _OPEN_FOLDER)
+    try:
+        return sorted(os.listdir(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def _not_regular(path: Path) -> LorikeetError:

@@ -1,12 +1,23 @@
 """From what a client wrote to a reader of it."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from adapter_store.formats.strict_json import printable
+from adapter_store.source_urls import (
+    OBJECT_SCHEMES,
+    SourceUrl,
+    check_allowed,
+    is_url,
+    parse_prefix,
+    parse_url,
+)
 from adapter_store.sources.folder import FolderReader
 from adapter_store.sources.reader import SourceReader
-from rpc.errors import invalid_argument, unimplemented
+from adapter_store.sources.remote import RemoteReader
+from adapter_store.sources.transfers import Patience, Remote
+from rpc.errors import invalid_argument
 
 _MAX_SOURCE_LENGTH = 4096
 
@@ -16,26 +27,54 @@ class Sources:
 
     Args:
         roots: the only folders that adapters are read from.
+        prefixes: the only URLs that adapters are read from, with all that is below them.
+        patience: with requests that fail.
     """
 
-    def __init__(self, *, roots: Sequence[Path]) -> None:
+    def __init__(
+        self, *, roots: Sequence[Path], prefixes: Sequence[str] = (), patience: Patience | None = None
+    ) -> None:
         self._roots = tuple(roots)
+        self._prefixes = tuple(map(parse_prefix, prefixes))
+        self._patience = patience or Patience()
+        self._stop = threading.Event()
 
     def open(self, source: str) -> SourceReader:
         """Picks the reader of a source; touches neither disk nor network.
 
         Args:
-            source: a folder, absolute or below one of the roots.
+            source: a folder, absolute or below one of the roots, also as file://; or a URL.
 
         Raises:
-            LorikeetError: INVALID_ARGUMENT, UNIMPLEMENTED.
+            LorikeetError: INVALID_ARGUMENT, PERMISSION_DENIED.
         """
+        source = source.removeprefix("file://")
         if not source or len(source) > _MAX_SOURCE_LENGTH or not source.isprintable():
-            raise invalid_argument("BAD_SOURCE", f"the source {printable(source)!r} is not a folder's path")
-        scheme, separator, _ = source.partition("://")
-        if separator:
-            raise unimplemented(
-                "UNSUPPORTED_SOURCE",
-                f"sources with {scheme}:// are not supported; give a folder below a root",
-            )
-        return FolderReader(source, self._roots)
+            shown = "" if is_url(source) else f" {printable(source)!r}"
+            raise invalid_argument("BAD_SOURCE", f"the source{shown} is neither a folder's path nor a URL")
+        if not is_url(source):
+            return FolderReader(source, self._roots)
+        url = parse_url(source)
+        check_allowed(url, self._prefixes)
+        return RemoteReader(url.public, lambda: self._connect(url), patience=self._patience, stop=self._stop)
+
+    def close(self) -> None:
+        """Ends what is being read, soon."""
+        self._stop.set()
+
+    def _connect(self, url: SourceUrl) -> Remote:
+        # Imported by those who use them: the libraries take their time.
+        if url.scheme in OBJECT_SCHEMES:
+            from adapter_store.sources.object_store import ObjectStore
+
+            return ObjectStore(url)
+        if url.scheme == "hf":
+            from adapter_store.sources.hub import HubFolder
+
+            return HubFolder(url)
+        from adapter_store.sources.http_folder import HttpFolder
+
+        return HttpFolder(url, self._is_allowed)
+
+    def _is_allowed(self, url: SourceUrl) -> bool:
+        return any(map(url.is_below, self._prefixes))

@@ -19,7 +19,7 @@ from executor.adapters.pool import Pool
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
 from lorikeet.v1 import layout_pb2
-from rpc.errors import LorikeetError, code_number, internal, unavailable
+from rpc.errors import LorikeetError, code_number, failed_precondition, internal, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class StoreLoader:
 
     The port's methods come from the engine's thread and hand over to the event loop; reports come back
     through a queue that holds at most a few entries per adapter, and `wake` tells the engine. Bytes are
-    copied by `copier`'s threads.
+    copied, and what depends on the base is derived, by `copier`'s one thread.
     """
 
     def __init__(
@@ -157,6 +157,7 @@ class StoreLoader:
     async def _run(self, load: _Load) -> None:
         try:
             manifest = await self._bring(load)
+            await self._derive(load, manifest)
             self._post(_Report(Copied(digest=load.digest), load.number, manifest))
         except LorikeetError as error:
             self._post(_Report(_failure(load.digest, error), load.number))
@@ -197,6 +198,13 @@ class StoreLoader:
             await self._loop.run_in_executor(self._copier, self._pool.write, unit_offset, pack)
         else:
             await self._loop.run_in_executor(self._copier, _copy_leased, lease, self._pool, unit_offset)
+
+    async def _derive(self, load: _Load, manifest: layout_pb2.PackManifest) -> None:
+        """By the thread that copies, so that a load given up never writes into its successor's range."""
+        try:
+            await self._loop.run_in_executor(self._copier, self._pool.derive, load.place.result(), manifest)
+        except ValueError as error:
+            raise failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)) from error
 
 
 def _copy_leased(lease: Lease, pool: Pool, unit_offset: int) -> None:

@@ -9,9 +9,15 @@ from lorikeet.v1 import layout_pb2
 
 
 class Pool(Protocol):
-    """`write` may run on any thread, into a range that no slot shows; the rest comes between launches."""
+    """`write` and, after it, `derive` may run on any thread, in a range that no slot shows; the rest comes
+    between launches.
+    """
 
     def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None: ...
+
+    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
+        """Complete a pack that was written. Raises ValueError where it and the base do not go together."""
+        ...
 
     def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None: ...
 
@@ -32,6 +38,9 @@ class PlainPool:
         if start + source.size > self.bytes.size:
             raise ValueError(f"a pack of {source.size} bytes at unit {unit_offset} does not fit the pool")
         self.bytes[start : start + source.size] = source
+
+    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
+        pass
 
     def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
         self.slots[slot] = unit_offset, manifest.digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from executor.control.request import BASE_DIGEST, Int32Array
-from executor.control.slots import Residency
+from executor.control.residency import Residency
 
 _REMEMBERED = 4096
 

@@ -9,10 +9,10 @@ from executor.control.accounts import Accounts
 from executor.control.outputs import Admitted
 from executor.control.queue_policy import QueuePolicy
 from executor.control.request_queue import RequestQueue
+from executor.control.residency import Residency
 from executor.control.roster import Roster
 from executor.control.running import Running
 from executor.control.sequence import Sequence
-from executor.control.slots import Residency
 from executor.control.table import RowTable
 
 
@@ -70,5 +70,12 @@ class Admission:
         if sequence.cached_tokens is None:
             cached = min(int(self._table.planned[sequence.row]), len(sequence.request.prompt_ids))
             sequence.cached_tokens = cached
-            self._roster.report(Admitted(key=sequence.key, cached_tokens=cached))
+            self._roster.report(
+                Admitted(
+                    key=sequence.key,
+                    cached_tokens=cached,
+                    digest=sequence.request.digest,
+                    was_resident=sequence.was_resident,
+                )
+            )
         return sequence

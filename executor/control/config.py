@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from executor.control.eviction import EVICTION_POLICIES
 from executor.control.queue_policy import QUEUE_POLICIES
 
 
@@ -17,6 +18,7 @@ class SchedulerConfig:
     adapter_slots, pool_units: adapters on the GPU and their room, in units of 128 bytes; no slots turn
     adapters off. max_leases: adapters on their way in at once. slot_quantum: tokens that an adapter is
     served before it must make room for one that waits, so that adapters are not reloaded for every request.
+    queue_policy, pool_eviction: names of classes in queue_policy.py and eviction.py.
     eos_token_ids: what ends a sequence unless it says ignore_eos.
     """
 
@@ -32,6 +34,7 @@ class SchedulerConfig:
     max_leases: int = 16
     slot_quantum: int = 512
     queue_policy: str = "fair"
+    pool_eviction: str = "gdsf"
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,6 +60,9 @@ class SchedulerConfig:
         if self.queue_policy not in QUEUE_POLICIES:
             known = ", ".join(sorted(QUEUE_POLICIES))
             raise ValueError(f"queue_policy is {self.queue_policy!r}; it must be one of {known}")
+        if self.pool_eviction not in EVICTION_POLICIES:
+            known = ", ".join(sorted(EVICTION_POLICIES))
+            raise ValueError(f"pool_eviction is {self.pool_eviction!r}; it must be one of {known}")
         if bool(self.adapter_slots) != bool(self.pool_units):
             raise ValueError("adapter_slots and pool_units go together: give both, or neither")
 

@@ -16,13 +16,15 @@ from typing import Generic
 
 from executor.control.loader import AdapterLoader
 from executor.control.mailbox import Abort, ClientGone, Command, Finish, Hint, Mailbox, Submit
-from executor.control.outputs import Outputs
+from executor.control.outputs import Admitted, Outputs
 from executor.control.plan import StepPlan, StepResult
 from executor.control.request import BASE_DIGEST, Code
+from executor.control.residency import Residency
 from executor.control.runner import Pending, Runner
 from executor.control.scheduler import Scheduler
 from executor.control.slots import Acquire, Clear, Copy, Install, Prefetch, Release, Retired
 from executor.control.timings import Deadlines, Stopwatch
+from executor.control.usage import UsageTable
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_WAIT = 1.0
@@ -62,6 +64,8 @@ class Engine(Generic[Pending]):
         self._clock = clock
         self._overlap = overlap
         self._stopwatch = Stopwatch()
+        self.usage = UsageTable()
+        """What adapters were asked for; to be read from any thread."""
         self._deadlines = Deadlines(scheduler.__contains__)
         self._failures = 0
         self._idle = False
@@ -100,6 +104,7 @@ class Engine(Generic[Pending]):
         self._receive()
         plan = self._scheduler.plan()
         loading = self._load_adapters()
+        self._follow_moves()
         launched = self._launch(plan) if plan is not None else None
         if not self._overlap and launched is not None:
             in_flight, launched = launched, None
@@ -118,11 +123,12 @@ class Engine(Generic[Pending]):
             self._scheduler.fail(key, Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)
         for event in self._loader.poll():
             self._scheduler.handle(event)
+        self._follow_moves()
 
     def _obey(self, command: Command, now: float) -> None:
         match command:
             case Submit(request):
-                self._stopwatch.start(request.key, now)
+                self._stopwatch.start(request.key, request.digest, now)
                 self._scheduler.add(request)
                 if request.remaining_seconds is not None:
                     self._deadlines.add(request.key, now + request.remaining_seconds)
@@ -157,6 +163,16 @@ class Engine(Generic[Pending]):
                     loader.retired(digest)
         return bool(actions)
 
+    def _follow_moves(self) -> None:
+        moves = self._scheduler.take_moves()
+        if not moves:
+            return
+        now = self._clock()
+        for move in moves:
+            self._stopwatch.move(move, now)
+            if move.residency == Residency.RESIDENT:
+                self.usage.loaded(move.digest)
+
     def _launch(self, plan: StepPlan) -> InFlight[Pending] | None:
         try:
             return InFlight(plan.step, self._runner.launch(plan))
@@ -181,5 +197,8 @@ class Engine(Generic[Pending]):
     def _send(self, outputs: Outputs) -> None:
         if outputs.events:
             outputs = replace(outputs, events=self._stopwatch.stamp(outputs.events, self._clock()))
+            for event in outputs.events:
+                if isinstance(event, Admitted):
+                    self.usage.admitted(event)
         if outputs:
             self._publish(outputs)

@@ -8,19 +8,31 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from executor.control.request import Code, FinishReason, Float32Array, Int32Array, RequestKey
+from executor.control.request import BASE_DIGEST, Code, FinishReason, Float32Array, Int32Array, RequestKey
 
 NO_STEP = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """The request's first step begins. queued_seconds includes adapter_wait_seconds."""
+    """The request's first step begins.
+
+    queued_seconds is from submission. Of those, slot_wait_seconds went by before its adapter had a slot and
+    room in the pool, load_wait_seconds while the weights were on their way; the rest it waited for its turn
+    and for KV pages. was_resident: the adapter was there when the request came.
+    """
 
     key: RequestKey
     cached_tokens: int
+    digest: str = BASE_DIGEST
+    was_resident: bool = True
     queued_seconds: float = 0.0
-    adapter_wait_seconds: float = 0.0
+    slot_wait_seconds: float = 0.0
+    load_wait_seconds: float = 0.0
+
+    @property
+    def queue_wait_seconds(self) -> float:
+        return self.queued_seconds - self.slot_wait_seconds - self.load_wait_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +69,13 @@ class PromptLogprobsReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterReady:
-    """The adapter that the request waits for became resident. Marks a moment for timings; nothing to send."""
-
-    key: RequestKey
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FirstToken:
     """The request's first token is among this step's. Marks a moment for timings; nothing to send."""
 
     key: RequestKey
 
 
-Event = Admitted | Finished | Failed | PromptLogprobsReady | AdapterReady | FirstToken
+Event = Admitted | Finished | Failed | PromptLogprobsReady | FirstToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

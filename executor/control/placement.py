@@ -16,12 +16,12 @@ from executor.control.accounts import Accounts
 from executor.control.config import SchedulerConfig
 from executor.control.kv_cache import KvCache
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
-from executor.control.outputs import AdapterReady
 from executor.control.queue_policy import QueuePolicy
 from executor.control.request import BASE_DIGEST, Code
 from executor.control.request_queue import RequestQueue
+from executor.control.residency import Adapter, Residency
 from executor.control.roster import Roster
-from executor.control.slots import Adapter, AdapterSlots, Residency
+from executor.control.slots import AdapterSlots
 
 _UNIT_BYTES = 128
 
@@ -101,10 +101,6 @@ class Placement:
         if account is None:
             return
         self._accounts.quantum_start[account] = self._accounts.served[account]
-        for sequence in self._queue.of(account):
-            if not sequence.adapter_ready:
-                sequence.adapter_ready = True
-                self._roster.report(AdapterReady(key=sequence.key))
 
     def _lease(self) -> None:
         accounts = self._accounts
@@ -159,13 +155,14 @@ class Placement:
             return not accounts.draining[account], -int(accounts.served[account])
 
         leaving = victims.unwanted + victims.idle
-        drained: list[int] = []
+        busy: dict[str, int] = {}
         for account, adapter in sorted(victims.busy, key=cost):
             leaving.append(adapter)
-            drained.append(account)
-            if self._slots.fits(digest, leaving):
+            busy[adapter.digest] = account
+            window = self._slots.window(digest, leaving)
+            if window is not None:
                 accounts.draining[:] = False
-                accounts.draining[drained] = True
+                accounts.draining[[busy[gone.digest] for gone in window if gone.digest in busy]] = True
                 return
 
     def _fail_waiting(self, digest: str, code: Code, reason: str, message: str) -> None:

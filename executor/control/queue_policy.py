@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from executor.control.accounts import Accounts
-from executor.control.slots import Residency
+from executor.control.residency import Residency
 
 _NEVER = np.iinfo(np.int64).max
 _Mask = NDArray[np.bool_]

@@ -15,6 +15,7 @@ from executor.control.accounts import Accounts
 from executor.control.admission import Admission
 from executor.control.advancer import Advancer
 from executor.control.config import SchedulerConfig
+from executor.control.eviction import EVICTION_POLICIES
 from executor.control.kv_cache import KvCache
 from executor.control.loader import LoaderEvent
 from executor.control.outputs import Failed, Outputs, only_events
@@ -24,10 +25,11 @@ from executor.control.planner import Planner, StepRecord
 from executor.control.queue_policy import QUEUE_POLICIES
 from executor.control.request import BASE_DIGEST, Code, FinishReason, Request, RequestKey, no_ids
 from executor.control.request_queue import RequestQueue
+from executor.control.residency import Residency
 from executor.control.roster import Roster
 from executor.control.running import Running
 from executor.control.sequence import Sequence
-from executor.control.slots import Action, AdapterSlots, Residency
+from executor.control.slots import Action, AdapterSlots, Move
 from executor.control.table import RowTable
 from executor.control.validation import refusal
 
@@ -44,8 +46,19 @@ class SchedulerStatistics:
     adapters_resident: int
     adapters_arriving: int
     adapter_units_free: int
+    pool_loads: int
+    pool_evictions: int
     steps: int
     preemptions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """An adapter's place on the GPU and its requests, at one moment."""
+
+    is_resident: bool
+    waiting: int
+    running: int
 
 
 class Scheduler:
@@ -57,7 +70,11 @@ class Scheduler:
             rows=config.max_running, longest=config.longest, page_size=config.page_size
         )
         self._cache = cache = KvCache(config.pages, config.page_size)
-        self._slots = slots = AdapterSlots(slots=config.adapter_slots, units=config.pool_units)
+        self._slots = slots = AdapterSlots(
+            slots=config.adapter_slots,
+            units=config.pool_units,
+            eviction=EVICTION_POLICIES[config.pool_eviction](),
+        )
         self._accounts = accounts = Accounts()
         self._queue = queue = RequestQueue(accounts)
         self._running = running = Running(
@@ -102,12 +119,12 @@ class Scheduler:
             arrival=self._arrivals,
             account=account,
             emitted=request.emitted_ids,
-            adapter_ready=request.digest == BASE_DIGEST or residency == Residency.RESIDENT,
+            was_resident=request.digest == BASE_DIGEST or residency == Residency.RESIDENT,
             started=len(request.emitted_ids) > 0,
         )
         self._roster.add(sequence)
         self._queue.push(sequence)
-        if not sequence.adapter_ready and self._accounts.waiting[account] == 1:
+        if not sequence.was_resident and self._accounts.waiting[account] == 1:
             self._slots.prefetch(request.digest)
         self._finish_if_complete(sequence)
 
@@ -148,6 +165,10 @@ class Scheduler:
     def take_actions(self) -> list[Action]:
         """What is to be done about adapters, in this order, before the next launch."""
         return self._slots.take_actions()
+
+    def take_moves(self) -> list[Move]:
+        """Where adapters have gone since the last call, in order."""
+        return self._slots.take_moves()
 
     def advance(self, result: StepResult) -> Outputs:
         """Applies the result of the oldest step in flight; returns its tokens and all events so far."""
@@ -218,8 +239,19 @@ class Scheduler:
             adapters_resident=len(self._slots.resident),
             adapters_arriving=self._slots.leases,
             adapter_units_free=self._slots.free_units,
+            pool_loads=self._slots.loads,
+            pool_evictions=self._slots.evictions,
             steps=self._steps,
             preemptions=self._running.preemptions,
+        )
+
+    def presence(self, digest: str) -> Presence:
+        """How an adapter stands here. May be called from another thread, and is then approximate."""
+        account = self._accounts.find(digest)
+        return Presence(
+            is_resident=self._slots.residency(digest) == Residency.RESIDENT,
+            waiting=0 if account is None else int(self._accounts.waiting[account]),
+            running=0 if account is None else int(self._accounts.running[account]),
         )
 
     def check_integrity(self) -> None:

@@ -18,6 +18,7 @@ class Sequence:
 
     `arrival` orders all requests of this executor. `emitted` int32[E] are the tokens sent to the client so
     far, up to date while no row is held. `cached_tokens` is None until the first admission.
+    `was_resident`: its adapter was there when it came.
     `prompt_logprobs_from` is the first prompt position whose log probability has not been sent.
     """
 
@@ -31,7 +32,7 @@ class Sequence:
     row: int = NO_ROW
     cached_tokens: int | None = None
     prompt_logprobs_from: int = 1
-    adapter_ready: bool = False
+    was_resident: bool = True
     started: bool = False
     tainted: bool = False
 

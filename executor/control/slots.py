@@ -1,8 +1,4 @@
-"""Which adapters are on the GPU, and how they come and go.
-
-    ABSENT ─ACQUIRE─▶ LEASING ─GRANTED─▶ STAGED ─PLACE─▶ COPYING ─COPIED─▶ RESIDENT ─EVICT─▶ ABSENT
-       ▲                 │                  │               │
-       └──── RELEASE, FAILED ───────────────┴─── FAILED ────┘
+"""Which adapters are on the GPU, and how they come and go (`residency.py` has the table).
 
 A state machine and nothing else: what is to be done outside is returned by `take_actions`, in order, and
 must be done before the next launch. A row that uses an adapter pins it from admission until the last step
@@ -13,45 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum, auto
-from typing import Protocol
 
-from executor.control.lifecycle import LifecycleError
+from executor.control.eviction import EvictionPolicy, GdsfEviction, cheapest_window
 from executor.control.ranges import RangeAllocator
-
-NO_SLOT = -1
-
-
-class Residency(IntEnum):
-    ABSENT = 0
-    LEASING = 1
-    STAGED = 2
-    COPYING = 3
-    RESIDENT = 4
-
-
-class _Trigger(Enum):
-    ACQUIRE = auto()
-    GRANTED = auto()
-    PLACE = auto()
-    COPIED = auto()
-    EVICT = auto()
-    RELEASE = auto()
-    FAILED = auto()
-
-
-_TRANSITIONS: dict[tuple[Residency, _Trigger], Residency] = {
-    (Residency.ABSENT, _Trigger.ACQUIRE): Residency.LEASING,
-    (Residency.LEASING, _Trigger.GRANTED): Residency.STAGED,
-    (Residency.LEASING, _Trigger.RELEASE): Residency.ABSENT,
-    (Residency.LEASING, _Trigger.FAILED): Residency.ABSENT,
-    (Residency.STAGED, _Trigger.PLACE): Residency.COPYING,
-    (Residency.STAGED, _Trigger.RELEASE): Residency.ABSENT,
-    (Residency.STAGED, _Trigger.FAILED): Residency.ABSENT,
-    (Residency.COPYING, _Trigger.COPIED): Residency.RESIDENT,
-    (Residency.COPYING, _Trigger.FAILED): Residency.ABSENT,
-    (Residency.RESIDENT, _Trigger.EVICT): Residency.ABSENT,
-}
+from executor.control.residency import NO_SLOT, Adapter, Residency, Trigger
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +56,12 @@ class Retired:
 Action = Prefetch | Acquire | Copy | Install | Clear | Release | Retired
 
 
-@dataclass(slots=True, eq=False)
-class Adapter:
-    """An adapter that is not absent. `last_used` counts unpins and installs; larger is later."""
+@dataclass(frozen=True, slots=True)
+class Move:
+    """An adapter is where it was not before."""
 
     digest: str
-    residency: Residency = Residency.ABSENT
-    units: int = 0
-    unit_offset: int = 0
-    slot: int = NO_SLOT
-    pins: int = 0
-    last_used: int = 0
-
-
-class EvictionPolicy(Protocol):
-    def choose(self, idle: Sequence[Adapter]) -> Adapter:
-        """Returns which of these, resident and without pins, at least one, is given up first."""
-        ...
-
-
-class LruEviction:
-    """The one that has been without a request for longest."""
-
-    def choose(self, idle: Sequence[Adapter]) -> Adapter:
-        return min(idle, key=lambda adapter: adapter.last_used)
+    residency: Residency
 
 
 class AdapterSlots:
@@ -126,14 +69,17 @@ class AdapterSlots:
 
     def __init__(self, *, slots: int, units: int, eviction: EvictionPolicy | None = None) -> None:
         self.slots = slots
-        self._eviction: EvictionPolicy = eviction or LruEviction()
+        self._eviction: EvictionPolicy = eviction or GdsfEviction()
         self._ranges = RangeAllocator(units)
         self._arriving: dict[str, Adapter] = {}
         self._resident: dict[str, Adapter] = {}
         self._free_slots = list(range(slots - 1, -1, -1))
         self._retiring: set[str] = set()
         self._actions: list[Action] = []
+        self._moves: list[Move] = []
         self._clock = 0
+        self.loads = 0
+        self.evictions = 0
 
     @property
     def units(self) -> int:
@@ -170,76 +116,104 @@ class AdapterSlots:
         actions, self._actions = self._actions, []
         return actions
 
+    def take_moves(self) -> list[Move]:
+        """Where adapters have gone since the last call, in order."""
+        moves, self._moves = self._moves, []
+        return moves
+
     def prefetch(self, digest: str) -> None:
-        """A request for this digest has come, though its turn has not."""
+        """This digest is wanted soon, though its turn has not come."""
         if self._find(digest) is None:
             self._actions.append(Prefetch(digest))
 
     def acquire(self, digest: str) -> None:
-        self._arriving[digest] = self._adapter(digest, _Trigger.ACQUIRE)
+        self._arriving[digest] = self._move(digest, Trigger.ACQUIRE)
         self._actions.append(Acquire(digest))
 
     def granted(self, digest: str, units: int) -> None:
-        adapter = self._adapter(digest, _Trigger.GRANTED)
+        adapter = self._move(digest, Trigger.GRANTED)
         adapter.units = max(units, 1)
 
     def copied(self, digest: str) -> None:
-        adapter = self._adapter(digest, _Trigger.COPIED)
+        adapter = self._move(digest, Trigger.COPIED)
         self._resident[digest] = self._arriving.pop(digest)
         self._use(adapter)
+        self.loads += 1
         self._actions.append(Install(adapter.slot, digest))
 
     def failed(self, digest: str) -> None:
-        adapter = self._adapter(digest, _Trigger.FAILED)
+        adapter = self._move(digest, Trigger.FAILED)
         if adapter.slot != NO_SLOT:
             self._free(adapter)
         del self._arriving[digest]
 
     def release(self, digest: str) -> None:
         """Gives up an adapter that has not begun to be copied."""
-        self._adapter(digest, _Trigger.RELEASE)
+        self._move(digest, Trigger.RELEASE)
         del self._arriving[digest]
         self._actions.append(Release(digest))
 
     def evict(self, digest: str) -> None:
         """Gives up a resident adapter without pins."""
-        adapter = self._adapter(digest, _Trigger.EVICT)
+        adapter = self._move(digest, Trigger.EVICT)
         assert adapter.pins == 0, f"{digest} is evicted while {adapter.pins} rows use it"
         self._actions += [Clear(adapter.slot), Release(digest)]
         self._free(adapter)
         del self._resident[digest]
 
-    def fits(self, digest: str, leaving: Sequence[Adapter] = ()) -> bool:
-        """Probes whether a staged adapter would find room once `leaving`, resident ones, were gone."""
-        ranges = [(adapter.unit_offset, adapter.units) for adapter in leaving]
-        has_slot = bool(self._free_slots or leaving)
-        return has_slot and self._ranges.fits(self._arriving[digest].units, ranges)
+    def window(self, digest: str, expendable: Collection[Adapter]) -> list[Adapter] | None:
+        """Probes which of `expendable` (resident ones) would have to leave for a staged adapter, at the least
+        cost; none where there is room, None where even all of them are not enough.
+        """
+        units = self._arriving[digest].units
+        has_room = self._ranges.fits(units)
+        if has_room and self._free_slots:
+            return []
+        placed = [*self._resident.values(), *(a for a in self._arriving.values() if a.slot != NO_SLOT)]
+        return cheapest_window(
+            placed,
+            {adapter.digest for adapter in expendable},
+            units=0 if has_room else units,
+            pool_units=self.units,
+            policy=self._eviction,
+        )
 
-    def place(self, digest: str, expendable: Sequence[Adapter]) -> list[str] | None:
+    def worth(self, adapters: Sequence[Adapter]) -> float:
+        """Probes what the eviction policy would lose with these."""
+        return self._eviction.worth_of([self._eviction.worth(adapter) for adapter in adapters])
+
+    def staged(self, digest: str) -> Adapter:
+        """A staged adapter, to look at."""
+        return self._arriving[digest]
+
+    def place(self, digest: str, expendable: Collection[Adapter]) -> list[str] | None:
         """Gives a staged adapter slot and room, evicting from `expendable` (resident, no pins) what it takes.
 
         Returns the digests evicted, or None, with nothing changed, where even all of them would not be
         enough.
         """
-        if not self.fits(digest, expendable):
+        victims = self.window(digest, expendable)
+        if victims is None:
             return None
-        left, evicted = list(expendable), []
-        while not self.fits(digest):
-            victim = self._eviction.choose(left)
-            left.remove(victim)
+        if victims:
+            self._eviction.evicted(victims)
+        for victim in victims:
             self.evict(victim.digest)
-            evicted.append(victim.digest)
-        adapter = self._adapter(digest, _Trigger.PLACE)
+        self.evictions += len(victims)
+        adapter = self._move(digest, Trigger.PLACE)
         offset = self._ranges.allocate(adapter.units)
         assert offset is not None
         adapter.unit_offset, adapter.slot = offset, self._free_slots.pop()
+        self._eviction.placed(digest)
         self._actions.append(Copy(digest, offset, adapter.slot))
-        return evicted
+        return [victim.digest for victim in victims]
 
     def pin(self, digest: str) -> int:
         """A row begins to use a resident adapter; returns its slot."""
         adapter = self._resident[digest]
         adapter.pins += 1
+        self._use(adapter)
+        self._eviction.used(digest)
         return adapter.slot
 
     def unpin(self, digest: str) -> None:
@@ -274,14 +248,11 @@ class AdapterSlots:
     def _find(self, digest: str) -> Adapter | None:
         return self._resident.get(digest) or self._arriving.get(digest)
 
-    def _adapter(self, digest: str, trigger: _Trigger) -> Adapter:
+    def _move(self, digest: str, trigger: Trigger) -> Adapter:
         """Returns the adapter after the transition; raises LifecycleError where it is illegal."""
         adapter = self._find(digest) or Adapter(digest)
-        try:
-            adapter.residency = _TRANSITIONS[adapter.residency, trigger]
-        except KeyError:
-            where = f"adapter {digest[:12]} is {adapter.residency.name}"
-            raise LifecycleError(f"{trigger.name} is illegal while {where}") from None
+        adapter.move(trigger)
+        self._moves.append(Move(digest, adapter.residency))
         return adapter
 
     def _use(self, adapter: Adapter) -> None:

@@ -6,14 +6,39 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from executor.control.outputs import AdapterReady, Admitted, Event, Failed, Finished, FirstToken
-from executor.control.request import RequestKey
+from executor.control.outputs import Admitted, Event, Failed, Finished, FirstToken
+from executor.control.request import BASE_DIGEST, RequestKey
+from executor.control.residency import Residency
+from executor.control.slots import Move
+
+_LOADING = (Residency.LEASING, Residency.COPYING)
+
+
+@dataclass(slots=True)
+class _Wait:
+    """How long an adapter has been without a slot, and under way, since the first of those who wait came."""
+
+    residency: Residency
+    since: float
+    slot: float = 0.0
+    load: float = 0.0
+    waiting: int = 0
+
+    def until(self, now: float) -> None:
+        if self.residency in _LOADING:
+            self.load += now - self.since
+        elif self.residency != Residency.RESIDENT:
+            self.slot += now - self.since
+        self.since = now
 
 
 @dataclass(slots=True)
 class _Moments:
     submitted: float
-    ready: float | None = None
+    digest: str = BASE_DIGEST
+    slot: float = 0.0
+    load: float = 0.0
+    waits: bool = False
     first_token: float | None = None
 
 
@@ -22,12 +47,30 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._moments: dict[RequestKey, _Moments] = {}
+        # Of adapters that are not absent, and of those that requests wait for.
+        self._adapters: dict[str, _Wait] = {}
 
     def __len__(self) -> int:
         return len(self._moments)
 
-    def start(self, key: RequestKey, now: float) -> None:
-        self._moments.setdefault(key, _Moments(now))
+    def start(self, key: RequestKey, digest: str, now: float) -> None:
+        """A request has come. A key that is there already goes on."""
+        if key in self._moments:
+            return
+        moments = self._moments[key] = _Moments(now)
+        if digest != BASE_DIGEST:
+            wait = self._adapters.setdefault(digest, _Wait(Residency.ABSENT, now))
+            wait.until(now)
+            wait.waiting += 1
+            moments.digest, moments.slot, moments.load = digest, wait.slot, wait.load
+            moments.waits = True
+
+    def move(self, move: Move, now: float) -> None:
+        """An adapter is somewhere else."""
+        wait = self._adapters.setdefault(move.digest, _Wait(move.residency, now))
+        wait.until(now)
+        wait.residency = move.residency
+        self._forget(move.digest, wait)
 
     def stamp(self, events: tuple[Event, ...], now: float) -> tuple[Event, ...]:
         """Returns the events to publish: with durations, and without those that only mark a moment."""
@@ -36,24 +79,45 @@ class Stopwatch:
     def _stamp(self, event: Event, now: float) -> Event | None:
         moments = self._moments.get(event.key) or _Moments(now)
         match event:
-            case AdapterReady():
-                moments.ready = now
-                return None
             case FirstToken():
                 moments.first_token = now
                 return None
             case Admitted():
-                waited = 0.0 if moments.ready is None else moments.ready - moments.submitted
-                return replace(event, queued_seconds=now - moments.submitted, adapter_wait_seconds=waited)
+                slot, load = self._waited(moments, now)
+                return replace(
+                    event,
+                    queued_seconds=now - moments.submitted,
+                    slot_wait_seconds=slot,
+                    load_wait_seconds=load,
+                )
             case Finished():
-                self._moments.pop(event.key, None)
+                self._end(event.key, moments, now)
                 first = moments.submitted if moments.first_token is None else moments.first_token
                 return replace(event, first_token_seconds=first - moments.submitted)
             case Failed():
-                self._moments.pop(event.key, None)
+                self._end(event.key, moments, now)
                 return event
             case _:
                 return event
+
+    def _end(self, key: RequestKey, moments: _Moments, now: float) -> None:
+        self._moments.pop(key, None)
+        self._waited(moments, now)
+
+    def _waited(self, moments: _Moments, now: float) -> tuple[float, float]:
+        """What a request waited for its adapter, slot and load; it waits no longer."""
+        if not moments.waits:
+            return 0.0, 0.0
+        moments.waits = False
+        wait = self._adapters[moments.digest]
+        wait.until(now)
+        wait.waiting -= 1
+        self._forget(moments.digest, wait)
+        return wait.slot - moments.slot, wait.load - moments.load
+
+    def _forget(self, digest: str, wait: _Wait) -> None:
+        if wait.residency == Residency.ABSENT and not wait.waiting:
+            del self._adapters[digest]
 
 
 class Deadlines:

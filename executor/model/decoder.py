@@ -66,13 +66,14 @@ class Decoder:
         """Run all layers, storing KV. Returns the residual stream `[T, D]`, before the final norm."""
         x_TD = embedding(batch.input_ids, self._parameters.embed)
         if not batch.lora.empty:
-            lora.embed(
-                x_TD,
-                batch.input_ids,
-                slice_index=self._embedding_slice,
-                batch=batch.lora,
-                table=self._adapters,
-            )
+            for adapt in (lora.replace_embedding, lora.embed):
+                adapt(
+                    x_TD,
+                    batch.input_ids,
+                    slice_index=self._embedding_slice,
+                    batch=batch.lora,
+                    table=self._adapters,
+                )
         delta_TD: Tensor | None = None
         for layer in self._layers:
             delta_TD = layer.forward(x_TD, delta_TD, batch)
@@ -85,6 +86,9 @@ class Decoder:
         x_ND = self._steps.add_norm(x_ND, None, self._parameters.norm, self.config.norm_eps)
         logits_NV = self._steps.linear(x_ND, self._parameters.head, None, out_NV)
         if not batch.empty:
+            lora.replace_linear(
+                logits_NV, x_ND, slice_index=self._head_slices[0].slice, batch=batch, table=self._adapters
+            )
             lora.apply(logits_NV, x_ND, slices=self._head_slices, batch=batch, table=self._adapters)
         return logits_NV
 

@@ -1,21 +1,25 @@
 """The pool of resident packs and the slot table that points into it."""
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from executor.model.config import ModelConfig
+from executor.model.derivation import Derivation
 from executor.model.layout import named_slices
-from kernels.lora import UNIT_BYTES, LoraBatch, SliceEntry, SlotTable
+from executor.model.parameters import Parameters
+from kernels.lora import UNIT_BYTES, LoraBatch, SliceEntry, SliceShape, SlotTable
 from lorikeet.v1 import layout_pb2
 
 
 class AdapterPool:
     """Flat memory for packs of any rank, and one slot row for each resident adapter.
 
-    Which range and slot belong to whom is decided elsewhere. `write` may run on any thread, into a range
-    that no slot shows; `install_slot` and `clear_slot` come between launches, on the engine's thread.
+    Which range and slot belong to whom is decided elsewhere. `write` and, after it, `derive` may run on any
+    thread, in a range that no slot shows; `install_slot` and `clear_slot` come between launches, on the
+    engine's thread.
     """
 
     def __init__(
@@ -27,15 +31,17 @@ class AdapterPool:
         dtype: torch.dtype,
         device: torch.device | None = None,
         triton: bool | None = None,
+        parameters: Parameters | None = None,
     ) -> None:
         """`units` of 128 bytes for packs in all; `slots` adapters at most. `triton`: computed with Triton's
-        kernels, as on every GPU.
+        kernels, as on every GPU. `parameters` are the base's, which some adapters' vectors depend on.
         """
         pool = torch.zeros(units * UNIT_BYTES // dtype.itemsize, dtype=dtype, device=device)
         self.units = units
         self.table = SlotTable(pool=pool, shapes=[named.shape for named in named_slices(config)], slots=slots)
         self._bytes = pool.view(torch.uint8)
         self._copies = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+        self._derivation = Derivation(config, parameters, pool) if parameters is not None else None
         self.triton = pool.is_cuda if triton is None else triton
 
     def batch(self, slots: np.ndarray, lengths: np.ndarray) -> LoraBatch:
@@ -59,6 +65,22 @@ class AdapterPool:
             place.copy_(torch.frombuffer(pack, dtype=torch.uint8), non_blocking=True)
         self._copies.synchronize()
 
+    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
+        """Complete the pack that was written to `unit_offset` with what depends on the base as well.
+
+        Raises ValueError where the base and this adapter do not go together.
+        """
+        if not any(p.HasField("magnitude_offset") or p.HasField("shift_offset") for p in manifest.slices):
+            return
+        if self._derivation is None:
+            raise ValueError("a pool without the base's parameters takes plain LoRA only")
+        if self._copies is None:
+            self._derivation.derive(unit_offset * UNIT_BYTES, manifest)
+            return
+        with torch.cuda.stream(self._copies):
+            self._derivation.derive(unit_offset * UNIT_BYTES, manifest)
+        self._copies.synchronize()
+
     def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
         """Point a slot at the pack that lies at `unit_offset`.
 
@@ -74,21 +96,41 @@ class AdapterPool:
     def _entry(
         self, unit_offset: int, place: layout_pb2.SlicePlacement, manifest: layout_pb2.PackManifest
     ) -> SliceEntry:
-        if place.a_offset % UNIT_BYTES or place.b_offset % UNIT_BYTES:
-            raise ValueError(
-                f"slice {place.slice} of pack {manifest.digest} is not aligned to {UNIT_BYTES} bytes"
-            )
         if place.slice < len(self.table.shapes):
-            shape = self.table.shapes[place.slice]
-            row_bytes = place.padded_rank * self.table.pool.element_size()
-            a_end = place.a_offset + row_bytes * shape.in_features
-            b_end = place.b_offset + row_bytes * shape.out_features
-            if max(a_end, b_end) > manifest.total_bytes:
-                raise ValueError(f"slice {place.slice} reaches beyond pack {manifest.digest}")
+            for end in _ends(place, self.table.shapes[place.slice], self.table.pool.element_size()):
+                if end > manifest.total_bytes:
+                    raise ValueError(f"slice {place.slice} reaches beyond pack {manifest.digest}")
+
+        def unit(field: str) -> int:
+            offset = getattr(place, f"{field}_offset")
+            if offset % UNIT_BYTES:
+                raise ValueError(
+                    f"slice {place.slice} of pack {manifest.digest} is not aligned to {UNIT_BYTES} bytes"
+                )
+            return unit_offset + offset // UNIT_BYTES
+
+        def unit_if_there(field: str) -> int | None:
+            return unit(field) if place.HasField(f"{field}_offset") else None
+
         return SliceEntry(
             slice=place.slice,
-            a_unit=unit_offset + place.a_offset // UNIT_BYTES,
-            b_unit=unit_offset + place.b_offset // UNIT_BYTES,
+            a_unit=unit("a") if place.padded_rank else 0,
+            b_unit=unit("b") if place.padded_rank else 0,
             rank=place.padded_rank,
             scaling=place.scaling,
+            gain_unit=unit_if_there("magnitude"),
+            shift_unit=unit_if_there("shift"),
+            weight_unit=unit_if_there("weight"),
         )
+
+
+def _ends(place: layout_pb2.SlicePlacement, shape: SliceShape, element_bytes: int) -> Iterator[int]:
+    """Where the tensors that a row points at end in their pack, in bytes."""
+    if place.padded_rank:
+        yield place.a_offset + place.padded_rank * shape.in_features * element_bytes
+        yield place.b_offset + place.padded_rank * shape.out_features * element_bytes
+    for field in ("magnitude_offset", "shift_offset"):
+        if place.HasField(field):
+            yield getattr(place, field) + shape.out_features * 4
+    if place.HasField("weight_offset"):
+        yield place.weight_offset + shape.in_features * shape.out_features * element_bytes

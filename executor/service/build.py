@@ -85,6 +85,7 @@ def _scheduling(config: ExecutorConfig, model: ModelConfig) -> SchedulerConfig:
         adapter_slots=config.adapter_slots if adapters else 0,
         pool_units=config.adapter_pool_bytes // UNIT_BYTES if adapters else 0,
         queue_policy=config.queue_policy,
+        pool_eviction=config.pool_eviction,
         eos_token_ids=model.eos_ids,
     )
 
@@ -112,7 +113,12 @@ def _torch(
     else:
         parameters = load_parameters(config.model_dir, model, dtype=dtype, device=device, progress=progress)
     pool = AdapterPool(
-        model, units=scheduling.pool_units, slots=scheduling.adapter_slots, dtype=dtype, device=device
+        model,
+        units=scheduling.pool_units,
+        slots=scheduling.adapter_slots,
+        dtype=dtype,
+        device=device,
+        parameters=parameters,
     )
     runner_config = RunnerConfig(
         max_rows=scheduling.max_running,

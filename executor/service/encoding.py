@@ -78,7 +78,9 @@ def _admitted(event: Admitted) -> pb.Admitted:
         request=event.key.index,
         cached_tokens=event.cached_tokens,
         queued_us=_microseconds(event.queued_seconds),
-        adapter_wait_us=_microseconds(event.adapter_wait_seconds),
+        adapter_wait_us=_microseconds(event.slot_wait_seconds + event.load_wait_seconds),
+        slot_wait_us=_microseconds(event.slot_wait_seconds),
+        load_wait_us=_microseconds(event.load_wait_seconds),
     )
 
 

@@ -14,7 +14,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """Serves one engine to any number of frontends."""
 
     def __init__(
-        self, *, hello: pb.EngineHello, sessions: Sessions, statistics: Callable[[], pb.ExecutorStatistics]
+        self, *, hello: pb.EngineHello, sessions: Sessions, statistics: Callable[[int], pb.ExecutorStatistics]
     ) -> None:
         self._hello = hello
         self._sessions = sessions
@@ -34,7 +34,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     async def GetStatistics(  # noqa: N802
         self, request: pb.GetExecutorStatisticsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ExecutorStatistics:
-        return self._statistics()
+        return self._statistics(request.adapters)
 
 
 def check_hello(message: pb.ConnectRequest, ours: pb.EngineHello) -> None:

@@ -111,7 +111,7 @@ def greedy(logits_NV: Tensor) -> Tensor:
         raise ValueError("logits need a contiguous last dimension")
     tokens_N = torch.empty(rows, dtype=torch.int64, device=logits_NV.device)
     if rows:
-        chunks = triton.cdiv(vocab_size, _LOGITS_OF_A_PROGRAM)
+        chunks = -(-vocab_size // _LOGITS_OF_A_PROGRAM)
         largest_NC = logits_NV.new_empty(rows, chunks, dtype=torch.float32)
         index_NC = logits_NV.new_empty(rows, chunks, dtype=torch.int32)
         _chunk_argmax_kernel[(chunks, rows)](

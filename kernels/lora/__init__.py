@@ -1,7 +1,8 @@
 """LoRA over a flat batch in which any token may belong to any adapter.
 
-`apply` serves every linear slice (packed projections are a loop over slices), `embed` the token embedding.
-Both take the batch's segments and the slot table, and add in place; `reference` defines what they compute.
+`apply` serves every linear slice (packed projections are a loop over slices), `embed` the token embedding;
+`replace_linear` and `replace_embedding` come before them, for weights that adapters bring whole. All take the
+batch's segments and the slot table, and work in place; `reference` defines what they compute.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from kernels.lora import cpu
 from kernels.lora.batch import NO_LORA, LoraBatch, PackedSlice
+from kernels.lora.cpu import replace_embedding, replace_linear
 from kernels.lora.table import UNIT_BYTES, LoraWeights, SliceEntry, SliceShape, SlotTable
 
 __all__ = [
@@ -23,13 +25,15 @@ __all__ = [
     "SlotTable",
     "apply",
     "embed",
+    "replace_embedding",
+    "replace_linear",
 ]
 
 
 def apply(
     y_TN: Tensor, x_TK: Tensor, *, slices: Sequence[PackedSlice], batch: LoraBatch, table: SlotTable
 ) -> None:
-    """Add each token's adapter to a projection's output, in place; see `reference.apply`."""
+    """Apply each token's adapter to a projection's output, in place; see `reference.apply`."""
     if batch.tiles is None:
         cpu.apply(y_TN, x_TK, slices=slices, batch=batch, table=table)
         return
@@ -39,7 +43,7 @@ def apply(
 
 
 def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, batch: LoraBatch, table: SlotTable) -> None:
-    """Add each token's adapter to the embedding's output, in place; see `reference.embed`."""
+    """Apply each token's adapter to the embedding's output, in place; see `reference.embed`."""
     if batch.tiles is None:
         cpu.embed(y_TD, ids_T, slice_index=slice_index, batch=batch, table=table)
         return

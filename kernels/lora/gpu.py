@@ -2,7 +2,8 @@
 
 Semantics: those of `reference`. Programs read a slice's addresses, rank and scaling from the slot table, so
 that adapters of any rank share a launch and each costs what its own rank costs; rank 0 ends a program at
-once. Sums are taken in float32 in an order that does not depend on other tokens' adapters, without atomics;
+once. Gain and shift are applied where the expand writes its sum, each output being written by one program.
+Sums are taken in float32 in an order that does not depend on other tokens' adapters, without atomics;
 the scaling is applied in rank space. After S-LoRA (Sheng et al. 2023) and Punica (Chen et al. 2023).
 
 Legend: T tokens, K in features, N out features of the packed projection, R rank, S slots, L slices, C splits
@@ -31,14 +32,18 @@ _MAX_K_SPLITS = 16
 def apply(
     y_TN: Tensor, x_TK: Tensor, *, slices: Sequence[PackedSlice], tiles: Tiles, table: SlotTable
 ) -> None:
-    """Add each tile's adapter to a projection's output, in place.
+    """Apply each tile's adapter to a projection's output, in place.
 
     `slices` are consecutive, and so are their columns, from 0 on. Raises ValueError for what does not fit.
     """
     _check(y_TN, slices, table)
     if x_TK.stride(1) != 1:
         raise ValueError("x needs a contiguous last dimension")
-    if not tiles.count or not tiles.rank:
+    if not tiles.count:
+        return
+    if not tiles.rank:  # only gains and shifts
+        nothing = y_TN.new_empty(1, dtype=torch.float32)
+        _expand(y_TN, nothing, slices, tiles, table, gathered=False)
         return
     in_features = x_TK.shape[1]
     k_splits = 1
@@ -50,7 +55,7 @@ def apply(
         rank_CTLR,
         x_TK,
         table.pool,
-        table.rows_SL3,
+        table.rows_SL6,
         table.scaling_SL,
         tiles.places,
         tiles.count,
@@ -77,7 +82,7 @@ def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, tiles: Tiles, table:
     """Look each tile's tokens up in its adapter's lora_a and expand, adding to y in place."""
     slices = (PackedSlice(slice_index, 0, y_TD.shape[1]),)
     _check(y_TD, slices, table)
-    if tiles.count and tiles.rank:
+    if tiles.count:
         _expand(y_TD, ids_T, slices, tiles, table, gathered=True)
 
 
@@ -98,7 +103,8 @@ def _expand(
         y_TN,
         source,
         table.pool,
-        table.rows_SL3,
+        table.vectors,
+        table.rows_SL6,
         table.scaling_SL,
         tiles.places,
         tiles.count,
@@ -109,6 +115,7 @@ def _expand(
         y_TN.stride(0),
         tiles.rank,
         UNIT=UNIT_BYTES // table.pool.element_size(),
+        VECTOR_UNIT=UNIT_BYTES // 4,
         SLICES=len(slices),
         BLOCK_T=tiles.block,
         BLOCK_R=min(64, max(16, 1 << (tiles.rank - 1).bit_length())),
@@ -169,11 +176,11 @@ def _shrink_kernel(
     slot = tl.load(places_ptr + tile).to(tl.int64)
     count = tl.load(places_ptr + 2 * tiles + tile)
     entry = slot * table_slices + first_slice + index
-    rank = tl.load(rows_ptr + entry * 3 + 2).to(tl.int32)
+    rank = tl.load(rows_ptr + entry * 6 + 2).to(tl.int32)
     if (first_rank >= rank) | (count == 0):
         return
     token = tl.load(places_ptr + tiles + tile).to(tl.int64)
-    a_ptr = pool_ptr + tl.multiple_of(tl.load(rows_ptr + entry * 3) * UNIT, UNIT)
+    a_ptr = pool_ptr + tl.multiple_of(tl.load(rows_ptr + entry * 6) * UNIT, UNIT)
 
     t_T, r_R, k_K = tl.arange(0, BLOCK_T), first_rank + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
     x_T = x_ptr + (token + t_T) * stride_x_t
@@ -204,6 +211,7 @@ def _expand_kernel(
     y_ptr,
     source_ptr,
     pool_ptr,
+    vectors_ptr,
     rows_ptr,
     scaling_ptr,
     places_ptr,
@@ -217,6 +225,7 @@ def _expand_kernel(
     stride_y_t,
     buffer_rank,
     UNIT: tl.constexpr,
+    VECTOR_UNIT: tl.constexpr,
     SLICES: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -226,7 +235,9 @@ def _expand_kernel(
     HALVES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y[t, columns of slice i] += rank[t, i] @ lora_b.T, the splits of rank summed first."""
+    """y[t, columns of slice i] = gain[i] * (y + rank[t, i] @ lora_b.T) + shift[i], the splits of rank summed
+    first.
+    """
     block, tile = tl.program_id(0), tl.program_id(1)
     index, start, stop = 0, 0, stop_0
     if SLICES > 1:
@@ -242,19 +253,21 @@ def _expand_kernel(
     slot = tl.load(places_ptr + tile).to(tl.int64)
     count = tl.load(places_ptr + 2 * tiles + tile)
     entry = slot * table_slices + first_slice + index
-    rank = tl.load(rows_ptr + entry * 3 + 2).to(tl.int32)
-    if (rank == 0) | (count == 0):
+    rank = tl.load(rows_ptr + entry * 6 + 2).to(tl.int32)
+    # Plus one; 0 means none.
+    gain_unit, shift_unit = tl.load(rows_ptr + entry * 6 + 3), tl.load(rows_ptr + entry * 6 + 4)
+    if (count == 0) | ((rank == 0) & (gain_unit == 0) & (shift_unit == 0)):
         return
     rank = tl.multiple_of(rank, 8)
     token = tl.load(places_ptr + tiles + tile).to(tl.int64)
-    b_ptr = pool_ptr + tl.multiple_of(tl.load(rows_ptr + entry * 3 + 1) * UNIT, UNIT)
+    b_ptr = pool_ptr + tl.multiple_of(tl.load(rows_ptr + entry * 6 + 1) * UNIT, UNIT)
 
     t_T, r_R = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_R)
     n_N = block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside_T, inside_N = t_T < count, n_N < stop - start
     if GATHERED:
         id_T = tl.load(source_ptr + token + t_T, mask=inside_T, other=0)
-        row_T = pool_ptr + tl.load(rows_ptr + entry * 3) * UNIT + id_T * rank
+        row_T = pool_ptr + tl.load(rows_ptr + entry * 6) * UNIT + id_T * rank
         scaling = tl.load(scaling_ptr + entry)
     else:
         row_T = source_ptr + ((token + t_T) * SLICES + index) * buffer_rank
@@ -286,4 +299,9 @@ def _expand_kernel(
     place_TN = y_ptr + ((token + t_T) * stride_y_t)[:, None] + (start + n_N)[None, :]
     inside_TN = inside_T[:, None] & inside_N[None, :]
     y_TN = tl.load(place_TN, mask=inside_TN, other=0.0)
-    tl.store(place_TN, (y_TN.to(tl.float32) + acc_TN).to(y_TN.dtype), mask=inside_TN)
+    gain_ptr = vectors_ptr + tl.multiple_of((gain_unit - 1) * VECTOR_UNIT, VECTOR_UNIT)
+    shift_ptr = vectors_ptr + tl.multiple_of((shift_unit - 1) * VECTOR_UNIT, VECTOR_UNIT)
+    gain_N = tl.load(gain_ptr + n_N, mask=inside_N & (gain_unit != 0), other=1.0)
+    shift_N = tl.load(shift_ptr + n_N, mask=inside_N & (shift_unit != 0), other=0.0)
+    adapted_TN = gain_N[None, :] * (y_TN.to(tl.float32) + acc_TN) + shift_N[None, :]
+    tl.store(place_TN, adapted_TN.to(y_TN.dtype), mask=inside_TN)

@@ -18,10 +18,12 @@ them.
 
 RANK_MULTIPLE = 8
 
+_FIELDS = 6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceShape:
-    """One place that LoRA can touch.
+    """One place that an adapter can touch.
 
     `linear` keeps lora_a as `[R, K]`; `embedding` keeps it transposed, `[V, R]`, so that one token's row is
     contiguous. lora_b is `[N, R]` in both.
@@ -34,30 +36,40 @@ class SliceShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceEntry:
-    """One slice of one adapter: its place in the pool (units from the pool's start), padded rank and
-    scaling.
+    """One slice of one adapter: places in the pool (units from the pool's start), padded rank and scaling.
+
+    Rank 0 has no lora_a and lora_b.
     """
 
     slice: int
-    a_unit: int
-    b_unit: int
-    rank: int
-    scaling: float
+    a_unit: int = 0
+    b_unit: int = 0
+    rank: int = 0
+    scaling: float = 0.0
+    gain_unit: int | None = None
+    shift_unit: int | None = None
+    weight_unit: int | None = None
 
 
 class LoraWeights(NamedTuple):
-    """Views into the pool: `a` is `[R, K]` (linear) or `[V, R]` (embedding), `b` is `[N, R]`."""
+    """Views into the pool: `a` is `[R, K]` (linear) or `[V, R]` (embedding), `b` is `[N, R]`; gain and shift
+    are float32 `[N]`. Of rank 0, `a` and `b` are empty.
+    """
 
     a: Tensor
     b: Tensor
     scaling: float
+    gain: Tensor | None = None
+    shift: Tensor | None = None
 
 
 class SlotTable:
     """Addresses of all resident adapters, as tensors for kernels and as views for plain torch.
 
-    `rows_SL3` int64 holds (A unit, B unit, padded rank) and `scaling_SL` float32 the scaling of each slice
-    of each slot; rank 0 means untouched. The base model is slot -1 and has no row. Rows change only between
+    `rows_SL6` int64 holds (A unit, B unit, padded rank, gain unit, shift unit, weight unit), the last three
+    plus one so that 0 means none, and `scaling_SL` float32 the scaling of each slice of each slot; zeros mean
+    untouched. `vectors` is the pool as
+    float32, where gains and shifts lie. The base model is slot -1 and has no row. Rows change only between
     steps.
     """
 
@@ -69,10 +81,12 @@ class SlotTable:
             )
         self.pool = pool
         self.shapes = tuple(shapes)
-        self.rows_SL3 = torch.zeros(slots, len(self.shapes), 3, dtype=torch.int64, device=pool.device)
+        self.vectors = pool.view(torch.float32)
+        self.rows_SL6 = torch.zeros(slots, len(self.shapes), _FIELDS, dtype=torch.int64, device=pool.device)
         self.scaling_SL = torch.zeros(slots, len(self.shapes), dtype=torch.float32, device=pool.device)
         self._unit_elements = UNIT_BYTES // pool.element_size()
         self._views: list[list[LoraWeights | None]] = [[None] * len(self.shapes) for _ in range(slots)]
+        self._saved: list[dict[int, Tensor]] = [{} for _ in range(slots)]
         self._ranks = [0] * slots
 
     @property
@@ -85,42 +99,63 @@ class SlotTable:
         Raises ValueError, leaving the row as it was, when an entry does not fit its slice or the pool.
         """
         views: list[LoraWeights | None] = [None] * len(self.shapes)
+        saved: dict[int, Tensor] = {}
+        rows_L6 = torch.zeros(len(self.shapes), _FIELDS, dtype=torch.int64)
+        scaling_L = torch.zeros(len(self.shapes), dtype=torch.float32)
         for entry in entries:
             if not 0 <= entry.slice < len(self.shapes):
                 raise ValueError(f"slice {entry.slice} is outside the layout of {len(self.shapes)} slices")
-            if views[entry.slice] is not None:
+            if views[entry.slice] is not None or entry.slice in saved:
                 raise ValueError(f"slice {entry.slice} is named twice")
-            views[entry.slice] = self._view(entry)
-        rows_L3 = torch.zeros(len(self.shapes), 3, dtype=torch.int64)
-        scaling_L = torch.zeros(len(self.shapes), dtype=torch.float32)
-        for entry in entries:
-            rows_L3[entry.slice] = torch.tensor([entry.a_unit, entry.b_unit, entry.rank])
+            if entry.weight_unit is not None:
+                saved[entry.slice] = self._saved_weight(entry)
+            else:
+                views[entry.slice] = self._view(entry)
+            others = (entry.gain_unit, entry.shift_unit, entry.weight_unit)
+            rows_L6[entry.slice] = torch.tensor(
+                [
+                    entry.a_unit,
+                    entry.b_unit,
+                    entry.rank,
+                    *(0 if unit is None else unit + 1 for unit in others),
+                ]
+            )
             scaling_L[entry.slice] = entry.scaling
         if self.pool.is_cuda:  # from pinned memory, so that nobody waits for the steps in flight
-            rows_L3, scaling_L = rows_L3.pin_memory(), scaling_L.pin_memory()
-        self.rows_SL3[slot].copy_(rows_L3, non_blocking=True)
+            rows_L6, scaling_L = rows_L6.pin_memory(), scaling_L.pin_memory()
+        self.rows_SL6[slot].copy_(rows_L6, non_blocking=True)
         self.scaling_SL[slot].copy_(scaling_L, non_blocking=True)
         self._views[slot] = views
+        self._saved[slot] = saved
         self._ranks[slot] = max((entry.rank for entry in entries), default=0)
 
     def clear_row(self, slot: int) -> None:
-        self.rows_SL3[slot].zero_()
+        self.rows_SL6[slot].zero_()
         self.scaling_SL[slot].zero_()
         self._views[slot] = [None] * len(self.shapes)
+        self._saved[slot] = {}
         self._ranks[slot] = 0
 
     def largest_rank(self, slots: Sequence[int]) -> int:
-        """The largest padded rank of any slice of these slots; 0 where all are untouched."""
+        """The largest padded rank of any slice of these slots; 0 where none has a LoRA."""
         return max((self._ranks[slot] for slot in slots), default=0)
 
+    def brings_weights(self, slots: Sequence[int]) -> bool:
+        """Whether any of these slots has a weight of its own instead of the base's."""
+        return any(self._saved[slot] for slot in slots)
+
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
-        """The weights of one slice of one slot, or None where the adapter leaves it untouched."""
+        """What one slot does to the output of one slice, or None where the adapter leaves it untouched."""
         return self._views[slot][slice_index]
+
+    def saved_weight(self, slot: int, slice_index: int) -> Tensor | None:
+        """What one slot brings instead of the base's weight: `[N, K]` (linear) or `[V, N]` (embedding)."""
+        return self._saved[slot].get(slice_index)
 
     def _view(self, entry: SliceEntry) -> LoraWeights:
         shape = self.shapes[entry.slice]
-        rank = entry.rank
-        if rank <= 0 or rank % RANK_MULTIPLE:
+        rank, is_lora = entry.rank, entry.gain_unit is None and entry.shift_unit is None
+        if rank < is_lora or rank % RANK_MULTIPLE:
             raise ValueError(
                 f"slice {entry.slice}: rank {rank} is not a positive multiple of {RANK_MULTIPLE}"
             )
@@ -129,7 +164,27 @@ class SlotTable:
             a=self._matrix(entry.a_unit, a_shape, f"lora_a of slice {entry.slice}"),
             b=self._matrix(entry.b_unit, (shape.out_features, rank), f"lora_b of slice {entry.slice}"),
             scaling=entry.scaling,
+            gain=self._vector(entry.gain_unit, shape.out_features, f"gain of slice {entry.slice}"),
+            shift=self._vector(entry.shift_unit, shape.out_features, f"shift of slice {entry.slice}"),
         )
+
+    def _saved_weight(self, entry: SliceEntry) -> Tensor:
+        assert entry.weight_unit is not None
+        if entry.rank or entry.gain_unit is not None or entry.shift_unit is not None:
+            raise ValueError(f"slice {entry.slice} has a weight of its own and a LoRA as well")
+        shape = self.shapes[entry.slice]
+        rows, columns = shape.out_features, shape.in_features
+        if shape.kind == "embedding":
+            rows, columns = columns, rows
+        return self._matrix(entry.weight_unit, (rows, columns), f"weight of slice {entry.slice}")
+
+    def _vector(self, unit: int | None, size: int, what: str) -> Tensor | None:
+        if unit is None:
+            return None
+        start = unit * (UNIT_BYTES // 4)
+        if start < 0 or start + size > self.vectors.numel():
+            raise ValueError(f"{what}, {size} numbers at unit {unit}, reaches outside the pool")
+        return self.vectors[start : start + size]
 
     def _matrix(self, unit: int, shape: tuple[int, int], what: str) -> Tensor:
         start = unit * self._unit_elements

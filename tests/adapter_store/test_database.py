@@ -36,8 +36,8 @@ def test_what_was_committed_is_read_again(tmp_path):
         catalog.apply(change)
         assert contents(database.read_catalog()) == contents(catalog)
     assert catalog.retiring == {version(2).digest}
-    database.forget(version(2).digest)
-    catalog.forget(version(2).digest)
+    assert not catalog.settle(version(2).digest)
+    database.settle(version(2).digest, False)
     database.close()
     reopened = Database(tmp_path)
     assert contents(reopened.read_catalog()) == contents(catalog)
@@ -78,5 +78,5 @@ def test_another_format_is_said(tmp_path):
     connection = sqlite3.connect(tmp_path / "catalog.sqlite3")
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(DatabaseError, match="has format 99, this release reads 1"):
+    with pytest.raises(DatabaseError, match="has format 99, this release reads 2"):
         Database(tmp_path)

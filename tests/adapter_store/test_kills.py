@@ -134,7 +134,7 @@ CRASH_POINTS = [
     ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "after"),
     ("adapter_store.tiers.disk.DiskTier.set_aside", "before"),
     ("adapter_store.tiers.disk.DiskTier.set_aside", "after"),
-    ("adapter_store.database.Database.forget", "before"),
+    ("adapter_store.database.Database.settle", "before"),
 ]
 
 CRASHING_STORE = """
@@ -162,7 +162,7 @@ def crash(*args, **kwargs):
 async def main():
     store = AdapterStore.open(StoreConfig(
         data_dir=folder / "data", roots=(folder / "adapters",), arena_dir=folder / "arena",
-        arena_bytes=1 << 20, executor_grace_seconds=0.0,
+        arena_bytes=1 << 20, executor_grace_seconds=0.0, keep_versions=0,
     ))
     await store.layouts.register(toy_layout())
     sources = Sources(roots=(folder / "adapters",))
@@ -194,7 +194,7 @@ async def test_a_crash_at_any_point_loses_nothing(tmp_path, point, when):
     names = check_folder(tmp_path, sources)
     assert names["kept"] == sources["s0"]
     assert names["moved"] in (sources["s1"], sources["s2"])
-    async with running_store(tmp_path) as running:
+    async with running_store(tmp_path, keep_versions=0) as running:
         running.store.check_integrity()
         again = await running.load("moved", tmp_path / "adapters/s2")
         layout = running.store.layouts.current.digest

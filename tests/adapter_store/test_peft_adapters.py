@@ -151,8 +151,7 @@ def test_packs_hold_what_peft_computes(base, tmp_path, form):
 
 
 REFUSED = {
-    "use_dora": {"target_modules": ["q_proj"], "use_dora": True},
-    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
     "trainable_token_indices": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
     "alora_invocation_tokens": {"target_modules": ["q_proj"], "alora_invocation_tokens": [5]},
     "init_lora_weights": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},

@@ -100,11 +100,6 @@ def test_all_linear_means_all_but_the_head():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("use_dora", True),
-        ("lora_bias", True),
-        ("bias", "all"),
-        ("bias", "lora_only"),
-        ("modules_to_save", ["lm_head"]),
         ("target_parameters", ["mlp.experts.down_proj"]),
         ("alora_invocation_tokens", [5]),
         ("alora_invocation_tokens", []),
@@ -178,6 +173,11 @@ def test_other_methods_are_refused(peft_type):
         ({"target_modules": {"q": 1}}, "target_modules is"),
         ({"layers_to_transform": ["0"]}, "layers_to_transform is"),
         ({"use_rslora": "yes"}, 'use_rslora is "yes"'),
+        ({"use_dora": 1}, "use_dora is 1"),
+        ({"bias": "some"}, 'bias is "some"'),
+        ({"modules_to_save": "lm_head"}, 'modules_to_save is "lm_head"'),
+        ({"modules_to_save": [""]}, 'modules_to_save is [""]'),
+        ({"use_dora": True, "lora_bias": True}, "exclude each other"),
     ],
 )
 def test_malformed_options_are_named(changes, message):

@@ -84,7 +84,7 @@ async def test_leases_that_were_held_stay_in_place_until_claimed_or_the_grace_en
 
 
 async def test_a_retirement_goes_on_after_a_restart(tmp_path):
-    async with running_store(tmp_path) as running:
+    async with running_store(tmp_path, keep_versions=0) as running:
         layout = (await running.register()).layout_digest
         executor = await ExecutorClient(running, layout).start()
         await running.load("a", write_adapter(tmp_path / "adapters/a"))

@@ -62,11 +62,14 @@ async def test_new_content_moves_the_name_and_the_old_version_goes(running):
     assert new.adapter.revision == 2
     await eventually(lambda: not running.store.catalog.retiring)
     await eventually(lambda: running.store.statistics().disk.incoming == 0)
-    statistics = running.store.statistics()
-    assert (statistics.disk.objects, statistics.disk.packs) == (1, 1)
+    # The old one can be rolled back to; the one before it goes.
+    third = await running.load("a", toy_adapter(running, seed=2))
+    assert third.adapter.previous[0].digest == new.adapter.digest
+    await eventually(lambda: not running.store.catalog.retiring)
+    await eventually(lambda: running.store.statistics().disk.objects == 2)
     # Back to what it was: a version that was removed is simply loaded again.
     back = await running.load("a", toy_adapter(running))
-    assert (back.adapter.digest, back.adapter.revision) == (old.adapter.digest, 3)
+    assert (back.adapter.digest, back.adapter.revision) == (old.adapter.digest, 4)
 
 
 async def test_two_names_share_one_object(running):

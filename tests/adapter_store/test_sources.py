@@ -113,8 +113,8 @@ def test_no_roots_means_no_sources(tmp_path):
         ("", "INVALID_ARGUMENT", "BAD_SOURCE"),
         ("a\0b", "INVALID_ARGUMENT", "BAD_SOURCE"),
         ("x" * 5000, "INVALID_ARGUMENT", "BAD_SOURCE"),
-        ("s3://bucket/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
-        ("hf://org/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+        ("s3://bucket/a", "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
+        ("ftp://org/a", "INVALID_ARGUMENT", "UNSUPPORTED_SOURCE"),
         ("missing", "NOT_FOUND", "NO_SOURCE"),
         ("a-file", "NOT_FOUND", "NO_SOURCE"),
         ("empty", "NOT_FOUND", "NO_CONFIG"),
@@ -192,3 +192,19 @@ def test_a_source_that_changes_meanwhile_is_refused(root, tmp_path):
     with pytest.raises(LorikeetError) as caught:
         copy_source(source, tmp_path / "out", 1 << 30, change)
     assert (caught.value.code.name, caught.value.reason) == ("ABORTED", "SOURCE_CHANGED")
+
+
+def test_a_folder_swapped_for_a_link_after_it_was_resolved_is_not_followed(root, tmp_path):
+    outside = write_adapter(tmp_path / "outside")
+    source = resolve_source(str(write_adapter(root / "team" / "a")), [root])
+    (root / "team" / "a").rename(root / "team" / "b")
+    (root / "team" / "a").symlink_to(outside)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(LorikeetError, match="not a regular file"):
+        copy_source(source, tmp_path / "out", 1 << 30, lambda done, total: None)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_url_is_a_folder(root):
+    error = refusal(f"file://{root}/missing", root)
+    assert error.reason == "NO_SOURCE"

@@ -111,7 +111,7 @@ BAD_REQUESTS: dict[str, tuple[generation_pb2.GenerateRequest, grpc.StatusCode]] 
     "empty stop string": (with_fields(stop=[""]), Code.INVALID_ARGUMENT),
     "too many stop strings": (with_fields(stop=["x"] * 17), Code.INVALID_ARGUMENT),
     "long salt": (with_fields(cache_salt="s" * 1000), Code.INVALID_ARGUMENT),
-    "tenant": (with_fields(tenant="t"), Code.UNIMPLEMENTED),
+    "tenant": (with_fields(tenant="t" * 129), Code.INVALID_ARGUMENT),
     "priority": (with_fields(priority=1), Code.UNIMPLEMENTED),
     "session": (with_fields(session_id="s"), Code.UNIMPLEMENTED),
     "response format": (

@@ -49,10 +49,27 @@ def test_an_unknown_name_says_how_to_load_it():
         catalog.resolve(SQL)
 
 
-def test_the_base_and_pinned_digests_need_no_names():
+def test_a_digest_stands_for_itself_while_a_name_points_to_it():
     catalog = Catalog(has_store=True)
+    by_digest = AdapterRef(digest="f" * 64)
     assert catalog.resolve(AdapterRef()) == ""
-    assert catalog.resolve(AdapterRef(digest="f" * 64)) == "f" * 64
+    assert code_of(catalog, by_digest) is grpc.StatusCode.UNAVAILABLE
+    catalog.apply(response(3, snapshot=True, sql="f" * 64, other="f" * 64))
+    catalog.apply(response(4, sql=""))
+    assert catalog.resolve(by_digest) == "f" * 64
+    catalog.apply(response(5, other=""))
+    assert code_of(catalog, by_digest) is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_forced_unload_is_told_with_the_digest_that_no_other_name_has():
+    catalog = Catalog(has_store=True)
+    heard: list[tuple[str, str]] = []
+    catalog.on_abort(lambda name, digest: heard.append((name, digest)))
+    catalog.apply(response(3, snapshot=True, a="x", b="x", c="z"))
+    for revision, name in enumerate("abc", start=4):
+        pointer = store_pb2.AdapterPointer(name=name, abort_running=name != "c")
+        catalog.apply(store_pb2.FollowResponse(revision=revision, pointers=[pointer]))
+    assert heard == [("a", ""), ("b", "x")]
 
 
 def test_without_a_store_there_is_only_the_base():

@@ -88,7 +88,6 @@ def test_an_absurd_value_is_refused_by_name(field: str, value: Any):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tenant", "t"),
         ("priority", 1),
         ("session_id", "s"),
         ("response_format", generation_pb2.ResponseFormat()),

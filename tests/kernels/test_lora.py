@@ -130,17 +130,18 @@ def test_table_rows_say_where_weights_lie() -> None:
     table = make_table(torch.float32)
     weights = table.weights(1, 0)
     assert weights is not None
-    a_unit, b_unit, rank = table.rows_SL3[1, 0].tolist()
+    a_unit, b_unit, rank, *others = table.rows_SL6[1, 0].tolist()
+    assert others == [0, 0, 0]
     assert (weights.a.storage_offset() * 4, weights.b.storage_offset() * 4, rank) == (
         a_unit * 128,
         b_unit * 128,
         24,
     )
     assert table.scaling_SL[1, 0] == pytest.approx(1.3)
-    assert table.rows_SL3[1, 1].tolist() == [0, 0, 0]
+    assert table.rows_SL6[1, 1].tolist() == [0] * 6
     table.clear_row(1)
     assert table.weights(1, 0) is None
-    assert not table.rows_SL3[1].any()
+    assert not table.rows_SL6[1].any()
 
 
 @pytest.mark.parametrize(
@@ -156,10 +157,10 @@ def test_table_rows_say_where_weights_lie() -> None:
 )
 def test_table_refuses_rows_that_do_not_fit(entry: SliceEntry, says: str) -> None:
     table = make_table(torch.float32)
-    before = table.rows_SL3.clone()
+    before = table.rows_SL6.clone()
     with pytest.raises(ValueError, match=says):
         table.set_row(0, [entry])
-    assert torch.equal(table.rows_SL3, before)
+    assert torch.equal(table.rows_SL6, before)
     assert table.weights(0, 0) is not None
 
 

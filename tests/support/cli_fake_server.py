@@ -32,6 +32,9 @@ class FakeServer:
     target: str = ""
     names: dict[str, adapters.Adapter] = field(default_factory=dict)
     requests: list[generation.GenerateRequest] = field(default_factory=list)
+    statistics: adapters.GetAdapterStatisticsResponse = field(
+        default_factory=adapters.GetAdapterStatisticsResponse
+    )
     has_chat_template: bool = True
     hold: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -85,6 +88,11 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
 class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
     def __init__(self, state: FakeServer) -> None:
         self.state = state
+
+    def GetAdapterStatistics(
+        self, request: adapters.GetAdapterStatisticsRequest, context: grpc.ServicerContext
+    ):
+        return self.state.statistics
 
     def LoadAdapter(self, request: adapters.LoadAdapterRequest, context: grpc.ServicerContext):
         if "missing" in request.source:

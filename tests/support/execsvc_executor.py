@@ -180,8 +180,8 @@ class Running:
         finally:
             connection.call.cancel()
 
-    async def statistics(self) -> pb.ExecutorStatistics:
-        return await self.stub.GetStatistics(pb.GetExecutorStatisticsRequest())
+    async def statistics(self, adapters: int = 0) -> pb.ExecutorStatistics:
+        return await self.stub.GetStatistics(pb.GetExecutorStatisticsRequest(adapters=adapters))
 
     async def until(self, predicate: Any) -> pb.ExecutorStatistics:
         """Asks for statistics until they satisfy the predicate."""

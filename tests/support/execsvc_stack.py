@@ -191,12 +191,21 @@ async def stack_at(
     roots: Sequence[Path] = (DEMO / "adapters",),
     executor_flags: Sequence[str] = (),
     frontend_flags: Sequence[str] = (),
+    store_flags: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
     """All three, serving; stopped at the end, whatever happened, and none may have died by itself."""
     arena = ["--arena-dir", f"{folder}/arena"]
     store = Service(
         "store",
-        ["--data-dir", f"{folder}/data", *arena, "--arena-bytes", "16777216", *_flags("--roots", roots)],
+        [
+            "--data-dir",
+            f"{folder}/data",
+            *arena,
+            "--arena-bytes",
+            "16777216",
+            *_flags("--roots", roots),
+            *store_flags,
+        ],
         folder,
     )
     executor = Service(

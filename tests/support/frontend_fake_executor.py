@@ -77,7 +77,9 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self.submits: list[executor_pb2.Submit] = []
         self.finishes: list[int] = []
         self.aborts: list[int] = []
+        self.prefetches: list[str] = []
         self.sessions: list[Session] = []
+        self.statistics = executor_pb2.ExecutorStatistics()
         self.changed = asyncio.Condition()
         self._free_running = free_running
         self._step_seconds = step_seconds
@@ -99,6 +101,11 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         """Returns once the condition holds, looked at after each message of commands."""
         async with self.changed:
             await self.changed.wait_for(condition)
+
+    async def GetStatistics(  # noqa: N802
+        self, request: executor_pb2.GetExecutorStatisticsRequest, context: grpc.aio.ServicerContext
+    ) -> executor_pb2.ExecutorStatistics:
+        return self.statistics
 
     async def Connect(  # noqa: N802
         self,
@@ -131,6 +138,8 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
                     session.failed.append(failed)
                     continue
                 session.running[submit.request] = Running(submit, len(submit.emitted_ids))
+            if self._record:
+                self.prefetches.extend(commands.prefetch_digests)
             for ended, log in ((commands.finishes, self.finishes), (commands.aborts, self.aborts)):
                 if self._record:
                     log.extend(ended)

@@ -7,18 +7,37 @@ from collections.abc import AsyncIterator
 import grpc
 
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
-from rpc.errors import not_found
+from rpc.errors import invalid_argument, not_found
 
 
 def digest_of(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()
 
 
+class FakePacks(store_pb2_grpc.PackServiceServicer):
+    """Says which packs are in memory; leases none."""
+
+    def __init__(self, store: "FakeStore") -> None:
+        self._store = store
+
+    async def GetStatistics(  # noqa: N802
+        self, request: store_pb2.GetPackStatisticsRequest, context: grpc.aio.ServicerContext
+    ) -> store_pb2.PackStatistics:
+        return store_pb2.PackStatistics(
+            warm_digests=[digest for digest in request.digests if digest in self._store.warm],
+            tiers=[adapters_pb2.TierUsage(tier="memory", entries=len(self._store.warm))],
+        )
+
+
 class FakeStore(store_pb2_grpc.CatalogServiceServicer):
     """Any source loads, its digest a hash of its path; one that begins with "missing" is not found."""
 
     def __init__(self) -> None:
+        self.warm: set[str] = set()
         self.digests: dict[str, str] = {}
+        self.tenants: dict[str, str] = {}
+        self.upload_messages: list[adapters_pb2.UploadAdapterRequest] = []
+        self.uploads_running = 0
         self.revision = 1
         self.watchers = 0
         self.acknowledged: dict[int, int] = {}
@@ -38,9 +57,7 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
             self.digests[name] = digest
         else:
             self.digests.pop(name, None)
-        change = store_pb2.FollowResponse(
-            revision=revision, pointers=[store_pb2.AdapterPointer(name=name, digest=digest)]
-        )
+        change = store_pb2.FollowResponse(revision=revision, pointers=[self._pointer(name, digest)])
         for queue in self._queues.values():
             queue.put_nowait(change)
         await self.until(lambda: all(done >= revision for done in self.acknowledged.values()))
@@ -54,9 +71,7 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         queue = self._queues[follower] = asyncio.Queue()
         self.acknowledged[follower] = 0
         reader = asyncio.create_task(self._read(follower, request_iterator))
-        pointers = [
-            store_pb2.AdapterPointer(name=name, digest=digest) for name, digest in self.digests.items()
-        ]
+        pointers = [self._pointer(name, digest) for name, digest in self.digests.items()]
         try:
             await context.write(
                 store_pb2.FollowResponse(revision=self.revision, snapshot=True, pointers=pointers)
@@ -73,9 +88,13 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
             async with self.changed:
                 self.changed.notify_all()
 
+    def _pointer(self, name: str, digest: str) -> store_pb2.AdapterPointer:
+        return store_pb2.AdapterPointer(name=name, digest=digest, tenant=self.tenants.get(name, ""))
+
     def _adapter(self, name: str) -> adapters_pb2.Adapter:
         return adapters_pb2.Adapter(
             name=name,
+            tenant=self.tenants.get(name, ""),
             digest=self.digests[name],
             state=adapters_pb2.ADAPTER_STATE_ACTIVE,
             revision=self.revision,
@@ -90,8 +109,32 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
     ) -> adapters_pb2.LoadAdapterResponse:
         if request.source.startswith("missing"):
             raise not_found("SOURCE_NOT_FOUND", f"{request.source} does not exist", source=request.source)
+        self.tenants[request.name] = request.tenant
         await self.point(request.name, digest_of(request.source))
         return adapters_pb2.LoadAdapterResponse(adapter=self._adapter(request.name), changed=True)
+
+    async def Upload(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[adapters_pb2.UploadAdapterRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> adapters_pb2.LoadAdapterResponse:
+        self.uploads_running += 1
+        self.upload_messages = []
+        try:
+            async for message in request_iterator:
+                self.upload_messages.append(message)
+                if message.start.name == "refused":
+                    raise invalid_argument("BAD_NAME", "the store refuses it half-way")
+                async with self.changed:
+                    self.changed.notify_all()
+        finally:
+            self.uploads_running -= 1
+            async with self.changed:
+                self.changed.notify_all()
+        start = self.upload_messages[0].start
+        self.tenants[start.name] = start.tenant
+        await self.point(start.name, digest_of(start.config_json))
+        return adapters_pb2.LoadAdapterResponse(adapter=self._adapter(start.name), changed=True)
 
     async def Unload(  # noqa: N802
         self, request: adapters_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext

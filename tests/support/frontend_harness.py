@@ -23,7 +23,7 @@ from lorikeet.v1 import (
 from rpc.channel import open_channel
 from rpc.server import Server
 from tests.support.frontend_fake_executor import FakeExecutor, Script, engine_hello, token_by_position
-from tests.support.frontend_fake_store import FakeStore
+from tests.support.frontend_fake_store import FakePacks, FakeStore
 
 LOOPBACK = "127.0.0.1:0"
 
@@ -39,6 +39,7 @@ async def serve_executor(executor: FakeExecutor, address: str = LOOPBACK) -> tup
 async def serve_store(store: FakeStore, address: str = LOOPBACK) -> tuple[Server, str]:
     server = Server()
     server.add("lorikeet.v1.CatalogService", store_pb2_grpc.add_CatalogServiceServicer_to_server, store)
+    server.add("lorikeet.v1.PackService", store_pb2_grpc.add_PackServiceServicer_to_server, FakePacks(store))
     return server, await server.start(address)
 
 

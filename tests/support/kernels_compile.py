@@ -92,6 +92,7 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
         {"num_warps": 4, "num_stages": 2},
         types | {"source_ptr": "*i64" if gathered else "*fp32"},
         **common,
+        VECTOR_UNIT=32,
         BLOCK_N=128 if block_t == 64 else 64,
         K_SPLITS=1 if gathered else k_splits,
         GATHERED=gathered,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -32,8 +32,16 @@ class Oracle:
     ) -> None:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
         self._model = model
+        # PEFT writes biases into the base itself and saves no module that another adapter has a LoRA on: such
+        # adapters get a base of their own.
+        self._apart: dict[str, PeftModel] = {}
         for name, folder in adapters.items():
-            if isinstance(self._model, PeftModel):
+            config = PeftConfig.from_pretrained(folder)
+            assert isinstance(config, LoraConfig)
+            if config.bias != "none" or config.modules_to_save:
+                own = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
+                self._apart[name] = PeftModel.from_pretrained(own, folder)
+            elif isinstance(self._model, PeftModel):
                 self._model.load_adapter(folder, adapter_name=name)
             else:
                 self._model = PeftModel.from_pretrained(model, folder, adapter_name=name)
@@ -45,7 +53,9 @@ class Oracle:
         key = adapter, tuple(ids)
         if key not in self._seen:
             batch = torch.tensor([list(ids)])
-            if adapter:
+            if adapter in self._apart:
+                logits = self._apart[adapter](batch).logits
+            elif adapter:
                 assert isinstance(self._model, PeftModel)
                 self._model.set_adapter(adapter)
                 logits = self._model(batch).logits

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from executor.adapters.manifest import check_manifest
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.loader import Copied, Granted, LoaderEvent
@@ -20,6 +21,7 @@ from executor.model.layout import build_layout
 from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
 from executor.runner import PendingStep, RunnerConfig, TorchRunner
+from rpc.digests import layout_digest
 from tests.support.oracle_adapters import Pack, pack_adapter
 
 
@@ -61,7 +63,9 @@ class PoolLoader:
         self._events.append(Granted(digest=digest, units=len(self._packs[digest].data) // 128))
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
-        self._pool.write(unit_offset, self._packs[digest].data)
+        pack = self._packs[digest]
+        self._pool.write(unit_offset, pack.data)
+        self._pool.derive(unit_offset, pack.manifest)
         self._offsets[digest] = unit_offset
         self._events.append(Copied(digest=digest))
 
@@ -120,12 +124,26 @@ class Server:
             self.model, base_digest="", base_name="tiny", dtype=dtype, max_rank=64, max_pack_bytes=1 << 24
         )
         packs = {name: pack_adapter(folder, layout) for name, folder in adapters.items()}
+        for pack in packs.values():
+            check_manifest(
+                pack.manifest,
+                digest=pack.manifest.digest,
+                layout=layout,
+                layout_digest=layout_digest(layout),
+            )
         units = sum(len(pack.data) for pack in packs.values()) // 128 + 7
-        pool = AdapterPool(self.model, units=units, slots=adapter_slots, dtype=dtype, triton=triton)
+        parameters = load_parameters(checkpoint, self.model, dtype=dtype)
+        pool = AdapterPool(
+            self.model,
+            units=units,
+            slots=adapter_slots,
+            dtype=dtype,
+            triton=triton,
+            parameters=parameters,
+        )
         config = RunnerConfig(
             max_rows=max_running, pages=pages, page_size=page_size, max_context=self.model.context_length
         )
-        parameters = load_parameters(checkpoint, self.model, dtype=dtype)
         self.scheduler = Scheduler(
             SchedulerConfig(
                 context=self.model.context_length,

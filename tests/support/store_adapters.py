@@ -1,5 +1,6 @@
 """Adapters and layouts for tests of the store: small, seeded, written as PEFT writes them."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adapter_store.formats.layout import PackLayout, read_layout
+from adapter_store.formats.packing import write_pack
+from adapter_store.formats.plan import PackPlan
+from adapter_store.formats.safetensors_files import TensorFiles
 from lorikeet.v1 import layout_pb2
 
 HIDDEN, HEADS_OUT, KV_OUT, MLP, VOCABULARY = 16, 32, 8, 24, 40
@@ -23,6 +27,8 @@ LINEARS = {
     "mlp.down_proj": (MLP, HIDDEN),
 }
 
+BIASED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
 NUMPY = {"F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -32,8 +38,9 @@ def toy_layout(
     dtype: layout_pb2.TensorType = layout_pb2.TENSOR_TYPE_FLOAT32,
     max_rank: int = 64,
     max_pack_bytes: int = 0,
+    biases: bool = False,
 ) -> layout_pb2.Layout:
-    """The layout of a toy decoder, slices in the order that executors publish."""
+    """The layout of a toy decoder, slices in the order that executors publish; q, k and v may have biases."""
     layout = layout_pb2.Layout(
         pack_format_version=2,
         base_digest="0" * 64,
@@ -52,18 +59,21 @@ def toy_layout(
                 kind=layout_pb2.SLICE_KIND_LINEAR,
                 in_features=inputs,
                 out_features=outputs,
+                has_bias=biases and name in BIASED,
             )
     layout.slices.add(
         module="model.embed_tokens",
         kind=layout_pb2.SLICE_KIND_EMBEDDING,
         in_features=VOCABULARY,
         out_features=HIDDEN,
+        is_replaceable=True,
     )
     layout.slices.add(
         module="lm_head",
         kind=layout_pb2.SLICE_KIND_LINEAR,
         in_features=HIDDEN,
         out_features=VOCABULARY,
+        is_replaceable=True,
     )
     return layout
 
@@ -171,6 +181,13 @@ def write_adapter(
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def pack_bytes(plan: PackPlan, files: TensorFiles) -> bytes:
+    """The pack that the store makes by a plan."""
+    data = io.BytesIO()
+    write_pack(plan, files, data.write)
+    return data.getvalue()
 
 
 def effective_deltas(

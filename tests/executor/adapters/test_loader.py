@@ -1,6 +1,7 @@
 """The loader against a small real store: leases, races, restarts."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from executor.adapters.loader import StoreLoader
 from executor.adapters.pool import PlainPool
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
+from lorikeet.v1 import layout_pb2
 from rpc.channel import open_channel
 from rpc.digests import layout_digest
 from tests.support.execsvc_store import SmallStore, small_layout
@@ -136,6 +138,40 @@ async def test_a_pack_moved_during_the_copy_is_asked_for_again(tmp_path: Path) -
         assert await engine.load(digest, unit_offset=0, slot=0) == Copied(digest=digest)
         assert engine.content(0, 1024) == b"a" * 1024
         assert len(store.acquires) == 3
+
+
+class DerivingPool(PlainPool):
+    """Notes what is derived, and when; refuses where told to."""
+
+    def __init__(self, *, units: int, refuses: bool = False) -> None:
+        super().__init__(units=units)
+        self.refuses = refuses
+        self.derived: list[tuple[int, str, bytes]] = []
+
+    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        if self.refuses:
+            raise ValueError("DoRA on m0 does not fit")
+        start = unit_offset * 128
+        self.derived.append((unit_offset, manifest.digest, self.bytes[start : start + 4].tobytes()))
+
+
+async def test_a_pack_is_completed_after_the_copy_and_before_it_counts(tmp_path: Path) -> None:
+    pool = DerivingPool(units=256)
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
+        digest = store.put("a")
+        assert await engine.load(digest, unit_offset=5, slot=0) == Copied(digest=digest)
+        assert pool.derived == [(5, digest, b"aaaa")]
+
+
+async def test_a_pack_that_does_not_fit_the_base_fails_by_name(tmp_path: Path) -> None:
+    pool = DerivingPool(units=256, refuses=True)
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
+        event = await engine.load(store.put("a"), unit_offset=0, slot=0)
+        assert isinstance(event, LoadFailed)
+        assert (event.code, event.reason) == (Code.FAILED_PRECONDITION, "ADAPTER_DOES_NOT_FIT_BASE")
+        assert "m0" in event.message
+        await store.until(lambda: store.leases == 0)
 
 
 async def test_a_pack_that_never_stays_fails_as_unavailable(tmp_path: Path) -> None:

@@ -67,3 +67,70 @@ def test_a_lie_is_found(lie: Change) -> None:
     lie(pack)
     with pytest.raises(ManifestError):
         check(pack)
+
+
+FORMS_LAYOUT = small_layout()
+FORMS_LAYOUT.slices[0].has_bias = True
+FORMS_LAYOUT.slices[1].is_replaceable = True
+
+FORMS: dict[str, tuple[int, int, set[str]]] = {
+    "DoRA on a biased module": (0, 5, {"magnitude", "shift"}),
+    "DoRA elsewhere": (1, 5, {"magnitude"}),
+    "DoRA with a bias": (0, 5, {"magnitude", "bias", "shift"}),
+    "lora_bias": (1, 5, {"lora_bias", "shift"}),
+    "both biases": (0, 5, {"lora_bias", "bias", "shift"}),
+    "only a bias": (0, 0, {"bias", "shift"}),
+    "only a weight": (1, 0, {"weight"}),
+}
+NOT_FORMS: dict[str, tuple[int, int, set[str]]] = {
+    "nothing": (0, 0, set()),
+    "only a shift": (0, 0, {"shift"}),
+    "magnitude alone": (1, 0, {"magnitude"}),
+    "lora_bias alone": (1, 0, {"lora_bias", "shift"}),
+    "DoRA with lora_bias": (0, 5, {"magnitude", "lora_bias", "shift"}),
+    "no room for a shift": (0, 5, {"magnitude"}),
+    "no use for a shift": (1, 5, {"magnitude", "shift"}),
+    "a bias where the base has none": (1, 5, {"bias", "shift"}),
+    "a weight and a LoRA": (1, 5, {"weight"}),
+    "a weight and a bias": (1, 0, {"weight", "bias", "shift"}),
+    "a weight that may not be replaced": (0, 0, {"weight"}),
+}
+
+
+def pack_of(index: int, rank: int, parts: set[str]) -> layout_pb2.PackManifest:
+    """One slice, its tensors behind each other."""
+    place = layout_pb2.SlicePlacement(slice=index, rank=rank, padded_rank=-(-rank // 8) * 8)
+    offset = 0
+    if rank:
+        place.b_offset, offset = 512, 1024
+    for part in sorted(parts):
+        setattr(place, f"{part}_offset", offset)
+        offset += 1024 if part == "weight" else 128
+    return layout_pb2.PackManifest(
+        digest=DIGEST, layout_digest=layout_digest(FORMS_LAYOUT), total_bytes=max(offset, 128), slices=[place]
+    )
+
+
+def check_form(pack: layout_pb2.PackManifest) -> None:
+    check_manifest(pack, digest=DIGEST, layout=FORMS_LAYOUT, layout_digest=layout_digest(FORMS_LAYOUT))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_forms_of_pefts_lora_pass(form: tuple[int, int, set[str]]) -> None:
+    check_form(pack_of(*form))
+
+
+@pytest.mark.parametrize("form", NOT_FORMS.values(), ids=NOT_FORMS.keys())
+def test_forms_that_peft_does_not_have_are_refused(form: tuple[int, int, set[str]]) -> None:
+    with pytest.raises(ManifestError, match=r"m[01]"):
+        check_form(pack_of(*form))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("offset", [64, 1 << 40, 1 << 63])
+def test_vectors_and_weights_lie_inside_the_pack(form: tuple[int, int, set[str]], offset: int) -> None:
+    for part in form[2]:
+        pack = pack_of(*form)
+        setattr(pack.slices[0], f"{part}_offset", offset)
+        with pytest.raises(ManifestError, match=rf"{part} of m[01]"):
+            check_form(pack)

@@ -14,11 +14,12 @@ from executor.control.arithmetic_runner import ArithmeticRunner, PendingStep
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine
 from executor.control.mailbox import Mailbox, Submit
-from executor.control.outputs import Outputs
+from executor.control.outputs import Admitted, Outputs
 from executor.control.plan import StepPlan, StepResult
-from executor.control.request import Code
+from executor.control.request import Code, RequestKey
 from executor.control.scheduler import Scheduler
 from executor.control.timings import Deadlines
+from executor.control.usage import UsageTable
 from tests.support.control_traffic import FlakyRunner
 from tests.support.control_world import World, expected, make_request
 
@@ -44,12 +45,51 @@ def test_timings_tell_queue_adapter_and_first_token_apart():
         world.step()
         clock.now += 1
     admitted, finished = world.of(request).admitted[0], world.of(request).finished
-    assert admitted.adapter_wait_seconds == 4, "leased at step 2, copied at step 4"
+    assert (admitted.slot_wait_seconds, admitted.load_wait_seconds) == (0, 4), "leased at step 2, copied at 4"
+    assert admitted.queue_wait_seconds == 8
+    assert not admitted.was_resident
     assert admitted.queued_seconds == 12, "the row was taken for so long"
     assert finished is not None
     assert finished.first_token_seconds == 12
     first = world.of(before).admitted[0]
-    assert (first.queued_seconds, first.adapter_wait_seconds) == (0, 0)
+    assert (first.queued_seconds, first.slot_wait_seconds, first.load_wait_seconds) == (0, 0, 0)
+
+
+def test_waiting_for_a_slot_is_told_apart_from_waiting_for_weights():
+    clock = Clock()
+    world = World(packs={"a": 10, "b": 10}, delay=lambda: 1, clock=clock, adapter_slots=1, pool_units=10)
+    first, second = make_request(1, digest="a", max_tokens=9), make_request(2, digest="b", max_tokens=3)
+    world.submit(first, second)
+    while not world.of(second).over:
+        world.step()
+        clock.now += 1
+    waited = world.of(second).admitted[0]
+    assert waited.load_wait_seconds == 4, "two steps for the lease, two for the copy"
+    assert waited.slot_wait_seconds == waited.queued_seconds - 4 > 5
+    world.settle()
+    assert not world.engine._stopwatch._moments
+    assert list(world.engine._stopwatch._adapters) == ["b"], "only the resident one is still followed"
+    a, b = world.engine.usage.busiest(10)
+    assert {a.digest, b.digest} == {"a", "b"}
+    assert (a.requests, a.pool_hits, a.pool_loads) == (1, 0, 1)
+
+
+def test_usage_is_bounded_and_loses_nothing():
+    usage = UsageTable(entries=4)
+    for number in range(40):
+        for _ in range(1 + 5 * (number < 3)):
+            event = Admitted(
+                key=RequestKey(1, number), cached_tokens=0, digest=str(number), queued_seconds=1.0
+            )
+            usage.admitted(event)
+        usage.loaded(str(number))
+    assert len(usage._usage) <= 8
+    *listed, others = usage.busiest(3)
+    assert {entry.digest for entry in listed} == {"0", "1", "2"}
+    assert others.digest == "others"
+    assert (others.requests, others.pool_loads) == (37, 37)
+    assert usage.total().requests == 55
+    assert usage.total().queue_wait_seconds == 55
 
 
 @both_depths

@@ -6,8 +6,8 @@ from executor.control.accounts import Accounts
 from executor.control.queue_policy import FairPolicy, PackPolicy, QueuePolicy
 from executor.control.request import Namespace
 from executor.control.request_queue import RequestQueue
+from executor.control.residency import Residency
 from executor.control.sequence import Sequence
-from executor.control.slots import Residency
 from tests.support.control_world import ids, make_request
 
 

@@ -107,13 +107,13 @@ def test_manifests_that_do_not_fit_are_refused(
 ) -> None:
     pool = pool_of(config)
     pool.install_slot(0, unit_offset=0, manifest=pack.manifest)
-    before = pool.table.rows_SL3.clone()
+    before = pool.table.rows_SL6.clone()
     lying = layout_pb2.PackManifest()
     lying.CopyFrom(pack.manifest)
     setattr(lying.slices[0], field, value)
     with pytest.raises(ValueError, match=says):
         pool.install_slot(0, unit_offset=0, manifest=lying)
-    assert torch.equal(pool.table.rows_SL3, before)
+    assert torch.equal(pool.table.rows_SL6, before)
 
 
 def test_a_pack_of_another_base_is_refused(config: ModelConfig, pack: Pack) -> None:

@@ -55,6 +55,20 @@ async def test_no_adapter_reads_the_prefix_of_another(tmp_path: Path) -> None:
         assert cached == [0, 0, 0, 64, 64, 64]
         statistics = await running.until_empty()
         assert statistics.adapters_resident == 2
+        pool = (
+            statistics.pool_loads,
+            statistics.pool_hits,
+            statistics.pool_misses,
+            statistics.pool_evictions,
+        )
+        assert pool == (2, 2, 2, 0)
+        listed = (await running.statistics(adapters=10)).adapters
+        assert [(usage.requests, usage.pool_loads, usage.pool_hits) for usage in listed if usage.digest] == [
+            (2, 1, 1),
+            (2, 1, 1),
+        ]
+        assert all(usage.load_wait_seconds > 0 for usage in listed if usage.digest)
+        assert [usage.requests for usage in listed if not usage.digest] == [2]
         await store.until(lambda: store.leases == 0)
 
 

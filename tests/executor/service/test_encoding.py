@@ -3,7 +3,6 @@
 import numpy as np
 
 from executor.control.outputs import (
-    AdapterReady,
     Admitted,
     Event,
     Failed,
@@ -70,7 +69,13 @@ def test_events_become_messages() -> None:
     step = step_of(
         only_events(
             (
-                Admitted(key=key, cached_tokens=16, queued_seconds=0.5, adapter_wait_seconds=0.25),
+                Admitted(
+                    key=key,
+                    cached_tokens=16,
+                    queued_seconds=0.5,
+                    slot_wait_seconds=0.05,
+                    load_wait_seconds=0.2,
+                ),
                 Failed(key=key, code=Code.NOT_FOUND, reason="R", message="m"),
                 PromptLogprobsReady(
                     key=key,
@@ -86,6 +91,7 @@ def test_events_become_messages() -> None:
     assert step.step == 0
     (admitted,) = step.admitted
     assert (admitted.cached_tokens, admitted.queued_us, admitted.adapter_wait_us) == (16, 500_000, 250_000)
+    assert (admitted.slot_wait_us, admitted.load_wait_us) == (50_000, 200_000)
     (failed,) = step.failed
     assert (failed.request, failed.code, failed.reason, failed.message) == (7, 5, "R", "m")
     (chunk,) = step.prompt_logprobs
@@ -101,9 +107,7 @@ def test_an_answer_that_ends_without_tokens_has_an_empty_range() -> None:
 
 
 def test_what_only_the_frontend_did_is_not_told_back() -> None:
-    assert (
-        encode(only_events((finished(7, FinishReason.ABORTED), AdapterReady(key=RequestKey(4, 7))))) is None
-    )
+    assert encode(only_events((finished(7, FinishReason.ABORTED), FirstToken(key=RequestKey(4, 7))))) is None
 
 
 def test_ended_names_all_requests_that_are_over() -> None:

@@ -1,0 +1,47 @@
+"""A place of the base model with what an adapter brings for it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from adapter_store.formats.layout import Slice
+from adapter_store.formats.safetensors_files import TensorEntry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptedSlice:
+    """A slice with what an adapter brings for it; tensors as on disk.
+
+    lora_a is [rank, inputs] and lora_b [outputs, rank], unless stored transposed; both are absent at rank 0.
+    magnitude (of DoRA), lora_bias and bias are [outputs]; weight takes the place of the base's.
+    """
+
+    slice: Slice
+    rank: int
+    scaling: float
+    lora_a: TensorEntry | None = None
+    lora_b: TensorEntry | None = None
+    magnitude: TensorEntry | None = None
+    lora_bias: TensorEntry | None = None
+    bias: TensorEntry | None = None
+    weight: TensorEntry | None = None
+    is_a_transposed: bool = False
+    is_b_transposed: bool = False
+
+    def tensors(self) -> Iterator[tuple[str, TensorEntry]]:
+        """(part, tensor) of those that are there, in the order of a pack."""
+        for part, entry in (
+            ("lora_a", self.lora_a),
+            ("lora_b", self.lora_b),
+            ("magnitude", self.magnitude),
+            ("lora_bias", self.lora_bias),
+            ("bias", self.bias),
+            ("weight", self.weight),
+        ):
+            if entry is not None:
+                yield part, entry
+
+    @property
+    def has_shift(self) -> bool:
+        """True when the executor derives a vector that it adds to the output besides gain and LoRA."""
+        rescales_bias = self.magnitude is not None and self.slice.has_bias
+        return self.lora_bias is not None or self.bias is not None or rescales_bias

@@ -1,0 +1,102 @@
+"""Adapters loaded when somebody first asks for their name. Off unless configured."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import grpc
+
+from adapter_store.admin import Admin, LoadRequest
+from adapter_store.catalog import check_name
+from adapter_store.formats.strict_json import printable
+from adapter_store.sources import Sources
+from adapter_store.watchers import AdapterView
+from rpc.errors import LorikeetError, not_found, resource_exhausted
+
+# Anybody who may generate can ask for any name: what that costs is bounded.
+_MAX_PENDING = 16
+_MAX_REMEMBERED = 4096
+_REFUSED_SECONDS = 10.0
+_BUSY_SECONDS = 1.0
+_MAY_PASS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+)
+
+
+class Resolver:
+    """Loads `place/NAME` for an unknown NAME. Belongs to the event loop.
+
+    Callers who ask for one name share one load; a refusal is remembered for some seconds.
+
+    Args:
+        place: a folder or URL that `sources` can open; "" resolves nothing.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, *, admin: Admin, sources: Sources, place: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._admin = admin
+        self._sources = sources
+        self._place = place.rstrip("/")
+        self._clock = clock
+        self._pending: dict[str, int] = {}
+        self._refused: OrderedDict[str, tuple[float, LorikeetError]] = OrderedDict()
+
+    async def resolve(self, name: str) -> AdapterView:
+        """The adapter with this name, loaded if need be.
+
+        Raises:
+            LorikeetError: NOT_FOUND (RESOLVING_OFF where nothing is resolved), RESOURCE_EXHAUSTED, and those
+                of `Admin.load`.
+        """
+        if not self._place:
+            raise not_found("RESOLVING_OFF", "the store loads no adapter by itself: load it with LoadAdapter")
+        check_name(name)
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise not_found(
+                "ADAPTER_NOT_FOUND", f"no adapter can be found as {printable(name)}", adapter=name
+            )
+        known = self._find(name)
+        if known is not None:
+            return known
+        self._check_refused(name)
+        if name not in self._pending and len(self._pending) >= _MAX_PENDING:
+            raise resource_exhausted(
+                "TOO_MANY_LOADS", f"{_MAX_PENDING} unknown adapters are being loaded already", retry_after=1.0
+            )
+        self._pending[name] = self._pending.get(name, 0) + 1
+        try:
+            view, _ = await self._admin.load(
+                LoadRequest(name=name, reader=self._sources.open(f"{self._place}/{name}"))
+            )
+        except LorikeetError as error:
+            self._remember(name, error)
+            raise
+        finally:
+            self._pending[name] -= 1
+            if not self._pending[name]:
+                del self._pending[name]
+        return view
+
+    def _find(self, name: str) -> AdapterView | None:
+        try:
+            return self._admin.get(name)
+        except LorikeetError:
+            return None
+
+    def _check_refused(self, name: str) -> None:
+        until, error = self._refused.get(name, (0.0, None))
+        if error is not None and self._clock() < until:
+            raise error
+        self._refused.pop(name, None)
+
+    def _remember(self, name: str, error: LorikeetError) -> None:
+        seconds = _BUSY_SECONDS if error.code in _MAY_PASS else _REFUSED_SECONDS
+        self._refused[name] = (self._clock() + seconds, error)
+        self._refused.move_to_end(name)
+        while len(self._refused) > _MAX_REMEMBERED:
+            self._refused.popitem(last=False)

@@ -1,0 +1,263 @@
+"""Thousands of adapters over one base, through gRPC: are all answers right, and what does the crowd cost?
+
+    python -m bench.many_adapters                         # 2,000 adapters, demo model, CPU
+    python -m bench.many_adapters --device cuda
+
+Store, executor and frontend are three processes. Adapters are random; what each must answer is computed first
+by transformers with the adapter merged into the base. Requests draw adapters from Zipf(1.0); the executor's
+pool has room for 64 of them and the store's memory for 500. The same traffic to one adapter is the yardstick:
+
+* with the model: every answer is checked;
+* without the LoRA arithmetic (and without the model): the runner takes a fixed time for each step, as a GPU
+  would, so that what is left of the difference is scheduling, loading and evicting.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import seeded_adapters
+from lorikeet.v1 import adapters_pb2, generation_pb2
+from tests.support.execsvc_stack import DEMO, Stack, stack_at
+
+MODEL = DEMO / "qwen3-tiny"
+PROMPT = tuple(range(40, 72))
+SETTLE_REQUESTS = 512
+ALIGNMENT = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One traffic: `wrong` answers of those checked, and the share of requests that found their adapter."""
+
+    name: str
+    requests: int
+    tokens_per_second: float
+    first_token_p50_ms: float
+    first_token_p99_ms: float
+    pool_hit_rate: float
+    memory_hit_rate: float
+    wrong: int
+    checked: int
+
+
+def zipf(count: int, adapters: int, seed: int) -> list[int]:
+    """Which adapter each request asks for: the k-th most popular with a probability in proportion to 1/k."""
+    shares = 1.0 / np.arange(1, adapters + 1)
+    return np.random.default_rng(seed).choice(adapters, size=count, p=shares / shares.sum()).tolist()
+
+
+def pack_bytes(model_dir: Path, rank: int, element_bytes: int) -> int:
+    """Of one of our adapters in the executor's layout."""
+    padded = -(-rank // 8) * 8
+    total = 0
+    for place in seeded_adapters.places(seeded_adapters.load_base(model_dir)).values():
+        for features in (place.inputs, place.outputs):
+            total += -(-padded * features * element_bytes // ALIGNMENT) * ALIGNMENT
+    return total
+
+
+class Traffic:
+    """Sends requests and checks answers; `expected` by adapter, empty where nothing can be checked."""
+
+    def __init__(
+        self, stack: Stack, *, tokens: int, concurrency: int, expected: Sequence[Sequence[int]]
+    ) -> None:
+        self._stack = stack
+        self._tokens = tokens
+        self._concurrency = concurrency
+        self._expected = expected
+
+    async def run(self, name: str, adapters: Sequence[int]) -> Run:
+        before = await self._counters()
+        waiting = iter(adapters)
+        first_tokens: list[float] = []
+        wrong = 0
+
+        async def client() -> None:
+            nonlocal wrong
+            for adapter in waiting:
+                seconds, ids = await self._ask(adapter)
+                first_tokens.append(seconds)
+                if self._expected:
+                    expected = self._expected[adapter]
+                    wrong += tuple(ids[: len(expected)]) != tuple(expected)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(self._concurrency)))
+        seconds = time.perf_counter() - started
+        after = await self._counters()
+        return Run(
+            name=name,
+            requests=len(adapters),
+            tokens_per_second=len(adapters) * self._tokens / seconds,
+            first_token_p50_ms=1e3 * float(np.percentile(first_tokens, 50)),
+            first_token_p99_ms=1e3 * float(np.percentile(first_tokens, 99)),
+            pool_hit_rate=_rate(before, after, "pool"),
+            memory_hit_rate=_rate(before, after, "memory"),
+            wrong=wrong,
+            checked=len(adapters) if self._expected else 0,
+        )
+
+    async def _ask(self, adapter: int) -> tuple[float, list[int]]:
+        request = generation_pb2.GenerateRequest(
+            tokens=generation_pb2.TokenIds(ids=PROMPT),
+            adapter=f"a{adapter}",
+            sampling=generation_pb2.SamplingParams(temperature=0, max_tokens=self._tokens, ignore_eos=True),
+        )
+        started, first, ids = time.perf_counter(), 0.0, []
+        async for response in self._stack.generation.Generate(request, timeout=300):
+            first = first or time.perf_counter() - started
+            ids += response.token_ids
+        return first, ids
+
+    async def _counters(self) -> dict[str, tuple[int, int]]:
+        statistics = await self._stack.adapters.GetAdapterStatistics(
+            adapters_pb2.GetAdapterStatisticsRequest(limit=1)
+        )
+        return {tier.tier: (tier.hits, tier.misses) for tier in statistics.tiers}
+
+
+def _rate(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], tier: str) -> float:
+    hits, misses = (now - then for now, then in zip(after[tier], before[tier], strict=True))
+    return hits / max(1, hits + misses)
+
+
+async def load_all(stack: Stack, folder: Path, count: int) -> float:
+    """Loads every adapter, sixteen at a time; returns the seconds."""
+    numbers = iter(range(count))
+
+    async def loader() -> None:
+        for number in numbers:
+            request = adapters_pb2.LoadAdapterRequest(name=f"a{number}", source=str(folder / str(number)))
+            await stack.adapters.LoadAdapter(request, timeout=300)
+
+    await stack.load("a0", folder / "0")
+    started = time.perf_counter()
+    await asyncio.gather(*(loader() for _ in range(16)))
+    return time.perf_counter() - started
+
+
+async def measure(options: argparse.Namespace, folder: Path, *, arithmetic: bool) -> list[Run]:
+    """Both traffics on one set of services."""
+    element_bytes = 2 if options.dtype == "bfloat16" else 4
+    pack = pack_bytes(MODEL, options.rank, element_bytes)
+    flags = [
+        f"--device={options.device}",
+        f"--dtype={options.dtype}",
+        f"--max-running={options.concurrency}",
+        f"--adapter-slots={options.slots}",
+        f"--adapter-pool-bytes={options.slots * pack}",
+        f"--pool-eviction={options.pool_eviction}",
+    ]
+    if arithmetic:
+        flags += ["--runner=arithmetic", f"--arithmetic-step-seconds={options.step_seconds}"]
+    expected = [] if arithmetic else json.loads((folder / "expected.json").read_text())
+    store_flags = [
+        # A pack's header comes on top.
+        f"--arena-bytes={options.memory * (pack + ALIGNMENT) + (1 << 20)}",
+        f"--memory-eviction={options.memory_eviction}",
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        async with stack_at(
+            Path(scratch), model_dir=MODEL, roots=[folder], executor_flags=flags, store_flags=store_flags
+        ) as stack:
+            seconds = await load_all(stack, folder, options.adapters)
+            print(f"loaded {options.adapters} adapters of {pack >> 10} KiB in {seconds:.1f} s", flush=True)
+            traffic = Traffic(
+                stack, tokens=options.tokens, concurrency=options.concurrency, expected=expected
+            )
+            draws = zipf(options.requests + SETTLE_REQUESTS, options.adapters, seed=1)
+            await traffic.run("settle", draws[:SETTLE_REQUESTS])
+            kind = "no arithmetic" if arithmetic else "model"
+            many = await traffic.run(f"{kind}, {options.adapters} adapters", draws[SETTLE_REQUESTS:])
+            one = await traffic.run(f"{kind}, one adapter", [0] * options.requests)
+            return [one, many]
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> None:
+    """Makes the adapters and their answers, unless the folder has them from an earlier run."""
+    if (folder / "expected.json").exists():
+        return
+
+    def progress(done: int) -> None:
+        if done % 250 == 0:
+            print(f"made {done} of {options.adapters} adapters and their answers", flush=True)
+
+    expected = seeded_adapters.make(
+        folder,
+        MODEL,
+        count=options.adapters,
+        rank=options.rank,
+        prompt_ids=PROMPT,
+        max_tokens=options.tokens,
+        progress=progress,
+    )
+    (folder / "expected.json").write_text(json.dumps(expected))
+
+
+def report(runs: Sequence[Run]) -> None:
+    print(f"{'traffic':<32}{'tok/s':>9}{'first token p50/p99 ms':>25}{'pool':>7}{'memory':>8}{'wrong':>14}")
+    for run in runs:
+        first = f"{run.first_token_p50_ms:.1f} / {run.first_token_p99_ms:.1f}"
+        wrong = f"{run.wrong} of {run.checked}" if run.checked else "-"
+        print(
+            f"{run.name:<32}{run.tokens_per_second:>9,.0f}{first:>25}"
+            f"{run.pool_hit_rate:>7.1%}{run.memory_hit_rate:>8.1%}{wrong:>14}"
+        )
+    for one, many in zip(runs[::2], runs[1::2], strict=True):
+        print(
+            f"{many.name}: {many.tokens_per_second / one.tokens_per_second:.1%} of one adapter's throughput"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--adapters", type=int, default=2000)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--slots", type=int, default=64, help="adapters that the executor's pool holds")
+    parser.add_argument("--memory", type=int, default=500, help="adapters that the store's memory holds")
+    parser.add_argument("--requests", type=int, default=6000)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
+    parser.add_argument("--step-seconds", type=float, default=0.006, help="of the runner without arithmetic")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--pool-eviction", default="gdsf")
+    parser.add_argument("--memory-eviction", default="gdsf")
+    parser.add_argument("--folder", type=Path, help="keep the adapters here and use them again")
+    parser.add_argument("--output", type=Path, help="write JSON here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch) / "adapters"
+        prepare(options, folder)
+        expected = json.loads((folder / "expected.json").read_text())
+        distinct = len({tuple(answer) for answer in expected})
+        print(f"{distinct} of {len(expected)} answers are distinct")
+        runs: list[Run] = []
+        for arithmetic in (False, True):
+            runs += asyncio.run(measure(options, folder, arithmetic=arithmetic))
+        report(runs)
+    if options.output:
+        record: dict[str, Any] = {
+            "settings": {name: str(value) for name, value in vars(options).items()},
+            "distinct_answers": distinct,
+            "runs": [asdict(run) for run in runs],
+        }
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+    if any(run.wrong for run in runs):
+        raise SystemExit("some answers were wrong")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+import asyncio
+
+import grpc
+import pytest
+
+from adapter_store.admin import Admin
+from lorikeet.v1 import store_pb2
+from rpc.errors import LorikeetError, from_rpc
+from tests.support.source_servers import WebServer, put_folder, s3_bucket, serving
+from tests.support.store_adapters import write_adapter
+from tests.support.store_server import WAIT_SECONDS, running_store
+
+
+async def resolve(running, name: str):
+    return await running.catalog.Resolve(store_pb2.ResolveAdapterRequest(name=name), timeout=WAIT_SECONDS)
+
+
+async def refusal(running, name: str) -> LorikeetError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await resolve(running, name)
+    return from_rpc(caught.value)
+
+
+async def test_unknown_names_are_loaded_once_from_the_place_for_them(tmp_path, monkeypatch):
+    write_adapter(tmp_path / "adapters" / "team" / "a")
+    loads = []
+    load = Admin._load
+    monkeypatch.setattr(Admin, "_load", lambda self, request: (loads.append(request), load(self, request))[1])
+    async with running_store(tmp_path, resolve_from=str(tmp_path / "adapters")) as running:
+        await running.register()
+        found = await asyncio.gather(*(resolve(running, "team/a") for _ in range(8)))
+        assert {pointer.digest for pointer in found} == {running.store.admin.get("team/a").digest}
+        assert await resolve(running, "team/a") == found[0]
+    assert len(loads) == 1
+
+
+async def test_nothing_is_resolved_by_default(tmp_path):
+    write_adapter(tmp_path / "adapters" / "a")
+    async with running_store(tmp_path) as running:
+        await running.register()
+        error = await refusal(running, "a")
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "RESOLVING_OFF")
+
+
+@pytest.mark.parametrize("name", ["a/../../outside", "a/./b", "a//b", "../outside", "", "a/.."])
+async def test_names_do_not_lead_out_of_the_place(tmp_path, name):
+    write_adapter(tmp_path / "adapters" / "place" / "a")
+    write_adapter(tmp_path / "adapters" / "outside")
+    async with running_store(tmp_path, resolve_from=str(tmp_path / "adapters" / "place")) as running:
+        await running.register()
+        error = await refusal(running, name)
+    assert error.code.name in ("NOT_FOUND", "INVALID_ARGUMENT")
+
+
+async def test_a_refusal_is_remembered_for_a_while(tmp_path):
+    with serving(WebServer()) as web:
+        async with running_store(tmp_path, sources=(web.url,), resolve_from=f"{web.url}/all") as running:
+            await running.register()
+            now = [100.0]
+            running.store._resolver._clock = lambda: now[0]
+            assert (await refusal(running, "a")).reason == "NO_CONFIG"
+            asked = len(web.requests)
+            assert (await refusal(running, "a")).reason == "NO_CONFIG"
+            assert len(web.requests) == asked
+            now[0] += 60
+            assert (await refusal(running, "a")).reason == "NO_CONFIG"
+            assert len(web.requests) == 2 * asked
+
+
+async def test_an_adapter_from_a_bucket_has_the_digest_of_its_folder(tmp_path, monkeypatch):
+    folder = write_adapter(tmp_path / "adapters" / "a")
+    with s3_bucket("adapters") as (endpoint, bucket):
+        put_folder(bucket, "team/b", folder)
+        for name, value in {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        async with running_store(
+            tmp_path, sources=("s3://adapters/team/",), resolve_from="s3://adapters/team"
+        ) as running:
+            await running.register()
+            loaded = await running.load("a", folder)
+            from_bucket = await running.load("bucket", "s3://adapters/team/b")
+            assert from_bucket.adapter.digest == loaded.adapter.digest
+            assert from_bucket.adapter.source == "s3://adapters/team/b"
+            assert (await resolve(running, "b")).digest == loaded.adapter.digest
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"resolve_from": "s3://adapters"},
+        {"resolve_from": "/"},
+        {"sources": ("s3://a/../b",)},
+        {"sources": ("http://example.com/",)},
+        {"sources": ("adapters",)},
+    ],
+)
+async def test_settings_that_cannot_work_are_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match=r"resolve_from|sources"):
+        async with running_store(tmp_path, **settings):
+            pass

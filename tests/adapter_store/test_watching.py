@@ -1,0 +1,107 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from adapter_store.admin import LoadRequest
+from adapter_store.concurrency import Workers
+from adapter_store.sources import Sources
+from adapter_store.watching import Sightings, WatchedFolder, look_at
+from rpc.errors import invalid_argument, unavailable
+from tests.support.store_adapters import lora_tensors, write_adapter
+from tests.support.store_server import eventually, running_store
+
+ONE, OTHER = (("f", 1, 1, 1),), (("f", 1, 2, 2),)
+
+
+def test_a_folder_is_loaded_once_it_has_settled():
+    sightings = Sightings()
+    assert sightings.see({"a": ONE}) == []
+    assert sightings.see({"a": OTHER}) == []
+    assert sightings.see({"a": OTHER}) == ["a"]
+    assert sightings.see({"a": OTHER}) == []
+
+
+def test_a_folder_that_changes_or_comes_back_is_loaded_again():
+    sightings = Sightings()
+    for looks in ({"a": ONE}, {"a": ONE}, {"a": OTHER}):
+        sightings.see(looks)
+    assert sightings.see({"a": OTHER}) == ["a"]
+    sightings.see({})
+    sightings.see({"a": OTHER})
+    assert sightings.see({"a": OTHER}) == ["a"]
+
+
+def test_what_may_pass_is_tried_again_later():
+    sightings = Sightings()
+    sightings.see({"a": ONE})
+    assert sightings.see({"a": ONE}) == ["a"]
+    sightings.try_later("a")
+    looks = [sightings.see({"a": ONE}) for _ in range(11)]
+    assert looks == [[]] * 10 + [["a"]]
+
+
+def test_only_whole_adapters_with_good_names_are_seen(tmp_path):
+    write_adapter(tmp_path / "good")
+    write_adapter(tmp_path / ".hidden")
+    write_adapter(tmp_path / "bad name")
+    (write_adapter(tmp_path / "unfinished") / "adapter_config.json").unlink()
+    (write_adapter(tmp_path / "unweighted") / "adapter_model.safetensors").unlink()
+    (tmp_path / "file").write_text("x")
+    assert list(look_at(tmp_path)) == ["good"]
+
+
+class Loads:
+    """Remembers what was to be loaded; fails as told."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.error: Exception | None = None
+
+    async def __call__(self, request: LoadRequest) -> None:
+        self.names.append(request.name)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "times"), [(invalid_argument("BAD", "x"), 1), (unavailable("AWAY", "x"), 2)]
+)
+async def test_a_broken_adapter_is_reported_once_per_change(tmp_path, error, times):
+    folder = write_adapter(tmp_path / "a")
+    loads, workers = Loads(), Workers(1, "test")
+    watched = WatchedFolder(
+        folder=tmp_path,
+        open_source=Sources(roots=[tmp_path]).open,
+        load=loads,
+        is_ready=lambda: True,
+        workers=workers,
+    )
+    loads.error = error
+    for _ in range(15):
+        await watched.look()
+    assert loads.names == ["a"] * times
+    os.utime(folder / "adapter_config.json", (1, 1))
+    loads.error = None
+    for _ in range(15):
+        await watched.look()
+    assert loads.names == ["a"] * (times + 1)
+    workers.close()
+
+
+async def test_names_follow_the_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("adapter_store.watching._SECONDS_BETWEEN_LOOKS", 0.01)
+    watched = tmp_path / "adapters" / "live"
+    watched.mkdir(parents=True)
+    async with running_store(tmp_path, watch_folder=watched) as running:
+        await running.register()
+        pointers = running.store.catalog
+        write_adapter(watched / "a")
+        await eventually(lambda: pointers.revision == 1)
+        (first,) = pointers.pointers()
+        new = write_adapter(tmp_path / "new", lora_tensors(seed=1))
+        (new / "adapter_model.safetensors").rename(watched / "a" / "adapter_model.safetensors")
+        await eventually(lambda: pointers.revision == 2)
+        (second,) = pointers.pointers()
+        assert (first.name, second.name) == ("a", "a")
+        assert first.digest != second.digest

@@ -1,0 +1,93 @@
+"""A server with certificates, and clients that it should and should not let in."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from rpc.channel import open_channel
+from rpc.server import Server
+from rpc.tls import ClientTls, ServerTls, server_tls
+
+
+class Pki:
+    """An authority, with a certificate for loopback and one for a client, as files."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        authority = trustme.CA()
+        self.ca, self.cert, self.key = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
+        self.client_cert, self.client_key = folder / "client.pem", folder / "client-key.pem"
+        authority.cert_pem.write_to_path(self.ca)
+        issued = authority.issue_cert("127.0.0.1", "localhost")
+        issued.cert_chain_pems[0].write_to_path(self.cert)
+        issued.private_key_pem.write_to_path(self.key)
+        client = authority.issue_cert("client@example.org")
+        client.cert_chain_pems[0].write_to_path(self.client_cert)
+        client.private_key_pem.write_to_path(self.client_key)
+
+
+@pytest.fixture(scope="module")
+def pkis(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pki, Pki]:
+    folder = tmp_path_factory.mktemp("pki")
+    return Pki(folder / "ours"), Pki(folder / "strangers")
+
+
+@asynccontextmanager
+async def serving(tls: ServerTls) -> AsyncIterator[str]:
+    server = Server()
+    address = await server.start("127.0.0.1:0", tls.credentials())
+    try:
+        yield address
+    finally:
+        await server.drain(0)
+
+
+async def code_of(address: str, tls: ClientTls | None) -> grpc.StatusCode:
+    channel = open_channel(address, tls.credentials() if tls is not None else None)
+    try:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    finally:
+        await channel.close()
+    return grpc.StatusCode.OK
+
+
+async def test_a_client_that_trusts_the_authority_gets_in(pkis: tuple[Pki, Pki]) -> None:
+    ours, strangers = pkis
+    async with serving(ServerTls(cert=ours.cert, key=ours.key)) as address:
+        assert await code_of(address, ClientTls(ca=ours.ca)) is grpc.StatusCode.OK
+        assert await code_of(address, ClientTls(ca=strangers.ca)) is grpc.StatusCode.UNAVAILABLE
+        assert await code_of(address, None) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_clients_show_a_certificate_where_one_is_asked_for(pkis: tuple[Pki, Pki]) -> None:
+    ours, strangers = pkis
+    async with serving(ServerTls(cert=ours.cert, key=ours.key, client_ca=ours.ca)) as address:
+        shown = ClientTls(ca=ours.ca, cert=ours.client_cert, key=ours.client_key)
+        assert await code_of(address, shown) is grpc.StatusCode.OK
+        assert await code_of(address, ClientTls(ca=ours.ca)) is grpc.StatusCode.UNAVAILABLE
+        foreign = ClientTls(ca=ours.ca, cert=strangers.client_cert, key=strangers.client_key)
+        assert await code_of(address, foreign) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_half_a_setting_is_refused(pkis: tuple[Pki, Pki], tmp_path: Path) -> None:
+    ours, _ = pkis
+    assert server_tls(None, None, None) is None
+    for half in ((ours.cert, None, None), (None, ours.key, None), (None, None, ours.ca)):
+        with pytest.raises(ValueError, match="tls_cert and tls_key"):
+            server_tls(*half)
+    with pytest.raises(ValueError, match="tls_cert and tls_key"):
+        ClientTls(cert=ours.cert).credentials()
+    with pytest.raises(ValueError, match="cannot be read"):
+        ServerTls(cert=ours.cert, key=tmp_path / "none").credentials()
+    (tmp_path / "der").write_bytes(b"\x30\x82")
+    with pytest.raises(ValueError, match="PEM"):
+        ClientTls(ca=tmp_path / "der").credentials()
