@@ -192,7 +192,9 @@ class TorchRunner:
 
     def _record_graphs(self) -> "DecodeGraphs":
         from executor.decode_graphs import CudaRecorder, DecodeGraphs, no_recorder
+        from executor.model.attention_triton import TritonAttention
 
+        assert isinstance(self._attention, TritonAttention)
         graphs = DecodeGraphs(
             self._decoder,
             attention=self._attention,
