@@ -126,6 +126,32 @@ def test_a_large_adapter_drains_several_small_ones():
     check_answers(world, large, *small, *more)
 
 
+@pytest.mark.parametrize("eviction", ["gdsf", "lru"])
+def test_a_large_adapter_is_not_starved_by_a_stream_of_small_ones(eviction: str):
+    """It takes the whole pool, and ever new small adapters would fit into any hole."""
+    small = [f"small-{number}" for number in range(40)]
+    world = World(
+        packs={"large": 64} | dict.fromkeys(small, 12),
+        adapter_slots=4,
+        pool_units=64,
+        pool_eviction=eviction,
+        max_waiting=500,
+        slot_quantum=20,
+        delay=lambda: 1,
+    )
+    large = make_request(0, digest="large", max_tokens=2)
+    sent = 0
+    while not world.of(large).over:
+        for _ in range(2 if sent < 400 else 0):
+            sent += 1
+            world.submit(make_request(sent, digest=small[sent % 40], max_tokens=5))
+        if sent == 20:
+            world.submit(large)
+        world.step()
+        assert sent < 400, "the large adapter starves"
+    check_answers(world, large)
+
+
 def test_an_adapter_stays_while_it_is_wanted_again():
     world = World(packs={"a": 10})
     for number in range(3):
