@@ -117,7 +117,7 @@ async def test_a_load_before_any_layout_says_to_wait(tmp_path):
         ("a", "nowhere", "NOT_FOUND", "NO_SOURCE"),
         ("a", "/etc", "PERMISSION_DENIED", "OUTSIDE_ROOTS"),
         ("a", "../data", "PERMISSION_DENIED", "OUTSIDE_ROOTS"),
-        ("a", "s3://b/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+        ("a", "s3://b/a", "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
     ],
 )
 async def test_malformed_requests_are_refused(running, name, source, code, reason):
