@@ -146,7 +146,7 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
         chunks: PackChunks,
         arena_file: str,
         arena_bytes: int,
-        statistics: Callable[[], store_pb2.PackStatistics],
+        statistics: Callable[[store_pb2.GetPackStatisticsRequest], store_pb2.PackStatistics],
     ) -> None:
         self._layouts = layouts
         self._executors = executors
@@ -194,7 +194,7 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
     async def GetStatistics(  # noqa: N802
         self, request: store_pb2.GetPackStatisticsRequest, context: Context
     ) -> store_pb2.PackStatistics:
-        return self._statistics()
+        return self._statistics(request)
 
 
 def _dispatch(session: LeaseSession, request: store_pb2.LeaseRequest) -> None:
