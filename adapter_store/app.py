@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from adapter_store.admin import Admin
+from adapter_store.chat_templates import ChatTemplates
 from adapter_store.concurrency import Workers
 from adapter_store.config import StoreConfig
 from adapter_store.counters import Counters
@@ -186,6 +187,7 @@ class AdapterStore:
             uploads=self.uploads,
             followers=self.followers,
             watchers=self.watchers,
+            templates=ChatTemplates(catalog=self.catalog, disk=self._disk, workers=self._load_workers),
         )
         packs = PackServicer(
             layouts=self.layouts,

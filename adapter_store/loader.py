@@ -12,6 +12,7 @@ from adapter_store.concurrency import KeyedLock, Workers
 from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew
 from adapter_store.formats.layout import PackLayout
+from adapter_store.formats.norms import delta_norm
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
 from adapter_store.sources import SourceReader
 from adapter_store.tiers.arena import Arena
@@ -100,7 +101,7 @@ class Loader:
                         await self._keep(staged, checked.digest)
                 self._counters.disk.loads += 1
                 log.info("%s is %s (%s)", reader.source, checked.digest, clock)
-                yield _version(notes, checked)
+                yield await self._workers.run(_version, notes, checked)
         finally:
             await self._workers.run(self._disk.discard, staged)
 
@@ -139,10 +140,17 @@ def _version(notes: tuple[str, ...], checked: CheckedAdapter) -> Version:
         pack_bytes=checked.manifest.total_bytes,
         max_rank=checked.max_rank,
         modules=tuple(
-            ModuleReport(module=adapted.slice.module, rank=adapted.rank, scaling=adapted.scaling)
+            ModuleReport(
+                module=adapted.slice.module,
+                rank=adapted.rank,
+                scaling=adapted.scaling,
+                delta_norm=delta_norm(adapted, checked.files),
+                parts=adapted.parts,
+            )
             for adapted in checked.slices
         ),
         notes=notes + checked.notes,
+        has_chat_template=checked.chat_template is not None,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import blake3
 
@@ -17,13 +18,16 @@ class TensorScan:
     is_zero: bool
 
 
-def adapter_digest(slices: Sequence[AdaptedSlice], scans: Mapping[str, TensorScan]) -> str:
+def adapter_digest(
+    slices: Sequence[AdaptedSlice], scans: Mapping[str, TensorScan], chat_template: str | None = None
+) -> str:
     """The digest of an adapter: 64 hex digits.
 
     BLAKE3 over canonical JSON of the sorted (canonical tensor name, dtype, shape, BLAKE3 of the bytes), and
     of each module's effective scaling. r, lora_alpha, use_rslora and both patterns act through ranks (which
     are shapes) and scalings only, so two spellings of the same arithmetic have one digest. File layout,
-    tensor order, metadata and PEFT's version are not in it, nor are tensors that are left out.
+    tensor order, metadata and PEFT's version are not in it, nor are tensors that are left out. A chat
+    template that the adapter brings is: it decides what its chat prompts become.
 
     Args:
         scans: by the name of the tensor's entry.
@@ -35,5 +39,11 @@ def adapter_digest(slices: Sequence[AdaptedSlice], scans: Mapping[str, TensorSca
             scalings.append([module, adapted.scaling.hex()])
         for part, entry in adapted.tensors():
             tensors.append([f"{module}.{part}", entry.dtype, entry.shape, scans[entry.name].digest])
-    content = {"form": "lora-1", "scalings": sorted(scalings), "tensors": sorted(tensors)}
+    content: dict[str, Any] = {
+        "form": "lora-1",
+        "scalings": sorted(scalings),
+        "tensors": sorted(tensors),
+    }
+    if chat_template is not None:
+        content["chat_template"] = blake3.blake3(chat_template.encode()).hexdigest()
     return blake3.blake3(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

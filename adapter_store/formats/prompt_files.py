@@ -49,9 +49,7 @@ def read_prompt_files(folder: Path, layout: PackLayout) -> PromptFiles:
             f"the adapter's tokenizer names {len(added)} special tokens, all within the base's vocabulary; "
             "prompts are tokenised by the base's own tokenizer, and whether both agree is not known here"
         )
-    template, where = _read_text(folder / TEMPLATE_NAME), TEMPLATE_NAME
-    if template is None and tokenizer is not None:
-        template, where = _template_of(tokenizer), TOKENIZER_NAME
+    template, where = _find_template(folder, tokenizer)
     if template is not None:
         if len(template.encode("utf-8", "surrogatepass")) > _MAX_TEMPLATE_BYTES:
             raise _bad(where, f"its chat template is larger than {_MAX_TEMPLATE_BYTES} bytes")
@@ -59,6 +57,19 @@ def read_prompt_files(folder: Path, layout: PackLayout) -> PromptFiles:
             _check_encodable(template, where)
         notes.append(f"the chat template in its {where} is used for the adapter's chat prompts")
     return PromptFiles(chat_template=template, notes=tuple(notes))
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template alone, of a folder that `read_prompt_files` has taken."""
+    return _find_template(folder, _load_json(folder / TOKENIZER_NAME))[0]
+
+
+def _find_template(folder: Path, tokenizer: dict[str, Any] | None) -> tuple[str | None, str]:
+    """The template, if there is one, and the file that it stands in."""
+    template = _read_text(folder / TEMPLATE_NAME)
+    if template is None and tokenizer is not None:
+        return _template_of(tokenizer), TOKENIZER_NAME
+    return template, TEMPLATE_NAME
 
 
 def _template_of(tokenizer: dict[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.plan import PackPlan, plan_pack
+from adapter_store.formats.prompt_files import read_prompt_files
 from adapter_store.formats.safetensors_files import CONFIG_NAME, TensorFiles
 from lorikeet.v1 import layout_pb2
 from rpc.errors import invalid_argument
@@ -26,6 +27,7 @@ class OpenedAdapter:
     notes: tuple[str, ...]
     files: TensorFiles
     plan: PackPlan
+    chat_template: str | None
 
     @property
     def pack_bytes(self) -> int:
@@ -41,6 +43,7 @@ class CheckedAdapter:
     notes: tuple[str, ...]
     files: TensorFiles
     plan: PackPlan
+    chat_template: str | None
 
     @property
     def manifest(self) -> layout_pb2.PackManifest:
@@ -67,8 +70,13 @@ def open_adapter(folder: Path, layout: PackLayout) -> OpenedAdapter:
     config = parse_peft_config(path.read_bytes())
     files = TensorFiles(folder)
     match = match_adapter(files.entries, config, layout)
+    prompts = read_prompt_files(folder, layout)
     return OpenedAdapter(
-        slices=match.slices, notes=match.notes, files=files, plan=plan_pack("", match.slices, layout)
+        slices=match.slices,
+        notes=match.notes + prompts.notes,
+        files=files,
+        plan=plan_pack("", match.slices, layout),
+        chat_template=prompts.chat_template,
     )
 
 
@@ -90,7 +98,7 @@ def check_adapter(
         LorikeetError: INVALID_ARGUMENT, naming the tensor that holds what cannot be served.
     """
     scans = fill_pack(opened.plan, opened.files, target, crew=crew, urgency=urgency, progress=progress)
-    digest = adapter_digest(opened.slices, scans)
+    digest = adapter_digest(opened.slices, scans, opened.chat_template)
     manifest = layout_pb2.PackManifest()
     manifest.CopyFrom(opened.plan.manifest)
     manifest.digest = digest
@@ -100,6 +108,7 @@ def check_adapter(
         notes=opened.notes + _idle_notes(opened.slices, scans),
         files=opened.files,
         plan=replace(opened.plan, manifest=manifest),
+        chat_template=opened.chat_template,
     )
 
 

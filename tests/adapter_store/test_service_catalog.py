@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from adapter_store.sources.folder import copy_source
-from lorikeet.v1 import adapters_pb2
+from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
 from tests.support.store_ready import refusal, toy_adapter
 from tests.support.store_server import eventually, running_store
@@ -343,3 +343,27 @@ async def test_reports_keep_what_is_worth_knowing(running):
     assert len(loaded.report.notes) == 2
     got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
     assert got.report == loaded.report
+
+
+async def test_a_chat_template_belongs_to_the_version(running):
+    folder = toy_adapter(running)
+    plain = (await running.load("a", folder)).adapter
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    loaded = await running.load("a", folder)
+    assert loaded.changed
+    assert loaded.adapter.digest != plain.digest
+    assert loaded.adapter.has_chat_template
+    found = await running.catalog.GetChatTemplate(
+        store_pb2.GetChatTemplateRequest(digest=loaded.adapter.digest)
+    )
+    assert found.text == "{{ messages }}"
+    for digest in (plain.digest, "0" * 64, ""):
+        call = running.catalog.GetChatTemplate(store_pb2.GetChatTemplateRequest(digest=digest))
+        error = await refusal(call)
+        assert (error.code.name, error.reason) == ("NOT_FOUND", "NO_CHAT_TEMPLATE")
+
+
+async def test_reports_say_what_each_module_brings(running):
+    report = (await running.load("a", toy_adapter(running))).adapter.report
+    assert {tuple(module.parts) for module in report.modules} == {(adapters_pb2.ADAPTED_PART_LORA,)}
+    assert all(module.delta_norm > 1 for module in report.modules)
