@@ -1,6 +1,6 @@
 """Speed of an upload into a store on loopback: `python -m bench.uploads`.
 
-Sends an adapter of the shape of Qwen3-8B, rank 16, bf16 (87 MB), to a store in this process, and prints the speed
+Sends an adapter of the shape of Qwen3-8B, rank 16, bf16 (87 MB), to a store in this process; prints the speed
 of the transfer and the time from the commit to the answer.
 """
 
