@@ -3,14 +3,18 @@
 import argparse
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
 from adapter_store.admin import Admin
+from adapter_store.chat_templates import ChatTemplates
 from adapter_store.concurrency import Workers
 from adapter_store.config import StoreConfig
+from adapter_store.counters import Counters
+from adapter_store.crew import Crew
 from adapter_store.database import Database
 from adapter_store.executors import Executors
 from adapter_store.followers import Followers
@@ -21,15 +25,17 @@ from adapter_store.pack_chunks import PackChunks
 from adapter_store.resolving import Resolver
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources import Sources
-from adapter_store.tiers.arena import Arena, ArenaStatistics
+from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.disk import DiskStatistics, DiskTier
+from adapter_store.tiers.eviction import POLICIES
 from adapter_store.tiers.holds import Holds
+from adapter_store.tiers.pack import ArenaStatistics
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
 from adapter_store.watching import WatchedFolder
-from lorikeet.v1 import store_pb2, store_pb2_grpc
+from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.server import Server, run_service
 
@@ -37,6 +43,10 @@ log = logging.getLogger(__name__)
 
 # Streams and calls at once, of all frontends, executors and admin clients of a host.
 _MAX_CALLS = 4096
+# More threads than this wait for the interpreter and for memory.
+_MAX_CREW = 16
+# Digests that one question about statistics may name.
+_MAX_ASKED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +79,27 @@ class AdapterStore:
         self._disk = disk
         self._database = database
         # Apart, so that a lease never waits behind loads.
-        self._load_workers = Workers(config.workers, "store-load")
-        self._pack_workers = Workers(config.workers, "store-pack")
+        self._load_workers = Workers(config.workers, "store-load", is_nice=True)
+        self._pack_workers = Workers(config.workers, "store-pack", is_nice=True)
+        self._crew = Crew(min(_MAX_CREW, os.cpu_count() or 1) - 1)
+        self.counters = Counters()
         self._writer = Workers(1, "store-writer")
         self._spooler = Workers(1, "store-upload")
-        self.arena = Arena(arena_file)
+        self.arena = Arena(arena_file, POLICIES[config.memory_eviction]())
         self.catalog = database.read_catalog(config.limits)
         self.layouts = Layouts(database, self._writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
         holds = Holds()
-        self.warm = WarmTier(arena=self.arena, disk=disk, workers=self._pack_workers, holds=holds)
+        self.warm = WarmTier(
+            arena=self.arena,
+            disk=disk,
+            workers=self._pack_workers,
+            crew=self._crew,
+            holds=holds,
+            counters=self.counters,
+            layout=lambda: self.layouts.latest,
+        )
         self._ledger = Ledger(
             catalog=self.catalog,
             database=database,
@@ -95,8 +115,11 @@ class AdapterStore:
         loader = Loader(
             disk=disk,
             arena=self.arena,
+            warm=self.warm,
             workers=self._load_workers,
+            crew=self._crew,
             holds=holds,
+            counters=self.counters,
             max_bytes=config.max_adapter_bytes,
         )
         self.admin = Admin(
@@ -138,7 +161,7 @@ class AdapterStore:
         """
         config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            disk = DiskTier(config.data_dir)
+            disk = DiskTier(config.data_dir, quota_bytes=config.disk_bytes)
         except BlockingIOError as error:
             raise ValueError(
                 f"another store uses {config.data_dir}: stop it, or choose another --data-dir"
@@ -164,13 +187,12 @@ class AdapterStore:
             uploads=self.uploads,
             followers=self.followers,
             watchers=self.watchers,
+            templates=ChatTemplates(catalog=self.catalog, disk=self._disk, workers=self._load_workers),
         )
         packs = PackServicer(
             layouts=self.layouts,
             executors=self.executors,
-            chunks=PackChunks(
-                catalog=self.catalog, warm=self.warm, disk=self._disk, workers=self._pack_workers
-            ),
+            chunks=PackChunks(catalog=self.catalog, warm=self.warm, arena=self.arena),
             arena_file=self._arena_file.path.name,
             arena_bytes=self._arena_file.size,
             statistics=self._pack_statistics,
@@ -178,7 +200,7 @@ class AdapterStore:
         return catalog, packs
 
     def statistics(self) -> StoreStatistics:
-        """Counts of now; lists folders, so not for every request."""
+        """Counts of now."""
         return StoreStatistics(
             adapters=len(self.catalog.pointers()),
             retiring=len(self.catalog.retiring),
@@ -195,7 +217,7 @@ class AdapterStore:
             disk=self._disk.statistics(),
         )
 
-    def _pack_statistics(self) -> store_pb2.PackStatistics:
+    def _pack_statistics(self, request: store_pb2.GetPackStatisticsRequest) -> store_pb2.PackStatistics:
         now = self.statistics()
         return store_pb2.PackStatistics(
             executors=now.executors,
@@ -203,8 +225,36 @@ class AdapterStore:
             packs_warm=now.arena.packs,
             arena_bytes=now.arena.capacity_bytes,
             arena_bytes_used=now.arena.used_bytes,
-            packs_cold=now.disk.packs,
+            packs_cold=now.disk.objects,
+            tiers=self._tiers(now),
+            warm_digests=self.warm.warm_digests().intersection(request.digests[:_MAX_ASKED]),
         )
+
+    def _tiers(self, now: StoreStatistics) -> list[adapters_pb2.TierUsage]:
+        disk, memory = self.counters.disk, self.counters.memory
+        return [
+            adapters_pb2.TierUsage(
+                tier="disk",
+                entries=now.disk.objects,
+                bytes=now.disk.used_bytes,
+                capacity_bytes=now.disk.capacity_bytes,
+                hits=disk.hits,
+                misses=disk.misses,
+                loads=disk.loads,
+                evictions=disk.evictions,
+            ),
+            adapters_pb2.TierUsage(
+                tier="memory",
+                entries=now.arena.packs,
+                bytes=now.arena.used_bytes,
+                capacity_bytes=now.arena.capacity_bytes,
+                hits=memory.hits,
+                misses=memory.misses,
+                loads=memory.loads,
+                evictions=now.arena.evictions,
+                pinned_bytes=now.arena.pinned_bytes,
+            ),
+        ]
 
     def check_integrity(self) -> None:
         """Asserts what must hold between any two events."""
@@ -231,6 +281,7 @@ class AdapterStore:
         await self._ledger.close()
         for workers in (self._spooler, self._load_workers, self._pack_workers, self._writer):
             workers.close()
+        self._crew.close()
         self._database.close()
         self._arena_file.close()
         self._disk.close()
@@ -246,7 +297,7 @@ class AdapterStore:
         return asyncio.create_task(watched.run())
 
     def _recover(self) -> None:
-        lost = self._disk.sweep(self.catalog.digests, self.layouts.digests)
+        lost = self._disk.sweep(self.catalog.digests)
         for digest in lost:
             if digest not in self.catalog.retiring:
                 log.error("the files of adapter %s are gone from the data folder: load it again", digest)

@@ -7,15 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from adapter_store.crew import be_nice
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Workers:
-    """A bounded pool of threads. What is handed in waits its turn; callers bound how much that is."""
+    """A bounded pool of threads. What is handed in waits its turn; callers bound how much that is.
 
-    def __init__(self, threads: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    Args:
+        is_nice: they let every other thread of the machine go first.
+    """
+
+    def __init__(self, threads: int, name: str, *, is_nice: bool = False) -> None:
+        self._pool = ThreadPoolExecutor(threads, name, be_nice if is_nice else None)
         self._running = 0
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adapter_store.quota import Limits
 from adapter_store.source_urls import check_allowed, is_url, parse_prefix, parse_url
+from adapter_store.tiers.eviction import POLICIES
 from rpc.addresses import check_address
 from rpc.errors import LorikeetError
 
@@ -35,6 +36,9 @@ class StoreConfig:
         arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of
             this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
+        memory_eviction: what leaves the memory tier for want of room: "gdsf" weighs uses, size and the
+            time to bring it back, "lru" takes what was not asked for the longest.
+        disk_bytes: most bytes of all adapters on disk; 0 leaves it to the disk.
         max_adapter_bytes: largest adapter, as the sum of its files.
         max_rank: highest rank of an adapter; 0 leaves it to the executor's own limit.
         max_adapters: names at once.
@@ -53,11 +57,13 @@ class StoreConfig:
     data_dir: Path
     listen: str = "127.0.0.1:50053"
     roots: tuple[Path, ...] = ()
-    arena_dir: Path | None = None
     sources: tuple[str, ...] = ()
     resolve_from: str = ""
     watch_folder: Path | None = None
+    arena_dir: Path | None = None
     arena_bytes: int = _GIB
+    memory_eviction: str = "gdsf"
+    disk_bytes: int = 0
     max_adapter_bytes: int = 8 * _GIB
     max_rank: int = 0
     max_adapters: int = 100_000
@@ -77,6 +83,7 @@ class StoreConfig:
         check_address("listen", self.listen)
         for name, least, most in (
             ("arena_bytes", _MIB, 1 << 44),
+            ("disk_bytes", 0, 1 << 50),
             ("max_adapter_bytes", 1, 1 << 44),
             ("max_rank", 0, 1 << 16),
             ("max_adapters", 1, 1 << 24),
@@ -94,6 +101,9 @@ class StoreConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or not least <= value <= most:
                 raise ValueError(f"{name} is {value}: choose from {least} to {most}")
+        if self.memory_eviction not in POLICIES:
+            choices = ", ".join(POLICIES)
+            raise ValueError(f"memory_eviction is {self.memory_eviction!r}: choose one of {choices}")
         if self.arena_dir is None and sys.platform == "linux" and not _SHARED_MEMORY.is_dir():
             raise ValueError(f"arena_dir: there is no {_SHARED_MEMORY} here: name a folder on another tmpfs")
         for root in self.roots:

@@ -10,8 +10,9 @@ from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.strict_json import printable
 from adapter_store.retirement import Retirement
 from adapter_store.streams import Outbox
-from adapter_store.tiers.arena import Arena, ArenaPack
+from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.pack import ArenaPack
 from adapter_store.tiers.warm import WarmTier
 from lorikeet.v1 import layout_pb2
 from rpc.digests import is_digest

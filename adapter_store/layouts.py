@@ -42,6 +42,11 @@ class Layouts:
         return frozenset(self._known)
 
     @property
+    def latest(self) -> PackLayout | None:
+        """The layout registered last, if any."""
+        return next(reversed(self._known.values()), None)
+
+    @property
     def current(self) -> PackLayout:
         """The layout registered last. Raises LorikeetError: FAILED_PRECONDITION when there is none yet."""
         if not self._known:

@@ -3,20 +3,23 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from adapter_store.catalog import ModuleReport, Version
 from adapter_store.concurrency import KeyedLock, Workers
+from adapter_store.counters import Counters, Stopwatch
+from adapter_store.crew import Crew
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.plan import plan_pack
-from adapter_store.formats.reading import CheckedAdapter, read_adapter
+from adapter_store.formats.norms import delta_norm
+from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
 from adapter_store.sources import SourceReader
 from adapter_store.tiers.arena import Arena
-from adapter_store.tiers.building import store_pack
-from adapter_store.tiers.disk import DiskTier, StoredPack
+from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
-from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.pack import ArenaPack
+from adapter_store.tiers.warm import WarmTier
 from adapter_store.watchers import Progress, Stage
 
 log = logging.getLogger(__name__)
@@ -28,7 +31,11 @@ class Loader:
     """Runs the stages on worker threads. Belongs to the event loop.
 
     Args:
+        workers: threads, one of which each load has.
+        crew: helps them.
         max_bytes: largest adapter.
+        make_room: asked when the disk's quota is full, with the bytes that are missing; frees some of them,
+            or returns False.
     """
 
     def __init__(
@@ -36,15 +43,23 @@ class Loader:
         *,
         disk: DiskTier,
         arena: Arena,
+        warm: WarmTier,
         workers: Workers,
+        crew: Crew,
         holds: Holds,
+        counters: Counters,
         max_bytes: int,
+        make_room: Callable[[int], Awaitable[bool]] | None = None,
     ) -> None:
         self._disk = disk
         self._arena = arena
+        self._warm = warm
         self._workers = workers
+        self._crew = crew
         self._holds = holds
+        self._counters = counters
         self._max_bytes = max_bytes
+        self._make_room = make_room
         # Two loads of the same content, under two names, must not write the same files at once.
         self._digests = KeyedLock()
 
@@ -52,7 +67,9 @@ class Loader:
     async def load(
         self, reader: SourceReader, layout: PackLayout, report: Callable[[Progress], None]
     ) -> AsyncIterator[Version]:
-        """Brings an adapter into the disk tier and keeps it there for as long as the block takes.
+        """Brings an adapter into memory, then onto the disk, and keeps it for as long as the block takes.
+
+        Its pack can be leased from the report of Stage.PUBLISH on; the block begins when it is durable.
 
         Args:
             reader: of where it lies.
@@ -62,51 +79,78 @@ class Loader:
         Raises:
             LorikeetError: what is wrong with the source or the adapter, and what to do.
         """
-        clock = _Stopwatch()
+        clock = Stopwatch(self._counters)
         staged = self._disk.stage()
         try:
-            notes = await self._workers.run(
-                reader.copy, staged, self._max_bytes, _throttled(Stage.COPY, report)
-            )
-            clock.lap("copy")
-            checked = await self._workers.run(
-                read_adapter, staged, layout, _throttled(Stage.VALIDATE, report)
-            )
-            clock.lap("validate")
+            with clock.stage("copy"):
+                notes = await self._workers.run(
+                    reader.copy, staged, self._max_bytes, _throttled(Stage.COPY, report)
+                )
+            with clock.stage("open"):
+                opened = await self._workers.run(open_adapter, staged, layout)
+            with clock.stage("fill"):
+                checked, pack = await self._check(opened, layout, _throttled(Stage.VALIDATE, report))
+            packed = checked.manifest.total_bytes
+            report(Progress(stage=Stage.PACK, bytes_done=packed, bytes_total=packed))
             with self._holds.hold(checked.digest):
-                async with self._digests.hold(checked.digest):
-                    pack = await self._workers.run(
-                        self._pack, checked, layout, _throttled(Stage.PACK, report)
-                    )
-                    clock.lap("pack")
-                    await self._workers.run(self._disk.commit_object, staged, checked.digest)
-                    clock.lap("keep")
-                log.info("%s is %s (%s)", reader.source, checked.digest, clock)
+                if pack is not None:
+                    self._warm.arrive(pack, checked, clock.seconds)
                 report(Progress(stage=Stage.PUBLISH, bytes_done=0, bytes_total=0))
-                yield _version(notes, checked, pack)
+                async with self._digests.hold(checked.digest):
+                    with clock.stage("keep"):
+                        await self._keep(staged, checked.digest)
+                self._counters.disk.loads += 1
+                log.info("%s is %s (%s)", reader.source, checked.digest, clock)
+                yield await self._workers.run(_version, notes, checked)
         finally:
-            if staged.exists():
-                await self._workers.run(self._disk.discard, staged)
+            await self._workers.run(self._disk.discard, staged)
 
-    def _pack(
-        self, checked: CheckedAdapter, layout: PackLayout, progress: Callable[[int, int], None]
-    ) -> StoredPack:
-        plan = plan_pack(checked.digest, checked.slices, layout)
-        self._arena.check_capacity(plan.manifest.total_bytes)
-        stored = self._disk.find_pack(PackKey(layout=layout.digest, digest=checked.digest))
-        return stored or store_pack(self._disk, checked, plan, progress)
+    async def _check(
+        self, opened: OpenedAdapter, layout: PackLayout, progress: Callable[[int, int], None]
+    ) -> tuple[CheckedAdapter, ArenaPack | None]:
+        """Checks every value, and packs on the way where there is room."""
+        self._arena.check_capacity(opened.pack_bytes)
+        pack = self._warm.begin_unnamed(layout.digest, opened.pack_bytes)
+        try:
+            return await self._workers.run(self._fill, opened, pack, progress), pack
+        except Exception:
+            # Not when cancelled: the thread goes on writing then, and the room stays its own.
+            if pack is not None:
+                self._warm.abandon(pack)
+            raise
+
+    def _fill(
+        self, opened: OpenedAdapter, pack: ArenaPack | None, progress: Callable[[int, int], None]
+    ) -> CheckedAdapter:
+        if pack is None:
+            return check_adapter(opened, crew=self._crew, progress=progress)
+        with self._arena.view(pack) as view:
+            return check_adapter(opened, view, crew=self._crew, progress=progress)
+
+    async def _keep(self, staged: Path, digest: str) -> None:
+        while missing := await self._workers.run(self._disk.missing_bytes, staged, digest):
+            if self._make_room is None or not await self._make_room(missing):
+                break
+        await self._workers.run(self._disk.commit_object, staged, digest)
 
 
-def _version(notes: tuple[str, ...], checked: CheckedAdapter, pack: StoredPack) -> Version:
+def _version(notes: tuple[str, ...], checked: CheckedAdapter) -> Version:
     return Version(
         digest=checked.digest,
-        pack_bytes=pack.manifest.total_bytes,
+        pack_bytes=checked.manifest.total_bytes,
         max_rank=checked.max_rank,
         modules=tuple(
-            ModuleReport(module=adapted.slice.module, rank=adapted.rank, scaling=adapted.scaling)
+            ModuleReport(
+                module=adapted.slice.module,
+                rank=adapted.rank,
+                scaling=adapted.scaling,
+                delta_norm=delta_norm(adapted, checked.files),
+                parts=adapted.parts,
+            )
             for adapted in checked.slices
         ),
         notes=notes + checked.notes,
+        has_chat_template=checked.chat_template is not None,
     )
 
 
@@ -123,19 +167,3 @@ def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[in
             loop.call_soon_threadsafe(report, Progress(stage=stage, bytes_done=done, bytes_total=total))
 
     return progress
-
-
-class _Stopwatch:
-    """Milliseconds of each stage, for the log."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._laps: list[str] = []
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self._laps.append(f"{name} {1e3 * (now - self._last):.1f} ms")
-        self._last = now
-
-    def __str__(self) -> str:
-        return ", ".join(self._laps)

@@ -2,32 +2,30 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import BinaryIO
-
-import blake3
 
 from adapter_store.catalog import Catalog
-from adapter_store.concurrency import Workers
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.strict_json import printable
-from adapter_store.tiers.disk import DiskTier, StoredPack
-from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.warm import WarmTier
 from lorikeet.v1 import layout_pb2
 from rpc.digests import is_digest
-from rpc.errors import data_loss, not_found
+from rpc.errors import not_found
 
 _CHUNK_BYTES = 512 << 10
 
 
 class PackChunks:
-    """Reads packs from the disk tier: a slow reader must not keep one in the arena."""
+    """Reads packs from the arena, leased for as long as a chunk takes: a slow reader keeps nothing there.
 
-    def __init__(self, *, catalog: Catalog, warm: WarmTier, disk: DiskTier, workers: Workers) -> None:
+    A pack's bytes follow from its digest and layout alone, so a reader whose pack was evicted between two
+    chunks goes on in the one that was made anew.
+    """
+
+    def __init__(self, *, catalog: Catalog, warm: WarmTier, arena: Arena) -> None:
         self._catalog = catalog
         self._warm = warm
-        self._disk = disk
-        self._workers = workers
+        self._arena = arena
 
     @asynccontextmanager
     async def open(
@@ -36,26 +34,25 @@ class PackChunks:
         """A pack's manifest and its bytes in order.
 
         Raises:
-            LorikeetError: NOT_FOUND; what the adapter does not fit; DATA_LOSS, after the last byte, when the
-                file was damaged, and then it is made anew for the next reader.
+            LorikeetError: NOT_FOUND, also when the adapter is unloaded meanwhile; what `WarmTier.acquire`
+                raises.
         """
+        self._check_known(digest)
+        pack, manifest = await self._warm.acquire(digest, layout)
+        self._warm.release(pack)
+        yield manifest, self._read(digest, layout, manifest.total_bytes)
+
+    async def _read(self, digest: str, layout: PackLayout, total: int) -> AsyncIterator[bytes]:
+        for start in range(0, total, _CHUNK_BYTES):
+            self._check_known(digest)
+            pack, _ = await self._warm.acquire(digest, layout)
+            try:
+                with self._arena.view(pack) as view:
+                    chunk = bytes(view[start : start + _CHUNK_BYTES])
+            finally:
+                self._warm.release(pack)
+            yield chunk
+
+    def _check_known(self, digest: str) -> None:
         if not is_digest(digest) or not self._catalog.knows(digest):
             raise not_found("UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)!r} is loaded")
-        stored = await self._warm.stored(digest, layout)
-        try:
-            # Open, the file outlives its name.
-            file = await self._workers.run(stored.path.open, "rb", buffering=0)
-        except FileNotFoundError:
-            raise not_found("UNKNOWN_DIGEST", f"the adapter with digest {digest} was just unloaded") from None
-        with file:
-            yield stored.manifest, self._read(file, stored)
-
-    async def _read(self, file: BinaryIO, stored: StoredPack) -> AsyncIterator[bytes]:
-        hasher = blake3.blake3()
-        while chunk := await self._workers.run(file.read, _CHUNK_BYTES):
-            hasher.update(chunk)
-            yield chunk
-        if hasher.hexdigest() != stored.checksum:
-            manifest = stored.manifest
-            self._disk.forget_pack(PackKey(layout=manifest.layout_digest, digest=manifest.digest))
-            raise data_loss("PACK_DAMAGED", "the pack was damaged on the store's disk: fetch it again")

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 
 from adapter_store.admin import Admin, LoadRequest
+from adapter_store.chat_templates import ChatTemplates
 from adapter_store.encoding import adapter_message, event_message, follow_message, lease_message
 from adapter_store.executors import Executors, Held, LeaseSession
 from adapter_store.followers import Followers
@@ -33,7 +34,9 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
         uploads: Uploads,
         followers: Followers,
         watchers: Watchers,
+        templates: ChatTemplates,
     ) -> None:
+        self._templates = templates
         self._admin = admin
         self._sources = sources
         self._resolver = resolver
@@ -93,6 +96,11 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
             has_chat_template=view.version is not None and view.version.has_chat_template,
         )
 
+    async def GetChatTemplate(  # noqa: N802
+        self, request: store_pb2.GetChatTemplateRequest, context: Context
+    ) -> store_pb2.ChatTemplate:
+        return store_pb2.ChatTemplate(text=await self._templates.get(request.digest))
+
     async def Get(  # noqa: N802
         self, request: adapters_pb2.GetAdapterRequest, context: Context
     ) -> adapters_pb2.Adapter:
@@ -146,7 +154,7 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
         chunks: PackChunks,
         arena_file: str,
         arena_bytes: int,
-        statistics: Callable[[], store_pb2.PackStatistics],
+        statistics: Callable[[store_pb2.GetPackStatisticsRequest], store_pb2.PackStatistics],
     ) -> None:
         self._layouts = layouts
         self._executors = executors
@@ -194,7 +202,7 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
     async def GetStatistics(  # noqa: N802
         self, request: store_pb2.GetPackStatisticsRequest, context: Context
     ) -> store_pb2.PackStatistics:
-        return self._statistics()
+        return self._statistics(request)
 
 
 def _dispatch(session: LeaseSession, request: store_pb2.LeaseRequest) -> None:

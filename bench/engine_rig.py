@@ -122,6 +122,7 @@ class Rig:
             slots=slots,
             dtype=parameters.embed.dtype,
             device=parameters.embed.device,
+            parameters=parameters,
         )
         config = SchedulerConfig(
             context=context,
@@ -238,6 +239,7 @@ class _PackLoader:
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
         self._pool.write(unit_offset, self._packs[digest].data)
+        self._pool.derive(unit_offset, self._packs[digest].manifest)
         self._offsets[digest] = unit_offset
         self._events.append(Copied(digest=digest))
 

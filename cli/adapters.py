@@ -1,5 +1,6 @@
 """`lorikeet adapters`: which adapters a server serves under which names."""
 
+import math
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,8 @@ from cli.output import (
 )
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
     from cli.client import Client
     from lorikeet.v1 import adapters_pb2 as pb
 
@@ -28,6 +31,12 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)]
+Expect = Annotated[
+    str,
+    typer.Option(
+        "--expect", metavar="DIGEST", help="Only if the name points to this digest; none: to nothing."
+    ),
+]
 
 
 @app.callback()
@@ -44,6 +53,8 @@ def load(
     source: Annotated[
         str, typer.Argument(help="A PEFT folder, under one of the store's roots.", show_default=False)
     ],
+    expect: Expect = "",
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it in the store's memory.")] = False,
     as_json: AsJson = False,
     target: Target = None,
     timeout: Timeout = None,
@@ -64,7 +75,9 @@ def load(
 
         async def call(opened: "Client") -> "pb.LoadAdapterResponse":
             with progress() as display:
-                return await load_adapter(opened, name, local_source(source), display)
+                return await load_adapter(
+                    opened, name, local_source(source), display, expected_digest=expect, pinned=pin
+                )
 
         response = client.run(connection(target, timeout, config), call)
         if as_json:
@@ -78,18 +91,20 @@ def load(
 @app.command()
 def unload(
     name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Abort requests in flight.")] = False,
+    expect: Expect = "",
     as_json: AsJson = False,
     target: Target = None,
     timeout: Timeout = None,
     config: ConfigFile = None,
 ) -> None:
-    """Remove a name. Requests in flight finish; new ones are refused."""
+    """Remove a name and its earlier versions. Requests in flight finish; new ones are refused."""
     with reporting(as_json=as_json):
         from cli import client
         from lorikeet.v1 import adapters_pb2 as pb
 
         async def call(opened: "Client") -> "pb.UnloadAdapterResponse":
-            request = pb.UnloadAdapterRequest(name=name)
+            request = pb.UnloadAdapterRequest(name=name, force=force, expected_digest=expect)
             return await opened.adapters.UnloadAdapter(request, timeout=opened.connection.deadline)
 
         response = client.run(connection(target, timeout, config), call)
@@ -100,6 +115,37 @@ def unload(
 
 
 app.command()(top.top)
+
+
+@app.command()
+def rollback(
+    name: Name,
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIGEST", help="One of the earlier versions; else the latest.")
+    ] = "",
+    expect: Expect = "",
+    as_json: AsJson = False,
+    target: Target = None,
+    timeout: Timeout = None,
+    config: ConfigFile = None,
+) -> None:
+    """Point a name back at a version that it pointed to before; `show` lists them.
+
+    The version left is kept in turn: rolling back again returns to it.
+    """
+    with reporting(as_json=as_json):
+        from cli import client
+        from lorikeet.v1 import adapters_pb2 as pb
+
+        async def call(opened: "Client") -> "pb.RollbackAdapterResponse":
+            request = pb.RollbackAdapterRequest(name=name, digest=to, expected_digest=expect)
+            return await opened.adapters.RollbackAdapter(request, timeout=opened.connection.deadline)
+
+        response = client.run(connection(target, timeout, config), call)
+        if as_json:
+            print_json(to_json(response))
+        else:
+            print_line(f"{name}: digest {response.adapter.digest[:12]}")
 
 
 @app.command("list")
@@ -143,7 +189,6 @@ def show(
         if as_json:
             print_json(to_json(adapter))
             return
-        loaded = adapter.load_time.ToDatetime().isoformat(timespec="seconds") + "Z"
         print_fields(
             {
                 "name": adapter.name,
@@ -153,13 +198,20 @@ def show(
                 "source": adapter.source,
                 "size": human_bytes(adapter.pack_bytes),
                 "rank": str(adapter.max_rank),
-                "loaded": loaded if adapter.HasField("load_time") else "",
+                "loaded": _time(adapter.load_time) if adapter.HasField("load_time") else "",
                 "revision": str(adapter.revision),
+                "pinned": "yes" if adapter.pinned else "no",
+                "tenant": adapter.tenant,
+                "template": "its own" if adapter.has_chat_template else "the base's",
             }
         )
+        if adapter.previous:
+            print_line()
+            rows = [(v.digest, _time(v.load_time), v.source) for v in adapter.previous]
+            print_table(("EARLIER VERSION", "LOADED", "SOURCE"), rows)
         print_line()
-        modules = [(m.module, str(m.rank), f"{m.scaling:g}") for m in adapter.report.modules]
-        print_table(("MODULE", "RANK", "SCALING"), modules)
+        modules = [_module_row(module) for module in adapter.report.modules]
+        print_table(("MODULE", "RANK", "SCALING", "DELTA NORM", "PARTS"), modules)
         for note in adapter.report.notes:
             print_line(f"note: {note}")
 
@@ -233,6 +285,18 @@ def tier_name(adapter: "pb.Adapter") -> str:
     from lorikeet.v1 import adapters_pb2 as pb
 
     return pb.AdapterTier.Name(adapter.tier).removeprefix("ADAPTER_TIER_").lower()
+
+
+def _time(stamp: "Timestamp") -> str:
+    return stamp.ToDatetime().isoformat(timespec="seconds") + "Z"
+
+
+def _module_row(module: "pb.ModuleReport") -> tuple[str, ...]:
+    from lorikeet.v1 import adapters_pb2 as pb
+
+    norm = "" if math.isnan(module.delta_norm) else f"{module.delta_norm:.4g}"
+    parts = [pb.AdaptedPart.Name(part).removeprefix("ADAPTED_PART_").lower() for part in module.parts]
+    return module.module, str(module.rank), f"{module.scaling:g}", norm, ",".join(parts)
 
 
 def _row(adapter: "pb.Adapter") -> tuple[str, ...]:

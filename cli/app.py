@@ -1,10 +1,12 @@
 """The `lorikeet` command and what it is made of. Nothing heavy is imported before a command runs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import adapters, models
+from cli import adapters, auth, models
+from cli.adapter_upload import upload
 from cli.chat import chat
 from cli.generate import generate
 from cli.serve import serve
@@ -29,8 +31,28 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_CALLS = "Calling a server that asks for more"
+
+
 @app.callback()
 def lorikeet(
+    context: typer.Context,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN", help="Shown with each call; better in LORIKEET_TOKEN.", rich_help_panel=_CALLS
+        ),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Speak TLS; trust these authorities.", rich_help_panel=_CALLS),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="This client's certificate.", rich_help_panel=_CALLS)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its private key.", rich_help_panel=_CALLS)
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -47,6 +69,7 @@ def lorikeet(
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
     """
+    context.obj = {"token": token, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
 
 
 app.command(rich_help_panel=SERVING)(serve)
@@ -81,5 +104,7 @@ def _service(name: str, arguments: list[str]) -> None:
 
 app.command(rich_help_panel=USING)(generate)
 app.command(rich_help_panel=USING)(chat)
+adapters.app.command("upload")(upload)
 app.add_typer(adapters.app, name="adapters", rich_help_panel=USING)
 app.add_typer(models.app, name="models", rich_help_panel=USING)
+app.add_typer(auth.app, name="auth", rich_help_panel=SERVING)

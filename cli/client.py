@@ -2,15 +2,18 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
-from cli.errors import CliError
+from cli.errors import CliError, usage_error
 from lorikeet.v1 import adapters_pb2_grpc, generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import LorikeetError, from_rpc
+from rpc.tls import ClientTls
 
 T = TypeVar("T")
 
@@ -25,14 +28,32 @@ class Connection:
     Args:
         target: `host:port` or `unix:/path`.
         timeout: seconds for a whole call; 0 waits for ever.
+        token: shown with each call; empty shows none.
+        tls_ca: authorities to trust; None speaks plaintext.
+        tls_cert, tls_key: what to show where the server asks for a certificate.
     """
 
     target: str
     timeout: float
+    token: str = field(default="", repr=False)
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     @property
     def deadline(self) -> float | None:
         return self.timeout or None
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For a channel that speaks TLS; None for plaintext. Raises CliError."""
+        if self.tls_ca is None:
+            if self.tls_cert is not None or self.tls_key is not None:
+                raise usage_error("a client's certificate needs TLS: give --tls-ca too")
+            return None
+        try:
+            return ClientTls(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key).credentials()
+        except ValueError as error:
+            raise usage_error(str(error)) from error
 
 
 class Client:
@@ -40,12 +61,31 @@ class Client:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.channel = open_channel(connection.target)
-        self.generation = generation_pb2_grpc.GenerationServiceStub(self.channel)
-        self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        self.channel = open_channel(connection.target, connection.credentials())
+        self.generation: generation_pb2_grpc.GenerationServiceStub = self._with_token(
+            generation_pb2_grpc.GenerationServiceStub(self.channel)
+        )
+        self.adapters: adapters_pb2_grpc.AdapterServiceStub = self._with_token(
+            adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        )
 
     async def close(self) -> None:
         await self.channel.close()
+
+    def _with_token(self, stub: Any) -> Any:
+        token = self.connection.token
+        return _TokenStub(stub, token) if token else stub
+
+
+class _TokenStub:
+    """A stub whose calls show a token."""
+
+    def __init__(self, stub: Any, token: str) -> None:
+        self._stub = stub
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(getattr(self._stub, name), metadata=self._metadata)
 
 
 def run(connection: Connection, body: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
@@ -88,6 +128,9 @@ def _transport_message(error: LorikeetError, connection: Connection) -> str:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"no complete answer within {connection.timeout:g} s: allow more with --timeout"
         case grpc.StatusCode.UNIMPLEMENTED:
-            return f"{target} does not offer this call: is it a Lorikeet frontend of this version?"
+            return (
+                f"{target} does not offer this call: is it a frontend of this version and, for adapters, "
+                "its admin address?"
+            )
         case _:
             return error.message

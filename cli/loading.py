@@ -23,13 +23,21 @@ _STAGES = {
 
 
 async def load_adapter(
-    client: Client, name: str, source: str, progress: "Progress"
+    client: Client,
+    name: str,
+    source: str,
+    progress: "Progress",
+    *,
+    expected_digest: str = "",
+    pinned: bool = False,
 ) -> pb.LoadAdapterResponse:
     """One LoadAdapter call, with a line in `progress` that follows its events. Raises grpc.RpcError."""
     task = progress.add_task(f"{name}: waiting", total=None)
     watcher = None if progress.disable else asyncio.create_task(_follow(client, name, progress, task))
     try:
-        request = pb.LoadAdapterRequest(name=name, source=source)
+        request = pb.LoadAdapterRequest(
+            name=name, source=source, expected_digest=expected_digest, pinned=pinned
+        )
         response = await client.adapters.LoadAdapter(request, timeout=client.connection.deadline)
         progress.update(task, description=f"{name}: loaded", total=1, completed=1)
         return response

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 if TYPE_CHECKING:
@@ -52,5 +53,14 @@ def connection(target: str | None, timeout: float | None, config: Path | None) -
     from cli.client import Connection
     from cli.settings import Settings
 
-    settings = Settings.load({"target": target, "timeout": timeout}, config)
-    return Connection(target=settings.target, timeout=settings.timeout)
+    context = click.get_current_context(silent=True)
+    given = context.find_root().obj if context is not None else None
+    settings = Settings.load({"target": target, "timeout": timeout, **(given or {})}, config)
+    return Connection(
+        target=settings.target,
+        timeout=settings.timeout,
+        token=settings.token,
+        tls_ca=settings.tls_ca,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+    )

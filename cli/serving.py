@@ -89,7 +89,11 @@ def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path) -> Plan
         listen=f"unix:{runtime_dir / 'executor.sock'}", store=store.listen, arena_dir=store.arena_dir
     )
     frontend = settings.frontend_config(
-        listen=reserve(settings.listen), executor=executor.listen, store=store.listen
+        listen=reserve(settings.listen),
+        # For this command itself, whatever tokens or certificates the others need.
+        local_listen=f"unix:{runtime_dir / 'frontend.sock'}",
+        executor=executor.listen,
+        store=store.listen,
     )
     return Plan(
         store=store,
@@ -109,7 +113,7 @@ def make_specs(plan: Plan) -> list[ChildSpec]:
             # -P: a folder named like one of our packages, where the user happens to stand, is none of ours.
             command=[sys.executable, "-P", "-m", "cli", name, "--supervised", *to_flags(config)],
             environment={"LORIKEET_LOG_LEVEL": plan.log_level},
-            address=dial_address(config.listen),
+            address=getattr(config, "local_listen", "") or dial_address(config.listen),
             stop_seconds=config.drain_seconds + _STOP_MARGIN_SECONDS,
             # Each copes with peers that are away, and says so in its log: not at every start.
             after="executor" if name == "frontend" else "",
@@ -211,7 +215,8 @@ class _Screen:
 
 
 async def _load_adapters(plan: Plan, display: Progress) -> Running:
-    connection = Connection(target=dial_address(plan.frontend.listen), timeout=0)
+    local = plan.frontend.local_listen or dial_address(plan.frontend.listen)
+    connection = Connection(target=local, timeout=0)
     client = Client(connection)
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:
@@ -222,7 +227,8 @@ async def _load_adapters(plan: Plan, display: Progress) -> Running:
         raise explain(from_rpc(error), connection) from error
     finally:
         await client.close()
-    return Running(model=plan.executor.served_name, target=connection.target, adapters=names)
+    target = dial_address(plan.frontend.listen)
+    return Running(model=plan.executor.served_name, target=target, adapters=names)
 
 
 async def _load(client: Client, name: str, source: str, display: Progress, deadline: float) -> None:

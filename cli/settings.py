@@ -70,6 +70,10 @@ class Settings(BaseSettings):
         data_dir: where `lorikeet serve` keeps adapters between runs; None picks a folder of the user's.
         target: the server that client commands call; where `listen` says, when empty.
         timeout: seconds that a client's call may take; 0 waits for ever.
+        token: what client commands show to the server.
+        tls_ca: authorities that client commands trust; given, they speak TLS.
+        tls_cert: certificate that client commands show where one is asked for.
+        tls_key: its private key.
         log_level: of the services that `lorikeet serve` starts.
     """
 
@@ -88,6 +92,10 @@ class Settings(BaseSettings):
     data_dir: Path | None = None
     target: str = ""
     timeout: float = Field(default=600.0, ge=0, allow_inf_nan=False)
+    token: str = Field(default="", repr=False)
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
     # The three classes are made from the services' config classes above.
     frontend: FrontendSection = Field(default_factory=FrontendSection)  # pyright: ignore[reportInvalidTypeForm]

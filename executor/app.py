@@ -21,6 +21,7 @@ from executor.control.mailbox import Mailbox
 from executor.control.scheduler import Scheduler
 from executor.service.build import Base, Progress, build_base
 from executor.service.commands import MAX_LOGPROBS, RequestLimits
+from executor.service.metrics import ExecutorMetrics
 from executor.service.outbox import Outboxes
 from executor.service.servicer import ExecutorServicer
 from executor.service.sessions import Sessions
@@ -29,6 +30,7 @@ from lorikeet.v1 import executor_pb2 as pb
 from lorikeet.v1 import executor_pb2_grpc
 from rpc.channel import open_channel
 from rpc.digests import layout_digest
+from rpc.metrics import MetricsServer
 from rpc.server import Server
 from rpc.versions import PROTOCOL_VERSION
 
@@ -115,6 +117,10 @@ class Executor:
             server.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, servicer)
             address = await server.start(config.listen)
             stack.push_async_callback(self._drain, server)
+            if config.metrics_listen:
+                metrics = MetricsServer(ExecutorMetrics(self.statistics).gather)
+                await metrics.start(config.metrics_listen)
+                stack.push_async_callback(metrics.stop)
             await self._await_store(stop or asyncio.Event())
             await server.set_serving(True)
             yield address

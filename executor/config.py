@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rpc.addresses import check_address
+from rpc.addresses import check_address, check_tcp_address
 
 DType = Literal["float32", "bfloat16", "float16"]
 Runner = Literal["torch", "arithmetic"]
@@ -28,6 +28,7 @@ class ExecutorConfig:
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
         store: the adapter store's address; empty serves the base model only.
         arena_dir: folder, shared with the store, that holds its arena; None fetches packs through gRPC.
+        metrics_listen: `host:port` for metrics in Prometheus' format over HTTP; empty serves none.
         model_name: what the model is called to clients; the folder's name when empty.
         device: "cpu" or "cuda", which takes the first GPU that CUDA_VISIBLE_DEVICES leaves visible.
         load_format: "safetensors", or "dummy", which makes up weights from config.json alone (benchmarks).
@@ -55,6 +56,7 @@ class ExecutorConfig:
     listen: str = "127.0.0.1:50052"
     store: str = ""
     arena_dir: Path | None = None
+    metrics_listen: str = ""
     model_name: str = ""
     device: Device = "cpu"
     load_format: LoadFormat = "safetensors"
@@ -90,6 +92,8 @@ class ExecutorConfig:
         check_address("listen", self.listen)
         if self.store:
             check_address("store", self.store)
+        if self.metrics_listen:
+            check_tcp_address("metrics_listen", self.metrics_listen)
         self._check_numbers()
         if not (self.model_dir / "config.json").is_file():
             raise ValueError(

@@ -19,6 +19,7 @@ from frontend.metrics import FrontendMetrics
 from frontend.model_folder import ModelFolder, read_model_folder
 from frontend.ports import Ports
 from frontend.prompts import PromptReader
+from frontend.resolving import Resolver
 from frontend.rights import AdapterRights
 from frontend.service import AdapterServicer, GenerationServicer
 from frontend.statistics import AdapterStatistics
@@ -54,10 +55,11 @@ class Frontend:
         store = self._open_channel(config.store) if config.store else None
         stub = store_pb2_grpc.CatalogServiceStub(store) if store else None
         self._follower = (
-            CatalogFollower(stub=stub, catalog=self.catalog, on_snapshot=self._changed.set) if stub else None
+            CatalogFollower(stub=stub, catalog=self.catalog, on_snapshot=self._on_snapshot) if stub else None
         )
         self._auth = AuthFile(config.auth_file) if config.auth_file is not None else None
         self._ports = Ports(config, auth=self._auth)
+        self._resolver = Resolver(catalog=self.catalog, stub=stub)
         self._admin = AdapterAdmin(stub=stub, catalog=self.catalog, hint=self._executor.hint)
         self._usage = UsageTable()
         self._statistics = AdapterStatistics(
@@ -101,6 +103,7 @@ class Frontend:
             workers=self._workers,
             executor=self._executor,
             catalog=self.catalog,
+            resolver=self._resolver,
             usage=self._usage,
             wakeups=Wakeups(asyncio.get_running_loop()),
         )
@@ -161,6 +164,10 @@ class Frontend:
         self._workers.close()
         for channel in self._channels:
             await channel.close()
+
+    def _on_snapshot(self) -> None:
+        self._resolver.store_changed()
+        self._changed.set()
 
     def _on_availability(self, available: bool) -> None:
         self._executor_available = available

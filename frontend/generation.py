@@ -15,6 +15,7 @@ from frontend.flights import Sink
 from frontend.model_folder import ModelFolder
 from frontend.prompts import PromptReader
 from frontend.request_stream import Identity, RequestStream
+from frontend.resolving import Resolver
 from frontend.running import RunningRequests
 from frontend.sampling import check_token_ids, completion_seed, out_of_range
 from frontend.stop_strings import StopMatcher, StopStrings
@@ -72,6 +73,7 @@ class Generation:
         workers: threads for long texts.
         executor: where completions are computed.
         catalog: which digest a name points to.
+        resolver: brings names that it lacks, where the store can.
         usage: counts each request when it ends.
         wakeups: decides when streams with news go on.
     """
@@ -84,6 +86,7 @@ class Generation:
         workers: TextWorkers,
         executor: ExecutorClient,
         catalog: Catalog,
+        resolver: Resolver,
         usage: UsageTable,
         wakeups: Wakeups,
     ) -> None:
@@ -93,6 +96,7 @@ class Generation:
         self._workers = workers
         self._executor = executor
         self._catalog = catalog
+        self._resolver = resolver
         self._usage = usage
         self._wakeups = wakeups
         self._running = RunningRequests(executor.abort)
@@ -112,6 +116,7 @@ class Generation:
         plan = plan_generation(request, limits=engine.limits, defaults=self._model.defaults)
         caller = current_caller()
         check_tenant(request.tenant, caller)
+        await self._resolver.prepare(plan.adapter, remaining_seconds)
         digest = self._catalog.resolve(plan.adapter, caller)
         self._executor.hint(digest)
         prompt_ids = await self._prompts.read(request)

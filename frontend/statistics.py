@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import grpc
 
 from frontend.catalog import Catalog
-from frontend.usage import UsageTable
+from frontend.usage import OTHERS, UsageTable
 from lorikeet.v1 import adapters_pb2, executor_pb2, executor_pb2_grpc, store_pb2, store_pb2_grpc
 from rpc.errors import from_rpc, invalid_argument
 
@@ -75,7 +75,7 @@ class AdapterStatistics:
         names: Mapping[str, Sequence[str]],
     ) -> list[adapters_pb2.AdapterUsage]:
         """Those that the executor lists and those that were asked for here, busiest first."""
-        by_digest = {adapter.digest: adapter for adapter in resident}
+        by_digest = {adapter.digest: adapter for adapter in resident if adapter.digest != OTHERS}
         for digest, _ in self._usage.busiest(limit):
             by_digest.setdefault(digest, executor_pb2.ExecutorAdapter(digest=digest))
         usages = [self._join(adapter, names) for adapter in by_digest.values()]

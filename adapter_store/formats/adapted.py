@@ -41,6 +41,12 @@ class AdaptedSlice:
                 yield part, entry
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What there is, in the words of AdaptedPart."""
+        found = [part.upper() for part, _ in self.tensors()]
+        return ("LORA", *found[2:]) if self.lora_a is not None else tuple(found)
+
+    @property
     def has_shift(self) -> bool:
         """True when the executor derives a vector that it adds to the output besides gain and LoRA."""
         rescales_bias = self.magnitude is not None and self.slice.has_bias

@@ -25,6 +25,8 @@ _UNBOUNDED = re.compile(r"[*+]|\{\d*,\d*\}|\{\d+\}")
 _OPTIONAL = re.compile(r"(?<![(*+?}])\?")
 _SKIP = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _INNERMOST_GROUP = re.compile(r"\((?:\?:)?([^()]*)\)")
+# What Python's `re` keeps for sets of the future, and warns of each time.
+_SET_OPERATION = re.compile(r"\[|--|&&|~~|\|\|")
 _SPECIAL = frozenset(".^$*+?{}[]()|\\")
 
 
@@ -55,6 +57,13 @@ def _compile(expression: str, written: str, option: str) -> re.Pattern[str]:
 
 
 def _check(pattern: str, option: str) -> None:
+    for found in _SKIP.finditer(pattern):
+        if found.group()[0] == "[" and _SET_OPERATION.search(re.sub(r"\\.", "", found.group()[1:])):
+            raise invalid_argument(
+                "BAD_PATTERN",
+                f"{option}: {pattern[:100]!r} has a set within a set, or an operation on sets: escape it",
+                option=option,
+            )
     if (
         len(pattern) > _MAX_LENGTH
         or _FORBIDDEN.search(_SKIP.sub(_placeholder, pattern)) is not None

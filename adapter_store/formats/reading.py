@@ -1,44 +1,65 @@
 """From an adapter's folder to a checked adapter with an identity."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.checks import AdaptedSlice, match_adapter
-from adapter_store.formats.identity import TensorScan, adapter_digest, scan_tensor
+from adapter_store.formats.identity import TensorScan, adapter_digest
 from adapter_store.formats.layout import PackLayout
+from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.peft_config import parse_peft_config
+from adapter_store.formats.plan import PackPlan, plan_pack
+from adapter_store.formats.prompt_files import read_prompt_files
 from adapter_store.formats.safetensors_files import CONFIG_NAME, TensorFiles
+from lorikeet.v1 import layout_pb2
 from rpc.errors import invalid_argument
 
 _MAX_CONFIG_BYTES = 4 << 20
 
-_Scanned = tuple[AdaptedSlice, Mapping[str, TensorScan]]
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedAdapter:
+    """An adapter whose headers fit a layout; its tensors have not been read. The plan has no digest yet."""
+
+    slices: tuple[AdaptedSlice, ...]
+    notes: tuple[str, ...]
+    files: TensorFiles
+    plan: PackPlan
+    chat_template: str | None
+
+    @property
+    def pack_bytes(self) -> int:
+        return self.plan.manifest.total_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedAdapter:
-    """An adapter that fits a layout. `slices` are in the layout's order."""
+    """An adapter that fits a layout, every value of it. `slices` are in the layout's order."""
 
     digest: str
     slices: tuple[AdaptedSlice, ...]
     notes: tuple[str, ...]
     files: TensorFiles
+    plan: PackPlan
+    chat_template: str | None
+
+    @property
+    def manifest(self) -> layout_pb2.PackManifest:
+        return self.plan.manifest
 
     @property
     def max_rank(self) -> int:
         return max(adapted.rank for adapted in self.slices)
 
 
-def read_adapter(
-    folder: Path, layout: PackLayout, progress: Callable[[int, int], None] = lambda done, total: None
-) -> CheckedAdapter:
-    """Checks a folder that we own against a layout and computes the adapter's digest.
+def open_adapter(folder: Path, layout: PackLayout) -> OpenedAdapter:
+    """Checks a folder that we own against a layout, by config and headers alone, and plans its pack.
 
     Args:
         folder: holds adapter_config.json and safetensors files; nobody else may write to it.
         layout: what the adapter must fit.
-        progress: called with (bytes done, bytes in all) as tensors are read.
 
     Raises:
         LorikeetError: INVALID_ARGUMENT or UNIMPLEMENTED, saying what is wrong, where, and what to do.
@@ -49,31 +70,62 @@ def read_adapter(
     config = parse_peft_config(path.read_bytes())
     files = TensorFiles(folder)
     match = match_adapter(files.entries, config, layout)
-    total = sum(entry.nbytes for adapted in match.slices for _, entry in adapted.tensors())
-    done = 0
-    scanned: list[_Scanned] = []
-    for adapted in match.slices:
-        scans = {}
-        for part, entry in adapted.tensors():
-            scans[part] = scan_tensor(files, entry)
-            done += entry.nbytes
-        scanned.append((adapted, scans))
-        progress(done, total)
-    return CheckedAdapter(
-        digest=adapter_digest(scanned),
+    prompts = read_prompt_files(folder, layout)
+    return OpenedAdapter(
         slices=match.slices,
-        notes=match.notes + _idle_notes(scanned),
+        notes=match.notes + prompts.notes,
         files=files,
+        plan=plan_pack("", match.slices, layout),
+        chat_template=prompts.chat_template,
     )
 
 
-def _idle_notes(scanned: list[_Scanned]) -> tuple[str, ...]:
-    idle = [adapted.slice.module for adapted, scans in scanned if _is_idle(adapted, scans)]
-    if len(idle) == len(scanned):
+def check_adapter(
+    opened: OpenedAdapter,
+    target: memoryview | None = None,
+    *,
+    crew: Crew = ALONE,
+    urgency: Urgency | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CheckedAdapter:
+    """Reads every tensor, computes the adapter's digest and, where there is a target, writes its pack.
+
+    Args:
+        target: `pack_bytes` bytes, worth nothing when this raises.
+        crew: see `fill_pack`, also for `urgency` and `progress`.
+
+    Raises:
+        LorikeetError: INVALID_ARGUMENT, naming the tensor that holds what cannot be served.
+    """
+    scans = fill_pack(opened.plan, opened.files, target, crew=crew, urgency=urgency, progress=progress)
+    digest = adapter_digest(opened.slices, scans, opened.chat_template)
+    manifest = layout_pb2.PackManifest()
+    manifest.CopyFrom(opened.plan.manifest)
+    manifest.digest = digest
+    return CheckedAdapter(
+        digest=digest,
+        slices=opened.slices,
+        notes=opened.notes + _idle_notes(opened.slices, scans),
+        files=opened.files,
+        plan=replace(opened.plan, manifest=manifest),
+        chat_template=opened.chat_template,
+    )
+
+
+def read_adapter(folder: Path, layout: PackLayout) -> CheckedAdapter:
+    """Opens and checks at once, packing nothing. Raises LorikeetError."""
+    return check_adapter(open_adapter(folder, layout))
+
+
+def _idle_notes(slices: Sequence[AdaptedSlice], scans: Mapping[str, TensorScan]) -> tuple[str, ...]:
+    idle = [adapted.slice.module for adapted in slices if _is_idle(adapted, scans)]
+    if len(idle) == len(slices):
         return ("the adapter changes nothing: every module has a zero lora_A, lora_B or scaling",)
     return tuple(f"{module}: changes nothing (a zero lora_A, lora_B or scaling)" for module in idle)
 
 
 def _is_idle(adapted: AdaptedSlice, scans: Mapping[str, TensorScan]) -> bool:
-    only_lora = scans.keys() == {"lora_a", "lora_b"}
-    return only_lora and (scans["lora_a"].is_zero or scans["lora_b"].is_zero or adapted.scaling == 0)
+    a, b = adapted.lora_a, adapted.lora_b
+    if a is None or b is None or [part for part, _ in adapted.tensors()] != ["lora_a", "lora_b"]:
+        return False
+    return scans[a.name].is_zero or scans[b.name].is_zero or adapted.scaling == 0

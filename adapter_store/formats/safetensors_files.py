@@ -73,12 +73,17 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self.entries: dict[str, TensorEntry] = {}
+        self._folder = folder
         self._maps: dict[str, mmap.mmap] = {}
         index = read_index(folder)
         for name in [SINGLE_NAME] if index is None else sorted(set(index.values())):
             self._add_file(folder / name)
         if index is not None:
             _check_index(index, self.entries)
+
+    def path_of(self, entry: TensorEntry) -> Path:
+        """The file that the tensor lies in, as long as nobody has moved the folder."""
+        return self._folder / entry.file
 
     def bytes_of(self, entry: TensorEntry) -> memoryview:
         """The tensor's raw bytes; no copy."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection
 
+from adapter_store.formats.prompt_files import PROMPT_FILES
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, parse_index
 from adapter_store.formats.strict_json import printable
 from rpc.errors import invalid_argument, not_found
 
-PROMPT_NAMES = ("chat_template.jinja", "chat_template.json", "added_tokens.json", "tokenizer_config.json")
+PROMPT_NAMES = PROMPT_FILES
 """Files that a trainer may save beside an adapter and that change how prompts are made."""
+_UNUSED_NAMES = ("chat_template.json",)
 
 PICKLE_NAME = "adapter_model.bin"
 MAX_SMALL_BYTES = 16 << 20
@@ -60,10 +62,10 @@ def check_config(source: str, names: Collection[str]) -> None:
 
 
 def prompt_notes(names: Collection[str]) -> tuple[str, ...]:
-    """What the report says of files that change prompts."""
+    """What the report says of files that are left where they are."""
     return tuple(
-        f"{name} of the adapter's folder is not used: prompts are made by the base's tokenizer and template"
-        for name in PROMPT_NAMES
+        f"{name} of the adapter's folder is not used: keep its template as chat_template.jinja"
+        for name in _UNUSED_NAMES
         if name in names
     )
 

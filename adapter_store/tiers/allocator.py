@@ -1,7 +1,7 @@
 """First-fit allocation of ranges, with coalescing. Pure bookkeeping."""
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 
 class RangeAllocator:
@@ -21,6 +21,11 @@ class RangeAllocator:
     @property
     def capacity(self) -> int:
         return self._end - self._start
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Start and end of all ranges together."""
+        return self._start, self._end
 
     @property
     def used_bytes(self) -> int:
@@ -48,16 +53,6 @@ class RangeAllocator:
                 self._take(index, start, size)
                 return start
         return None
-
-    def fits_around(self, size: int, fixed: Collection[int]) -> bool:
-        """A probe: True when a range would fit if all ranges but those that start at `fixed` were free."""
-        size = self.rounded(size)
-        position = self._start
-        for start in sorted(fixed):
-            if start - position >= size:
-                return True
-            position = start + self._used[start]
-        return self._end - position >= size
 
     def reserve(self, start: int, size: int) -> bool:
         """Takes exactly this range; False when it is not entirely free."""

@@ -4,83 +4,34 @@ Synchronous and without a clock; belongs to one thread. Bytes are written by oth
 `publish`.
 """
 
-from dataclasses import dataclass
-from enum import Enum
+import secrets
+from collections.abc import Set
 
 from adapter_store.tiers.allocator import RangeAllocator
 from adapter_store.tiers.arena_file import HEADER_BYTES, ArenaFile, PackRecord
-from adapter_store.tiers.eviction import EvictionPolicy, LeastRecentlyUsed
+from adapter_store.tiers.eviction import EvictionPolicy, GreedyDualSizeFrequency
 from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.pack import NEXT, ArenaPack, ArenaStatistics, PackState
+from adapter_store.tiers.room import Range, cheapest_window, compaction
 from lorikeet.v1 import layout_pb2
 from rpc.errors import failed_precondition
 
 
-class PackState(Enum):
-    WRITING = "writing"
-    STABLE = "stable"
-    # Dropped, but somebody still holds it; freed with its last lease.
-    DOOMED = "doomed"
-    FREED = "freed"
-
-
-_NEXT = {
-    PackState.WRITING: (PackState.STABLE, PackState.FREED),
-    PackState.STABLE: (PackState.DOOMED, PackState.FREED),
-    PackState.DOOMED: (PackState.FREED,),
-    PackState.FREED: (),
-}
-
-
-@dataclass(eq=False, kw_only=True)
-class ArenaPack:
-    """A pack in the arena. Only the arena changes it."""
-
-    key: PackKey
-    slot: int
-    header_offset: int
-    pack_bytes: int
-    generation: int
-    state: PackState = PackState.WRITING
-    leases: int = 0
-    # Leases granted before a restart whose holders have not been heard of.
-    unclaimed: int = 0
-    last_used: int = 0
-    # None while the pack is being written, and until bytes that a former store left were verified.
-    manifest: layout_pb2.PackManifest | None = None
-
-    @property
-    def pack_offset(self) -> int:
-        return self.header_offset + HEADER_BYTES
-
-    @property
-    def is_held(self) -> bool:
-        return self.leases + self.unclaimed > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArenaStatistics:
-    """Counts; bytes include headers."""
-
-    packs: int
-    leases: int
-    unclaimed: int
-    used_bytes: int
-    capacity_bytes: int
-    largest_hole_bytes: int
-    evictions: int
-
-
 class Arena:
-    """Owner of the arena's room."""
+    """Owner of the arena's room.
+
+    Args:
+        policy: decides what leaves; GDSF unless told otherwise.
+    """
 
     def __init__(self, file: ArenaFile, policy: EvictionPolicy | None = None) -> None:
         self._file = file
-        self._policy = policy or LeastRecentlyUsed()
+        self._policy = policy or GreedyDualSizeFrequency()
         self._allocator = RangeAllocator(file.room_start, file.size)
         self._by_key: dict[PackKey, ArenaPack] = {}
         self._all: set[ArenaPack] = set()
-        self._tick = 0
-        self._evictions = 0
+        self._pinned: frozenset[str] = frozenset()
+        self._evictions = self._evicted_bytes = 0
         for record in list(file.scan()):
             self._adopt(record)
         taken = {pack.slot for pack in self._all}
@@ -95,8 +46,31 @@ class Arena:
         """A pack that is being written or stable. A probe: changes nothing."""
         return self._by_key.get(key)
 
+    @property
+    def capacity_bytes(self) -> int:
+        """What fits in all, headers included."""
+        return self._allocator.capacity
+
+    def set_pinned(self, digests: Set[str]) -> None:
+        """Says whose packs are never evicted; they may be moved while nobody holds them."""
+        self._pinned = frozenset(digests)
+
+    def begin_unnamed(self, layout: str, pack_bytes: int) -> ArenaPack | None:
+        """Like `begin`, for a pack whose digest is known once it is written; then `name` it."""
+        return self.begin(PackKey(layout=layout, digest=secrets.token_hex(32)), pack_bytes)
+
+    def name(self, pack: ArenaPack, key: PackKey) -> None:
+        """Says whose pack it is that is being written; there must be none of this key yet."""
+        assert pack.state is PackState.WRITING, pack.state
+        assert key not in self._by_key, "a pack has one place"
+        assert key.layout == pack.key.layout
+        del self._by_key[pack.key]
+        pack.key = key
+        self._by_key[key] = pack
+        self._file.name_pack(pack.slot, key.digest)
+
     def begin(self, key: PackKey, pack_bytes: int) -> ArenaPack | None:
-        """Makes room for a pack, evicting what nobody holds; None while too much is held.
+        """Makes room for a pack, evicting or moving what nobody holds; None while too much is held.
 
         Raises:
             LorikeetError: FAILED_PRECONDITION when the whole arena is too small.
@@ -104,14 +78,9 @@ class Arena:
         assert key not in self._by_key, "a pack has one place"
         size = HEADER_BYTES + pack_bytes
         self.check_capacity(pack_bytes)
-        if not self._could_fit(size):
+        offset = self._make_room(self._allocator.rounded(size))
+        if offset is None:
             return None
-        while (offset := self._allocator.allocate(size) if self._free_slots else None) is None:
-            idle = [pack for pack in self._by_key.values() if self._is_evictable(pack)]
-            if not idle:
-                return None
-            self._free(self._policy.victim(idle))
-            self._evictions += 1
         pack = ArenaPack(
             key=key,
             slot=self._free_slots.pop(),
@@ -122,7 +91,6 @@ class Arena:
         self._file.begin_pack(_record(pack))
         self._by_key[key] = pack
         self._all.add(pack)
-        self._touch(pack)
         return pack
 
     def check_capacity(self, pack_bytes: int) -> None:
@@ -138,10 +106,14 @@ class Arena:
         """The pack's bytes, for whoever writes or checks them. Release it when done."""
         return self._file.view(pack.pack_offset, pack.pack_bytes)
 
-    def publish(self, pack: ArenaPack, manifest: layout_pb2.PackManifest) -> None:
-        """The bytes are there: the pack can be leased."""
+    def publish(
+        self, pack: ArenaPack, manifest: layout_pb2.PackManifest, *, seconds: float | None = None
+    ) -> None:
+        """The bytes are there, after so many seconds: the pack can be leased."""
         self._move(pack, PackState.STABLE)
         pack.manifest = manifest
+        pack.reload_seconds = pack.reload_seconds if seconds is None else seconds
+        self._touch(pack)
         self._file.publish_pack(pack.slot, pack.header_offset, pack.generation)
 
     def abandon(self, pack: ArenaPack) -> None:
@@ -154,11 +126,21 @@ class Arena:
         assert pack.state is not PackState.WRITING, pack.state
         pack.manifest = manifest
 
+    def set_checksum(self, pack: ArenaPack, checksum: bytes) -> None:
+        """Remembers what the bytes hash to, for a later store; ignored when the pack is gone or moved."""
+        if pack.state in (PackState.STABLE, PackState.DOOMED):
+            pack.checksum = checksum
+            self._file.set_checksum(pack.slot, checksum)
+
     def lease(self, pack: ArenaPack) -> None:
         """Promises that the pack stays where it is until as many `release`s."""
+        self.hold(pack)
+        self._touch(pack)
+
+    def hold(self, pack: ArenaPack) -> None:
+        """Like `lease`, for the store's own work, which makes a pack no more worth keeping."""
         assert pack.state is PackState.STABLE, pack.state
         pack.leases += 1
-        self._touch(pack)
         self._note_holders(pack)
 
     def release(self, pack: ArenaPack) -> None:
@@ -207,6 +189,8 @@ class Arena:
             capacity_bytes=self._allocator.capacity,
             largest_hole_bytes=self._allocator.largest_hole,
             evictions=self._evictions,
+            evicted_bytes=self._evicted_bytes,
+            pinned_bytes=sum(p.pack_bytes for p in self._by_key.values() if p.key.digest in self._pinned),
         )
 
     def check_integrity(self) -> None:
@@ -243,17 +227,72 @@ class Arena:
             generation=record.generation,
             state=PackState.STABLE,
             unclaimed=record.leases,
+            checksum=record.checksum,
         )
         self._by_key[record.key] = pack
         self._all.add(pack)
 
-    def _could_fit(self, size: int) -> bool:
-        """True when evicting everything that nobody holds would leave a large enough hole."""
-        fixed = [pack.header_offset for pack in self._all if not self._is_evictable(pack)]
-        return self._allocator.fits_around(size, fixed)
+    def _make_room(self, size: int) -> int | None:
+        """Finds, or else makes, room; changes nothing when that is not possible."""
+        offset = self._allocator.allocate(size) if self._free_slots else None
+        if offset is not None:
+            return offset
+        ranges = self._ranges()
+        start, end = self._allocator.bounds
+        window = cheapest_window(ranges, start, end, size)
+        if window is not None:
+            for pack in window:
+                self._evict(pack)
+            return self._allocator.allocate(size)
+        moves = compaction(ranges, start, end, size)
+        if moves is None or not (self._free_slots or any(range_.worth is not None for range_ in ranges)):
+            return None
+        for pack in [range_.item for range_ in ranges if range_.worth is not None]:
+            self._evict(pack)
+        for move in moves:
+            self._relocate(move.item, move.start)
+        return self._allocator.allocate(size)
 
-    def _is_evictable(self, pack: ArenaPack) -> bool:
-        return pack.state is PackState.STABLE and not pack.is_held
+    def _ranges(self) -> list[Range[ArenaPack]]:
+        ranges = []
+        for pack in self._all:
+            is_idle = pack.state is PackState.STABLE and not pack.is_held
+            is_pinned = pack.key.digest in self._pinned
+            end = pack.header_offset + self._allocator.rounded(HEADER_BYTES + pack.pack_bytes)
+            ranges.append(
+                Range(
+                    item=pack,
+                    start=pack.header_offset,
+                    end=end,
+                    worth=pack.worth if is_idle and not is_pinned else None,
+                    is_movable=is_idle and is_pinned,
+                )
+            )
+        return sorted(ranges, key=lambda range_: range_.start)
+
+    def _evict(self, pack: ArenaPack) -> None:
+        self._policy.evicted(pack)
+        self._evictions += 1
+        self._evicted_bytes += pack.pack_bytes
+        self._free(pack)
+
+    def _relocate(self, pack: ArenaPack, header_offset: int) -> None:
+        """Moves a pack that nobody holds. A store that is killed meanwhile has lost it, never half of it."""
+        assert pack.state is PackState.STABLE
+        assert not pack.is_held
+        self._file.free_pack(pack.slot, pack.header_offset, pack.generation)
+        source = pack.pack_offset
+        self._allocator.free(pack.header_offset)
+        taken = self._allocator.reserve(header_offset, HEADER_BYTES + pack.pack_bytes)
+        assert taken, "a pack moves into room that is free"
+        pack.header_offset = header_offset
+        pack.generation = self._file.take_generation()
+        # The bytes first: the new header may lie in what they are read from, but not the other way round.
+        self._file.move(source, pack.pack_offset, pack.pack_bytes)
+        self._file.begin_pack(_record(pack))
+        self._file.publish_pack(pack.slot, pack.header_offset, pack.generation)
+        if pack.checksum:
+            self._file.set_checksum(pack.slot, pack.checksum)
 
     def _free_if_done(self, pack: ArenaPack) -> None:
         if pack.state is PackState.DOOMED and not pack.is_held:
@@ -270,13 +309,13 @@ class Arena:
             del self._by_key[pack.key]
 
     def _move(self, pack: ArenaPack, state: PackState) -> None:
-        if state not in _NEXT[pack.state]:
+        if state not in NEXT[pack.state]:
             raise AssertionError(f"a pack that is {pack.state.value} cannot become {state.value}")
         pack.state = state
 
     def _touch(self, pack: ArenaPack) -> None:
-        self._tick += 1
-        pack.last_used = self._tick
+        pack.uses += 1
+        self._policy.used(pack)
 
     def _note_holders(self, pack: ArenaPack) -> None:
         self._file.set_leases(pack.slot, pack.leases + pack.unclaimed)

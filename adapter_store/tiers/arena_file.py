@@ -25,12 +25,13 @@ from adapter_store.tiers.key import PackKey
 
 HEADER_BYTES = 128
 
-_VERSION = 1
+_VERSION = 2
 _SUPERBLOCK = struct.Struct("<8sIIQQ")
 _SUPERBLOCK_MAGIC = b"LRKTAREN"
 _RECORD_BYTES = 128
 _RECORD = struct.Struct("<QQQ32s32s")
-_STATE_AT, _LEASES_AT, _RECORD_AT = 0, 4, 8
+_CHECKSUM_BYTES = 32
+_STATE_AT, _LEASES_AT, _RECORD_AT, _CHECKSUM_AT = 0, 4, 8, 96
 _EMPTY, _WRITING, _STABLE = 0, 1, 2
 _HEADER = struct.Struct("<8sQ")
 _HEADER_MAGIC = b"LRKTPACK"
@@ -43,7 +44,10 @@ class ArenaError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackRecord:
-    """One pack of the arena as its index has it; `leases` are those granted when it was last written."""
+    """One pack of the arena as its index has it; `leases` are those granted when it was last written.
+
+    `checksum` is the BLAKE3 of the pack's bytes, b"" until somebody has computed it.
+    """
 
     slot: int
     key: PackKey
@@ -51,6 +55,7 @@ class PackRecord:
     pack_bytes: int
     generation: int
     leases: int
+    checksum: bytes = b""
 
 
 class ArenaFile:
@@ -127,20 +132,35 @@ class ArenaFile:
             bytes.fromhex(record.key.digest),
             bytes.fromhex(record.key.layout),
         )
+        self._set_checksum(record.slot, bytes(_CHECKSUM_BYTES))
         self.set_leases(record.slot, 0)
         self._set_state(record.slot, _WRITING)
         self.view(record.header_offset, HEADER_BYTES)[:] = bytes(HEADER_BYTES)
         self._set_generation(record.header_offset, record.generation - 1)
+
+    def name_pack(self, slot: int, digest: str) -> None:
+        """Says whose pack it is, while it is being written."""
+        at = self._record_at(slot) + _RECORD_AT + 24
+        self._map[at : at + 32] = bytes.fromhex(digest)
 
     def publish_pack(self, slot: int, header_offset: int, generation: int) -> None:
         """Marks a pack as stable."""
         self._set_generation(header_offset, generation)
         self._set_state(slot, _STABLE)
 
+    def set_checksum(self, slot: int, checksum: bytes) -> None:
+        """Remembers over a restart what the bytes of a stable pack must hash to."""
+        assert len(checksum) == _CHECKSUM_BYTES
+        self._set_checksum(slot, checksum)
+
     def free_pack(self, slot: int, header_offset: int, generation: int) -> None:
         """Marks a pack as gone, for its readers first."""
         self._set_generation(header_offset, generation + 1)
         self._set_state(slot, _EMPTY)
+
+    def move(self, source: int, target: int, size: int) -> None:
+        """Copies bytes within the file; the two places may overlap."""
+        self._map.move(target, source, size)
 
     def set_leases(self, slot: int, leases: int) -> None:
         """Remembers over a restart how many holders a pack has."""
@@ -171,12 +191,21 @@ class ArenaFile:
                     pack_bytes=size,
                     generation=generation,
                     leases=struct.unpack_from("<I", self._map, at + _LEASES_AT)[0],
+                    checksum=self._checksum(at),
                 )
 
     def close(self) -> None:
         """Unmaps; the file stays for the next store."""
         self._map.close()
         os.close(self._lock)
+
+    def _checksum(self, at: int) -> bytes:
+        checksum = self._map[at + _CHECKSUM_AT : at + _CHECKSUM_AT + _CHECKSUM_BYTES]
+        return checksum if any(checksum) else b""
+
+    def _set_checksum(self, slot: int, checksum: bytes) -> None:
+        at = self._record_at(slot) + _CHECKSUM_AT
+        self._map[at : at + _CHECKSUM_BYTES] = checksum
 
     def _record_at(self, slot: int) -> int:
         return (1 + slot) * _RECORD_BYTES

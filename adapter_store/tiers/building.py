@@ -1,54 +1,50 @@
-"""Makes packs: from an adapter that was just checked, or from one that lies in the disk tier."""
+"""Reads objects of the disk tier, mistrusting them: a disk may lose or change what it was given."""
 
-from collections.abc import Callable
-from typing import BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from adapter_store.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.packing import write_pack
-from adapter_store.formats.plan import PackPlan, plan_pack
-from adapter_store.formats.reading import CheckedAdapter, read_adapter
-from adapter_store.tiers.disk import DiskTier, StoredPack
+from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
+from adapter_store.tiers.disk import DiskTier
 from rpc.errors import LorikeetError, data_loss
 
-
-def store_pack(
-    disk: DiskTier,
-    checked: CheckedAdapter,
-    plan: PackPlan,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> StoredPack:
-    """Packs a checked adapter into the disk tier. Raises LorikeetError."""
-
-    def write(file: BinaryIO) -> str:
-        return write_pack(
-            plan,
-            checked.files,
-            file.write,
-            lambda done: progress(done, plan.manifest.total_bytes),
-        )
-
-    return disk.write_pack(plan.manifest, write)
+# What was checked when the adapter was loaded, whatever the layout was.
+_DAMAGE = ("BAD_CONFIG", "BAD_FILE", "NOT_FINITE")
 
 
-def rebuild_pack(disk: DiskTier, digest: str, layout: PackLayout) -> StoredPack:
-    """Packs an object of the disk tier, checking again that it is what its digest says and fits this layout.
+def open_object(disk: DiskTier, digest: str, layout: PackLayout) -> OpenedAdapter:
+    """Opens an object and checks that it fits a layout.
 
     Raises:
-        LorikeetError: DATA_LOSS when the object is gone or damaged; what `read_adapter` and `plan_pack` raise
-            when it does not fit.
+        LorikeetError: DATA_LOSS when the object is gone or damaged; what `open_adapter` raises when it does
+            not fit.
     """
+    with _damage_said(disk, digest):
+        return open_adapter(disk.object_path(digest), layout)
+
+
+def fill_from_object(
+    disk: DiskTier, digest: str, opened: OpenedAdapter, target: memoryview, crew: Crew, urgency: Urgency
+) -> CheckedAdapter:
+    """Packs an opened object, checking that it still is what its digest says. Raises LorikeetError."""
+    with _damage_said(disk, digest):
+        checked = check_adapter(opened, target, crew=crew, urgency=urgency)
+    if checked.digest != digest:
+        raise _set_aside(disk, digest)
+    return checked
+
+
+@contextmanager
+def _damage_said(disk: DiskTier, digest: str) -> Iterator[None]:
     try:
-        checked = read_adapter(disk.object_path(digest), layout)
+        yield
     except FileNotFoundError as error:
         raise _lost(digest, "is gone from") from error
     except LorikeetError as error:
-        # These were checked when the adapter was loaded, whatever the layout was.
-        if error.reason in ("BAD_CONFIG", "BAD_FILE", "NOT_FINITE"):
+        if error.reason in _DAMAGE:
             raise _set_aside(disk, digest) from error
         raise
-    if checked.digest != digest:
-        raise _set_aside(disk, digest)
-    return store_pack(disk, checked, plan_pack(digest, checked.slices, layout))
 
 
 def _set_aside(disk: DiskTier, digest: str) -> LorikeetError:

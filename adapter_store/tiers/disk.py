@@ -1,46 +1,32 @@
-"""The disk tier: adapters and packs by digest. What has its final name is whole, whenever the store is
-killed.
+"""The disk tier: adapters by digest. What has its final name is whole, whenever the store is killed.
 
     data_dir/incoming/   being written, or on its way out; emptied at start
     data_dir/objects/<digest>/   an adapter as it was loaded: adapter_config.json and safetensors files
-    data_dir/packs/<layout digest>/<digest>.pack and .manifest
 
-An object is the truth and is synced before it gets its name. A pack can be made again from its object, so it
-carries a checksum instead of being synced.
+An object is the truth and is synced before it gets its name. Packs are made from it; they are not kept here.
 """
 
 import fcntl
 import os
 import shutil
+import threading
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-from google.protobuf.message import DecodeError
 
 from adapter_store.tiers.files import disk_errors, sync_file
-from adapter_store.tiers.key import PackKey
-from lorikeet.v1 import layout_pb2
 from rpc.digests import is_digest
-
-_CHECKSUM_BYTES = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredPack:
-    """A pack on disk: its file, where its tensors lie, and the BLAKE3 (hex) that its bytes must have."""
-
-    path: Path
-    manifest: layout_pb2.PackManifest
-    checksum: str
+from rpc.errors import resource_exhausted
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiskStatistics:
+    """Objects and their bytes; folders that are being written or deleted. A capacity of 0 is no quota."""
+
     objects: int
-    packs: int
+    used_bytes: int
+    capacity_bytes: int
     incoming: int
 
 
@@ -49,39 +35,45 @@ class DiskTier:
 
     Safe to use from several threads for different digests; who may remove a digest is decided elsewhere.
 
+    Args:
+        quota_bytes: most bytes of all objects; 0 leaves it to the disk.
+
     Raises:
         BlockingIOError: another store uses this data folder.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, quota_bytes: int = 0) -> None:
+        self._data_dir = data_dir
         self._incoming = data_dir / "incoming"
         self._objects = data_dir / "objects"
-        self._packs = data_dir / "packs"
-        for folder in (self._incoming, self._objects, self._packs):
+        for folder in (self._incoming, self._objects):
             folder.mkdir(parents=True, exist_ok=True)
+        self._quota = quota_bytes
+        self._mutex = threading.Lock()
+        self._moving: set[Path] = set()
         self._lock = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
             raise
+        self._sizes = {path.name: folder_bytes(path) for path in self._objects.iterdir() if path.is_dir()}
 
     def close(self) -> None:
         os.close(self._lock)
 
-    def sweep(self, digests: Collection[str], layouts: Collection[str]) -> list[str]:
-        """At start: removes leftovers and whatever belongs to no digest or layout of these.
+    def sweep(self, digests: Collection[str]) -> list[str]:
+        """At start: removes leftovers and whatever belongs to none of these digests.
 
         Returns the digests of these whose object is missing.
         """
-        for folder in (self._incoming, self._objects, self._packs):
+        for folder in (self._incoming, self._objects):
             for path in folder.iterdir():
-                keep = digests if folder == self._objects else layouts if folder == self._packs else ()
-                if path.name not in keep:
+                if folder == self._incoming or path.name not in digests:
                     _delete(path)
-        for path in self._packs.glob("*/*"):
-            if path.stem not in digests or path.suffix not in (".pack", ".manifest"):
-                _delete(path)
+                    self._sizes.pop(path.name, None)
+        # Earlier releases kept packs, too.
+        shutil.rmtree(self._data_dir / "packs", ignore_errors=True)
         return sorted(digest for digest in digests if not self.object_path(digest).is_dir())
 
     def object_path(self, digest: str) -> Path:
@@ -90,89 +82,95 @@ class DiskTier:
 
     def stage(self) -> Path:
         """A new empty folder to write an object into, ours alone."""
-        folder = self._incoming / uuid.uuid4().hex
+        folder = self._new_incoming()
         with disk_errors(self._incoming):
-            folder.mkdir()
+            try:
+                folder.mkdir()
+            except OSError:
+                self._moving.discard(folder)
+                raise
         return folder
 
     def discard(self, path: Path) -> None:
         """Deletes what `stage` or `set_aside` returned."""
         _delete(path)
+        with self._mutex:
+            self._moving.discard(path)
+
+    def missing_bytes(self, staged: Path, digest: str) -> int:
+        """A probe: by how much a staged object would exceed the quota."""
+        if not self._quota or digest in self._sizes:
+            return 0
+        with self._mutex:
+            return max(0, sum(self._sizes.values()) + folder_bytes(staged) - self._quota)
 
     def commit_object(self, staged: Path, digest: str) -> None:
-        """Gives a staged object its name, durably. The same content may be there already."""
+        """Gives a staged object its name, durably. The same content may be there already.
+
+        Raises:
+            LorikeetError: RESOURCE_EXHAUSTED when the disk or the quota is full.
+        """
         target = self.object_path(digest)
         if target.is_dir():
-            _delete(staged)
+            self.discard(staged)
             return
-        with disk_errors(self._objects):
-            for path in [*staged.iterdir(), staged]:
-                sync_file(path)
-            staged.rename(target)
-            sync_file(self._objects)
-
-    def find_pack(self, key: PackKey) -> StoredPack | None:
-        """A pack with a sound manifest and the right size, its bytes unread; None when it must be made."""
-        manifest_path, pack_path = self._pack_paths(key)
+        size = folder_bytes(staged)
+        self._take(digest, size)
         try:
-            data = manifest_path.read_bytes()
-            size = pack_path.stat().st_size
-            manifest = layout_pb2.PackManifest.FromString(data[_CHECKSUM_BYTES:])
-        except (FileNotFoundError, DecodeError):
-            return None
-        if (manifest.digest, manifest.layout_digest) != (key.digest, key.layout):
-            return None
-        if size != manifest.total_bytes:
-            return None
-        return StoredPack(path=pack_path, manifest=manifest, checksum=data[:_CHECKSUM_BYTES].hex())
-
-    def write_pack(self, manifest: layout_pb2.PackManifest, write: Callable[[BinaryIO], str]) -> StoredPack:
-        """Stores a pack: `write` gets a file to write its bytes to and returns their BLAKE3 (hex)."""
-        key = PackKey(layout=manifest.layout_digest, digest=manifest.digest)
-        manifest_path, pack_path = self._pack_paths(key)
-        scratch = self._incoming / uuid.uuid4().hex
-        with disk_errors(self._packs):
-            try:
-                pack_path.parent.mkdir(exist_ok=True)
-                with scratch.open("wb") as file:
-                    checksum = write(file)
-                # A manifest stands for a whole pack: it goes first and comes last.
-                manifest_path.unlink(missing_ok=True)
-                scratch.rename(pack_path)
-                scratch.write_bytes(bytes.fromhex(checksum) + manifest.SerializeToString())
-                scratch.rename(manifest_path)
-            finally:
-                scratch.unlink(missing_ok=True)
-        return StoredPack(path=pack_path, manifest=manifest, checksum=checksum)
-
-    def forget_pack(self, key: PackKey) -> None:
-        """Removes a pack that proved to be damaged."""
-        for path in self._pack_paths(key):
-            path.unlink(missing_ok=True)
+            with disk_errors(self._objects):
+                for path in [*staged.iterdir(), staged]:
+                    sync_file(path)
+                staged.rename(target)
+                sync_file(self._objects)
+        except BaseException:
+            with self._mutex:
+                del self._sizes[digest]
+            raise
+        with self._mutex:
+            self._moving.discard(staged)
 
     def set_aside(self, digest: str) -> Path:
-        """Takes an object and its packs out of the tier, at once; `discard` of the result frees the bytes."""
-        trash = self._incoming / uuid.uuid4().hex
+        """Takes an object out of the tier, at once; `discard` of the result frees the bytes."""
+        trash = self._new_incoming()
         trash.mkdir()
-        packs = [path for suffix in ("manifest", "pack") for path in self._packs.glob(f"*/{digest}.{suffix}")]
-        for number, path in enumerate([*packs, self.object_path(digest)]):
-            if path.exists():
-                path.rename(trash / str(number))
+        path = self.object_path(digest)
+        if path.exists():
+            path.rename(trash / digest)
+        with self._mutex:
+            self._sizes.pop(digest, None)
         return trash
 
     def statistics(self) -> DiskStatistics:
-        """Counts what lies there; lists folders, so not for every request."""
-        return DiskStatistics(
-            objects=sum(1 for _ in self._objects.iterdir()),
-            packs=sum(1 for _ in self._packs.glob("*/*.pack")),
-            incoming=sum(1 for _ in self._incoming.iterdir()),
-        )
+        """Counts; looks at no folder."""
+        with self._mutex:
+            return DiskStatistics(
+                objects=len(self._sizes),
+                used_bytes=sum(self._sizes.values()),
+                capacity_bytes=self._quota,
+                incoming=len(self._moving),
+            )
 
-    def _pack_paths(self, key: PackKey) -> tuple[Path, Path]:
-        assert is_digest(key.digest)
-        assert is_digest(key.layout)
-        folder = self._packs / key.layout
-        return folder / f"{key.digest}.manifest", folder / f"{key.digest}.pack"
+    def _take(self, digest: str, size: int) -> None:
+        with self._mutex:
+            used = sum(self._sizes.values())
+            if self._quota and used + size > self._quota:
+                raise resource_exhausted(
+                    "DISK_QUOTA",
+                    f"the adapter takes {size} bytes on the store's disk, and {used} of {self._quota} are "
+                    "taken: unload adapters, or start the store with a larger disk_bytes",
+                )
+            self._sizes[digest] = size
+
+    def _new_incoming(self) -> Path:
+        folder = self._incoming / uuid.uuid4().hex
+        with self._mutex:
+            self._moving.add(folder)
+        return folder
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _delete(path: Path) -> None:

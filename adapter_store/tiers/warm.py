@@ -2,20 +2,30 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Set
+from typing import ParamSpec, TypeVar
 
 import blake3
 
 from adapter_store.concurrency import SingleFlight, Workers
+from adapter_store.counters import Counters, Stopwatch
+from adapter_store.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
-from adapter_store.tiers.arena import Arena, ArenaPack, PackState
-from adapter_store.tiers.building import rebuild_pack
-from adapter_store.tiers.disk import DiskTier, StoredPack
+from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter
+from adapter_store.tiers.arena import Arena
+from adapter_store.tiers.building import fill_from_object, open_object
+from adapter_store.tiers.disk import DiskTier
+from adapter_store.tiers.hints import Hints, Way
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.pack import ArenaPack, PackState
 from lorikeet.v1 import layout_pb2
-from rpc.errors import LorikeetError, data_loss, resource_exhausted
+from rpc.errors import LorikeetError, resource_exhausted
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _MAX_HINTS = 16
 _MAX_ATTEMPTS = 8
@@ -26,21 +36,39 @@ class WarmTier:
 
     Args:
         arena: where packs go.
-        disk: where they come from; a pack that is not there, or damaged, is made from its object.
-        workers: threads for reading and packing.
-        holds: keeps the files of a digest while they are read or written here.
+        disk: where the objects lie that packs are made from.
+        workers: threads for what is waited for.
+        crew: helps them.
+        holds: keeps the files of a digest while they are read here.
+        layout: what pinned packs are made for, if anything yet.
         room_seconds: how long to wait while everything in the arena is leased.
     """
 
     def __init__(
-        self, *, arena: Arena, disk: DiskTier, workers: Workers, holds: Holds, room_seconds: float = 30.0
+        self,
+        *,
+        arena: Arena,
+        disk: DiskTier,
+        workers: Workers,
+        crew: Crew,
+        holds: Holds,
+        counters: Counters,
+        layout: Callable[[], PackLayout | None] = lambda: None,
+        room_seconds: float = 30.0,
     ) -> None:
         self._arena = arena
         self._disk = disk
         self._workers = workers
+        self._crew = crew
         self._holds = holds
+        self._counters = counters
+        self._layout = layout
         self._room_seconds = room_seconds
         self._flights: SingleFlight[None] = SingleFlight()
+        self._hints = Hints()
+        self._ways: dict[PackKey, Way] = {}
+        self._seal_turn = asyncio.Lock()
+        self._sealing: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
 
     async def acquire(self, digest: str, layout: PackLayout) -> tuple[ArenaPack, layout_pb2.PackManifest]:
@@ -50,12 +78,18 @@ class WarmTier:
             LorikeetError: the adapter does not fit the layout, is lost, or the arena has no room for it.
         """
         key = PackKey(layout=layout.digest, digest=digest)
-        for _ in range(_MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             pack = self._arena.find(key)
+            is_hit = pack is not None and pack.manifest is not None
+            if attempt == 0:
+                self._counters.memory.hits += is_hit
+                self._counters.memory.misses += not is_hit
             if pack is not None and pack.manifest is not None:
                 self._arena.lease(pack)
                 return pack, pack.manifest
-            await self._flights.run(key, lambda: self._fetch(key, layout))
+            if key in self._ways:
+                self._ways[key].hurry()
+            await self._flights.run(key, lambda: self._fetch(key, layout, Way(is_urgent=True)))
         raise self._no_room()
 
     def release(self, pack: ArenaPack) -> None:
@@ -65,27 +99,52 @@ class WarmTier:
 
     def prefetch(self, digest: str, layout: PackLayout) -> None:
         """Brings a pack in ahead of use, unless too many hints are being followed already."""
-        key = PackKey(layout=layout.digest, digest=digest)
-        pack = self._arena.find(key)
-        is_ready = pack is not None and pack.manifest is not None
-        if not is_ready and len(self._flights) < _MAX_HINTS:
-            self._flights.start(key, lambda: self._fetch(key, layout))
+        if len(self._flights) < _MAX_HINTS:
+            self._hint(PackKey(layout=layout.digest, digest=digest), layout)
 
-    async def stored(self, digest: str, layout: PackLayout) -> StoredPack:
-        """A pack on disk, made from its object if need be. Raises LorikeetError."""
-        key = PackKey(layout=layout.digest, digest=digest)
-        with self._holds.hold(digest):
-            return await self._workers.run(_find_or_build, self._disk, key, layout)
+    def set_pinned(self, digests: Set[str]) -> None:
+        """Says whose packs stay in memory, and brings in those that are not there."""
+        self._arena.set_pinned(digests)
+        layout = self._layout()
+        if layout is not None:
+            for digest in sorted(digests):
+                self._hint(PackKey(layout=layout.digest, digest=digest), layout)
+        self._wake()
+
+    def begin_unnamed(self, layout: str, pack_bytes: int) -> ArenaPack | None:
+        """Room for a pack whose digest is not known yet; None when there is none right now.
+
+        Raises LorikeetError, FAILED_PRECONDITION, when the whole arena is too small.
+        """
+        return self._arena.begin_unnamed(layout, pack_bytes)
+
+    def arrive(self, pack: ArenaPack, checked: CheckedAdapter, seconds: float) -> None:
+        """A pack that was begun unnamed is written: it can be leased from now on."""
+        key = PackKey(layout=pack.key.layout, digest=checked.digest)
+        if self._arena.find(key) is not None:
+            self.abandon(pack)
+        else:
+            self._arena.name(pack, key)
+            self._publish(pack, checked.manifest, seconds)
+
+    def abandon(self, pack: ArenaPack) -> None:
+        """A pack that was begun could not be written."""
+        self._arena.abandon(pack)
+        self._wake()
 
     @property
     def coming(self) -> int:
         """Packs on their way into memory."""
-        return len(self._flights)
+        return len(self._flights) + len(self._sealing)
 
     def is_warm(self, key: PackKey) -> bool:
         """A probe."""
         pack = self._arena.find(key)
         return pack is not None and pack.state is PackState.STABLE
+
+    def warm_digests(self) -> frozenset[str]:
+        """Whose packs can be leased at once, in any layout."""
+        return frozenset(pack.key.digest for pack in self._arena.packs if pack.state is PackState.STABLE)
 
     def drop(self, digest: str) -> None:
         """Takes an adapter that is not busy out of memory, in every layout."""
@@ -101,57 +160,99 @@ class WarmTier:
 
     async def close(self) -> None:
         await self._flights.close()
+        await asyncio.gather(*self._sealing, return_exceptions=True)
+        self._hints.close()
 
-    async def _fetch(self, key: PackKey, layout: PackLayout) -> None:
-        with self._holds.hold(key.digest):
-            pack = self._arena.find(key)
-            if pack is not None and pack.manifest is None:
-                await self._verify(pack)
-            if self._arena.find(key) is None:
-                await self._bring_in(key, layout)
+    def _hint(self, key: PackKey, layout: PackLayout) -> None:
+        pack = self._arena.find(key)
+        if pack is None or pack.manifest is None:
+            self._flights.start(key, lambda: self._fetch(key, layout, Way(is_urgent=False)))
 
-    async def _verify(self, pack: ArenaPack) -> None:
-        stored = await self._workers.run(self._disk.find_pack, pack.key)
+    async def _fetch(self, key: PackKey, layout: PackLayout, way: Way) -> None:
+        self._ways[key] = way
+        try:
+            with self._holds.hold(key.digest):
+                async with self._hints.turn(way):
+                    pack = self._arena.find(key)
+                    if pack is not None and pack.manifest is None:
+                        await self._verify(pack, layout, way)
+                    if self._arena.find(key) is None:
+                        await self._bring_in(key, layout, way)
+        finally:
+            del self._ways[key]
+
+    async def _verify(self, pack: ArenaPack, layout: PackLayout, way: Way) -> None:
+        """A pack that a former store left is what its checksum says, and has the manifest of its object."""
+        if pack.state is PackState.WRITING:
+            return  # a load that will name its pack: not ours
+        opened = await self._open(pack.key, layout, way)
         if self._arena.find(pack.key) is not pack:
             return  # evicted meanwhile
-        sound = stored is not None and stored.manifest.total_bytes == pack.pack_bytes
-        if sound and stored is not None:
+        sound = bool(pack.checksum) and opened.pack_bytes == pack.pack_bytes
+        if sound:
             self._arena.lease(pack)
             try:
-                sound = await self._workers.run(_has_checksum, self._arena, pack, stored.checksum)
+                sound = await self._run(way, _checksum, self._arena, pack) == pack.checksum
             finally:
                 self._arena.release(pack)
-        if sound and stored is not None:
-            self._arena.mark_verified(pack, stored.manifest)
+        if sound:
+            opened.plan.manifest.digest = pack.key.digest
+            self._arena.mark_verified(pack, opened.plan.manifest)
         elif self._arena.find(pack.key) is pack:
-            log.warning(
-                "the pack of %s in the arena is not what it should be: reading it anew", pack.key.digest
-            )
+            log.warning("the pack of %s in the arena is not what it should be: made anew", pack.key.digest)
             self._arena.drop(pack.key)
 
-    async def _bring_in(self, key: PackKey, layout: PackLayout) -> None:
-        for _ in range(2):
-            stored = await self._workers.run(_find_or_build, self._disk, key, layout)
-            pack = await self._room(key, stored.manifest.total_bytes)
-            try:
-                sound = await self._workers.run(_read_into, self._arena, pack, stored)
-            except Exception:
-                # Not when cancelled: the thread goes on writing then, and the room stays its own.
-                self._abandon(pack)
-                raise
-            if sound:
-                self._arena.publish(pack, stored.manifest)
-                return
-            self._abandon(pack)
-            log.warning("the pack of %s on disk is damaged: making it anew", key.digest)
-            await self._workers.run(self._disk.forget_pack, key)
-        raise data_loss(
-            "PACK_LOST", f"the store's disk does not keep the pack of {key.digest}: check the disk"
-        )
+    async def _bring_in(self, key: PackKey, layout: PackLayout, way: Way) -> None:
+        clock = Stopwatch(self._counters)
+        with clock.stage("open_object"):
+            opened = await self._open(key, layout, way)
+        pack = await self._room(key, opened.pack_bytes, way)
+        try:
+            with clock.stage("fill_object"):
+                checked = await self._run(way, self._fill, pack, opened, way.urgency)
+        except Exception:
+            # Not when cancelled: the thread goes on writing then, and the room stays its own.
+            self.abandon(pack)
+            raise
+        self._publish(pack, checked.manifest, clock.seconds)
 
-    async def _room(self, key: PackKey, pack_bytes: int) -> ArenaPack:
+    async def _open(self, key: PackKey, layout: PackLayout, way: Way) -> OpenedAdapter:
+        try:
+            opened = await self._run(way, open_object, self._disk, key.digest, layout)
+        except LorikeetError:
+            self._counters.disk.misses += 1
+            raise
+        self._counters.disk.hits += 1
+        return opened
+
+    def _fill(self, pack: ArenaPack, opened: OpenedAdapter, urgency: Urgency) -> CheckedAdapter:
+        with self._arena.view(pack) as view:
+            return fill_from_object(self._disk, pack.key.digest, opened, view, self._crew, urgency)
+
+    def _publish(self, pack: ArenaPack, manifest: layout_pb2.PackManifest, seconds: float) -> None:
+        self._arena.publish(pack, manifest, seconds=seconds)
+        self._counters.memory.loads += 1
+        task = asyncio.ensure_future(self._seal(pack))
+        self._sealing.add(task)
+        task.add_done_callback(self._sealing.discard)
+
+    async def _seal(self, pack: ArenaPack) -> None:
+        """Notes the checksum that a later store knows the pack by; nobody waits for it."""
+        # One at a time: what waits for its turn may still be evicted.
+        async with self._seal_turn:
+            if pack.state is not PackState.STABLE:
+                return
+            self._arena.hold(pack)
+            try:
+                self._arena.set_checksum(pack, await self._hints.run(_checksum, self._arena, pack))
+            finally:
+                self.release(pack)
+
+    async def _room(self, key: PackKey, pack_bytes: int, way: Way) -> ArenaPack:
         deadline = asyncio.get_running_loop().time() + self._room_seconds
         while (pack := self._arena.begin(key, pack_bytes)) is None:
+            if not way.urgency:
+                raise self._no_room()
             self._freed.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -160,9 +261,9 @@ class WarmTier:
                 raise self._no_room() from error
         return pack
 
-    def _abandon(self, pack: ArenaPack) -> None:
-        self._arena.abandon(pack)
-        self._wake()
+    def _run(self, way: Way, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        run = self._workers.run if way.urgency else self._hints.run
+        return run(function, *args, **kwargs)
 
     def _wake(self) -> None:
         self._freed.set()
@@ -170,24 +271,12 @@ class WarmTier:
     def _no_room(self) -> LorikeetError:
         return resource_exhausted(
             "ARENA_FULL",
-            "everything in the store's memory is being copied by executors: retry, or start the store with a "
-            "larger arena_bytes",
+            "everything in the store's memory is pinned or being copied by executors: retry, or start the "
+            "store with a larger arena_bytes",
             retry_after=1.0,
         )
 
 
-def _find_or_build(disk: DiskTier, key: PackKey, layout: PackLayout) -> StoredPack:
-    return disk.find_pack(key) or rebuild_pack(disk, key.digest, layout)
-
-
-def _read_into(arena: Arena, pack: ArenaPack, stored: StoredPack) -> bool:
-    with arena.view(pack) as view, stored.path.open("rb", buffering=0) as file:
-        done = 0
-        while done < len(view) and (step := file.readinto(view[done:])):
-            done += step
-        return done == len(view) and blake3.blake3(view).hexdigest() == stored.checksum
-
-
-def _has_checksum(arena: Arena, pack: ArenaPack, checksum: str) -> bool:
+def _checksum(arena: Arena, pack: ArenaPack) -> bytes:
     with arena.view(pack) as view:
-        return blake3.blake3(view).hexdigest() == checksum
+        return blake3.blake3(view).digest()

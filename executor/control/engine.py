@@ -18,7 +18,7 @@ from executor.control.loader import AdapterLoader
 from executor.control.mailbox import Abort, ClientGone, Command, Finish, Hint, Mailbox, Submit
 from executor.control.outputs import Admitted, Outputs
 from executor.control.plan import StepPlan, StepResult
-from executor.control.request import BASE_DIGEST, Code
+from executor.control.request import Code
 from executor.control.residency import Residency
 from executor.control.runner import Pending, Runner
 from executor.control.scheduler import Scheduler
@@ -137,8 +137,7 @@ class Engine(Generic[Pending]):
             case Abort(key):
                 self._scheduler.abort(key)
             case Hint(digest):
-                if digest != BASE_DIGEST:
-                    self._loader.prefetch(digest)
+                self._scheduler.hint(digest)
             case ClientGone(client):
                 self._scheduler.abort_client(client)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from executor.control.accounts import Accounts
 from executor.control.config import SchedulerConfig
+from executor.control.foresight import Foresight
 from executor.control.kv_cache import KvCache
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.queue_policy import QueuePolicy
@@ -48,6 +49,7 @@ class Placement:
         roster: Roster,
         cache: KvCache,
         policy: QueuePolicy,
+        foresight: Foresight,
     ) -> None:
         self._config = config
         self._slots = slots
@@ -56,6 +58,7 @@ class Placement:
         self._roster = roster
         self._cache = cache
         self._policy = policy
+        self._foresight = foresight
 
     def handle(self, event: LoaderEvent) -> None:
         """Takes a report of the loader."""
@@ -65,10 +68,12 @@ class Placement:
             case Copied():
                 self._copied(event.digest)
             case LoadFailed():
+                self._foresight.forget(event.digest)
                 self._slots.failed(event.digest)
                 self._sync(event.digest)
                 self._fail_waiting(event.digest, event.code, event.reason, event.message)
             case Retire():
+                self._foresight.forget(event.digest)
                 self._slots.retire(event.digest)
                 self._cache.drop(event.digest)
 
@@ -78,15 +83,20 @@ class Placement:
             if self._accounts.find(digest) is None and self._slots.leave_retired(digest):
                 self._cache.drop(digest)
         for adapter in tuple(self._slots.arriving):
-            if adapter.residency < Residency.COPYING and self._accounts.find(adapter.digest) is None:
+            abandoned = self._accounts.find(adapter.digest) is None and not self._foresight.keeps(
+                adapter.digest
+            )
+            if abandoned and adapter.residency < Residency.COPYING:
                 self._slots.release(adapter.digest)
         if len(self._queue):
             self._lease()
             self._place()
+        self._foresight.update()
 
     def _granted(self, event: Granted) -> None:
         self._slots.granted(event.digest, event.units)
         if event.units > self._slots.units:
+            self._foresight.forget(event.digest)
             self._slots.release(event.digest)
             sizes = f"{event.units * _UNIT_BYTES} bytes, the pool has {self._slots.units * _UNIT_BYTES}"
             message = f"the adapter takes {sizes}: enlarge the executor's adapter pool, or use a lower rank"
@@ -130,10 +140,12 @@ class Placement:
         accounts.draining[:] = False
 
     def _victims(self) -> _Victims:
-        """Nobody minds draining an adapter with no request waiting; others must have had their quantum."""
+        """Nobody minds draining an adapter with no request waiting; others must have had their quantum, one
+        token at least: adapters that push each other out before they are used would do so for ever.
+        """
         accounts = self._accounts
         victims = _Victims([], [], [])
-        had_quantum = accounts.served - accounts.quantum_start >= self._config.slot_quantum
+        had_quantum = accounts.served - accounts.quantum_start >= max(self._config.slot_quantum, 1)
         for adapter in self._slots.resident:
             account = accounts.find(adapter.digest)
             wanted = account is not None and bool(accounts.waiting[account])

@@ -16,6 +16,7 @@ from executor.control.admission import Admission
 from executor.control.advancer import Advancer
 from executor.control.config import SchedulerConfig
 from executor.control.eviction import EVICTION_POLICIES
+from executor.control.foresight import Foresight
 from executor.control.kv_cache import KvCache
 from executor.control.loader import LoaderEvent
 from executor.control.outputs import Failed, Outputs, only_events
@@ -82,8 +83,16 @@ class Scheduler:
         )
         self._roster = roster = Roster(table=table, accounts=accounts, queue=queue, running=running)
         policy = QUEUE_POLICIES[config.queue_policy]()
+        self._foresight = Foresight(slots=slots, accounts=accounts, max_leases=config.max_leases)
         self._placement = Placement(
-            config, slots=slots, accounts=accounts, queue=queue, roster=roster, cache=cache, policy=policy
+            config,
+            slots=slots,
+            accounts=accounts,
+            queue=queue,
+            roster=roster,
+            cache=cache,
+            policy=policy,
+            foresight=self._foresight,
         )
         admission = Admission(
             table=table, accounts=accounts, queue=queue, running=running, roster=roster, policy=policy
@@ -127,6 +136,11 @@ class Scheduler:
         if not sequence.was_resident and self._accounts.waiting[account] == 1:
             self._slots.prefetch(request.digest)
         self._finish_if_complete(sequence)
+
+    def hint(self, digest: str) -> None:
+        """A request for this digest is likely to come."""
+        if self.config.adapter_slots:
+            self._foresight.hint(digest)
 
     def finish(self, key: RequestKey) -> None:
         """The frontend has ended a request (a stop string). Unknown keys are ignored: they may have ended."""
@@ -261,3 +275,4 @@ class Scheduler:
         for owner in (self._table, self._slots, self._accounts, self._queue, self._roster, self._placement):
             owner.check_integrity()
         self._running.check_integrity()
+        self._foresight.check_integrity()

@@ -60,16 +60,6 @@ def test_reserving_takes_exactly_what_is_free():
     allocator.check_integrity()
 
 
-def test_fitting_around_what_stays():
-    allocator = RangeAllocator(0, 1024)
-    starts = [allocator.allocate(256) or 0 for _ in range(4)]
-    assert not allocator.fits_around(257, [0, 512])
-    assert allocator.fits_around(256, [0, 512])
-    assert allocator.fits_around(512, [0, 256])
-    assert allocator.fits_around(1024, [])
-    assert not allocator.fits_around(128, starts)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_random_traffic_keeps_its_books(seed):
     generator = random.Random(seed)

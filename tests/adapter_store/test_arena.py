@@ -255,7 +255,7 @@ def test_random_traffic_never_moves_a_leased_pack(tmp_path, seed):
         found = arena.find(key(number))
         choice = generator.random()
         if choice < 0.35 and found is None:
-            pack = arena.begin(key(number), generator.randint(16, 150_000))
+            pack = arena.begin(key(number), generator.randint(16, 400_000))
             full += pack is None
             if pack is not None:
                 writing.append(pack)

@@ -3,6 +3,7 @@ import random
 import pytest
 
 from adapter_store.catalog import Catalog, Change, ModuleReport, Version, check_name
+from adapter_store.quota import Limits
 from rpc.errors import LorikeetError
 
 
@@ -115,13 +116,17 @@ def test_huge_pages_are_refused():
         Catalog().page(1001, "")
 
 
-@pytest.mark.parametrize("name", ["a", "A-1.b_c/d", "x" * 128, "0"])
+@pytest.mark.parametrize("name", ["a", "A-1.b_c/d", "x" * 128, "0", "a/b..c", "a/.b"])
 def test_good_names(name):
     check_name(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-a", ".a", "/a", "a b", "a\n", "x" * 129, "ä", "b3:a", "a\0", "\ud800"]
+    "name",
+    [
+        *("", "-a", ".a", "/a", "a b", "a\n", "x" * 129, "ä", "b3:a", "a\0", "\ud800"),
+        *("a/../b", "a//b", "a/", "a/.", "a/..", "a/./b"),
+    ],
 )
 def test_bad_names(name):
     with pytest.raises(LorikeetError) as caught:
@@ -133,11 +138,17 @@ def test_bad_names(name):
 @pytest.mark.parametrize("seed", range(3))
 def test_random_changes_keep_the_books(seed):
     generator = random.Random(seed)
-    catalog = Catalog()
+    catalog = Catalog(limits=Limits(keep_versions=seed))
     model: dict[str, str] = {}
     for _ in range(2_000):
         name = f"n{generator.randrange(8)}"
-        if generator.random() < 0.6:
+        if generator.random() < 0.2 and name in model and catalog.get(name).previous:
+            before = catalog.get(name)
+            to = generator.choice(before.previous).digest if generator.random() < 0.5 else ""
+            change = catalog.plan_rollback(name, to, before.digest)
+            assert change is not None
+            model[name] = to or before.previous[0].digest
+        elif generator.random() < 0.6:
             number = generator.randrange(6)
             change = catalog.plan_point(name, version(number), "", 1)
             assert (change is None) == (model.get(name) == version(number).digest)

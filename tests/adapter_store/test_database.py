@@ -1,4 +1,6 @@
+import math
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +82,101 @@ def test_another_format_is_said(tmp_path):
     connection.close()
     with pytest.raises(DatabaseError, match="has format 99, this release reads 2"):
         Database(tmp_path)
+
+
+def test_histories_and_terms_are_read_again(tmp_path):
+    database = Database(tmp_path)
+    catalog = database.read_catalog()
+    steps = (
+        lambda: catalog.plan_point("a", version(1), "/1", 1, tenant="t", pinned=True),
+        lambda: catalog.plan_point("a", version(2), "/2", 2, tenant="t"),
+        lambda: catalog.plan_rollback("a"),
+    )
+    for step in steps:
+        change = step()
+        assert change is not None
+        database.commit(change)
+        catalog.apply(change)
+        assert contents(database.read_catalog()) == contents(catalog)
+    assert catalog.settle(version(2).digest)
+    database.settle(version(2).digest, True)
+    assert contents(database.read_catalog()) == contents(catalog)
+    assert [e.digest for e in database.read_catalog().get("a").previous] == [version(2).digest]
+    database.close()
+
+
+def test_a_catalog_of_the_first_format_is_taken_over(tmp_path):
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite3")
+    connection.executescript(
+        """
+        CREATE TABLE revision (value INTEGER NOT NULL);
+        INSERT INTO revision VALUES (7);
+        CREATE TABLE pointers (
+            name TEXT PRIMARY KEY, digest TEXT NOT NULL, source TEXT NOT NULL,
+            revision INTEGER NOT NULL, load_time_ns INTEGER NOT NULL
+        ) WITHOUT ROWID;
+        CREATE TABLE versions (
+            digest TEXT PRIMARY KEY, pack_bytes INTEGER NOT NULL, max_rank INTEGER NOT NULL,
+            report TEXT NOT NULL
+        ) WITHOUT ROWID;
+        CREATE TABLE retiring (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+        CREATE TABLE layouts (digest TEXT PRIMARY KEY, layout BLOB NOT NULL, registered INTEGER NOT NULL)
+            WITHOUT ROWID;
+        PRAGMA user_version = 1;
+        """
+    )
+    report = '{"modules":[["lm_head",8,0.5]],"notes":["n"]}'
+    connection.execute("INSERT INTO versions VALUES (?, 100, 8, ?)", (version(1).digest, report))
+    connection.execute("INSERT INTO pointers VALUES ('a', ?, '/a', 7, 5)", (version(1).digest,))
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        database = Database(tmp_path)
+        catalog = database.read_catalog()
+        pointer = catalog.get("a")
+        assert (catalog.revision, pointer.tenant, pointer.pinned, pointer.previous) == (7, "", False, ())
+        (module,) = catalog.version(pointer.digest).modules
+        assert (module.module, module.scaling, module.parts) == ("lm_head", 0.5, ())
+        assert math.isnan(module.delta_norm)
+        database.close()
+
+
+class FullDisk:
+    """A connection to a database on a disk that is full as long as a file is there."""
+
+    def __init__(self, connection: sqlite3.Connection, file: Path) -> None:
+        self._connection = connection
+        self._file = file
+
+    def execute(self, statement: str, *arguments):
+        if self._file.exists() and statement.startswith(("UPDATE", "INSERT", "DELETE")):
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._connection.execute(statement, *arguments)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def test_a_full_disk_refuses_loads_but_not_unloads(tmp_path, monkeypatch):
+    database = Database(tmp_path)
+    catalog = database.read_catalog()
+    change = catalog.plan_point("a", version(1), "/a", 1)
+    assert change is not None
+    database.commit(change)
+    catalog.apply(change)
+    reserve = tmp_path / "reserve"
+    assert reserve.stat().st_size == 1 << 20
+    monkeypatch.setattr(database, "_connection", FullDisk(database._connection, reserve))
+    load = catalog.plan_point("b", version(2), "/b", 1)
+    assert load is not None
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        database.commit(load)
+    assert reserve.exists()
+    removal = catalog.plan_remove("a")
+    database.commit(removal)
+    assert not reserve.exists()
+    catalog.apply(removal)
+    assert contents(database.read_catalog()) == contents(catalog)
+    database.refill()
+    assert reserve.exists()
+    database.close()

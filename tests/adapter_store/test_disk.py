@@ -1,17 +1,18 @@
 import errno
 import json
 import os
+from contextlib import closing
 
 import pytest
 
-from adapter_store.formats.plan import plan_pack
+from adapter_store.crew import ALONE, Urgency
+from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import read_adapter
-from adapter_store.tiers.building import rebuild_pack, store_pack
-from adapter_store.tiers.disk import DiskTier
+from adapter_store.tiers.building import fill_from_object, open_object
+from adapter_store.tiers.disk import DiskTier, folder_bytes
 from adapter_store.tiers.files import copy_bytes, disk_errors
-from adapter_store.tiers.key import PackKey
 from rpc.errors import LorikeetError
-from tests.support.store_adapters import toy_pack_layout, write_adapter
+from tests.support.store_adapters import lora_tensors, toy_pack_layout, write_adapter
 
 LAYOUT = toy_pack_layout()
 
@@ -23,65 +24,34 @@ def disk(tmp_path):
     disk.close()
 
 
-def put(disk: DiskTier) -> str:
+def put(disk: DiskTier, seed: int = 0) -> str:
     staged = disk.stage()
-    checked = read_adapter(write_adapter(staged), LAYOUT)
+    checked = read_adapter(write_adapter(staged, lora_tensors(seed=seed)), LAYOUT)
     disk.commit_object(staged, checked.digest)
-    store_pack(disk, checked, plan_pack(checked.digest, checked.slices, LAYOUT))
     return checked.digest
 
 
-def test_objects_and_packs_have_their_places(disk, tmp_path):
+def make(disk: DiskTier, digest: str, layout: PackLayout = LAYOUT) -> bytes:
+    opened = open_object(disk, digest, layout)
+    data = bytearray(opened.pack_bytes)
+    checked = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency())
+    assert checked.manifest.digest == digest
+    return bytes(data)
+
+
+def test_objects_have_their_places(disk, tmp_path):
     digest = put(disk)
-    key = PackKey(layout=LAYOUT.digest, digest=digest)
-    stored = disk.find_pack(key)
-    assert stored is not None
-    assert stored.path.read_bytes()
-    assert stored.manifest.digest == digest
-    assert sorted(p.name for p in (tmp_path / "data/objects" / digest).iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
+    folder = tmp_path / "data/objects" / digest
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     statistics = disk.statistics()
-    assert (statistics.objects, statistics.packs, statistics.incoming) == (1, 1, 0)
+    assert (statistics.objects, statistics.incoming) == (1, 0)
+    assert statistics.used_bytes == folder_bytes(folder)
 
 
 def test_the_same_content_twice_is_one_object(disk):
     assert put(disk) == put(disk)
     assert disk.statistics().objects == 1
     assert disk.statistics().incoming == 0
-
-
-def test_a_rebuilt_pack_is_the_same(disk):
-    key = PackKey(layout=LAYOUT.digest, digest=put(disk))
-    before = disk.find_pack(key)
-    assert before is not None
-    content = before.path.read_bytes()
-    disk.forget_pack(key)
-    assert disk.find_pack(key) is None
-    after = rebuild_pack(disk, key.digest, LAYOUT)
-    assert (after.checksum, after.path.read_bytes()) == (before.checksum, content)
-
-
-@pytest.mark.parametrize("damage", ["cut", "no manifest", "no pack", "other manifest", "garbage"])
-def test_packs_that_are_not_whole_are_not_found(disk, tmp_path, damage):
-    key = PackKey(layout=LAYOUT.digest, digest=put(disk))
-    pack = tmp_path / "data/packs" / key.layout / f"{key.digest}.pack"
-    manifest = pack.with_suffix(".manifest")
-    match damage:
-        case "cut":
-            os.truncate(pack, 128)
-        case "no manifest":
-            manifest.unlink()
-        case "no pack":
-            pack.unlink()
-        case "other manifest":
-            manifest.rename(manifest.with_name("1" * 64 + ".manifest"))
-            pack.rename(pack.with_name("1" * 64 + ".pack"))
-            key = PackKey(layout=LAYOUT.digest, digest="1" * 64)
-        case "garbage":
-            manifest.write_bytes(b"\xff" * 100)
-    assert disk.find_pack(key) is None
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "config", "gone"])
@@ -102,17 +72,17 @@ def test_a_damaged_object_is_said_and_put_out_of_the_way(disk, damage):
         case "gone":
             disk.discard(disk.object_path(digest))
     with pytest.raises(LorikeetError) as caught:
-        rebuild_pack(disk, digest, LAYOUT)
+        make(disk, digest)
     assert (caught.value.code.name, caught.value.reason) == ("DATA_LOSS", "ADAPTER_LOST")
     assert "load it again from its source" in caught.value.message
     assert put(disk) == digest
-    assert rebuild_pack(disk, digest, LAYOUT).manifest.digest == digest
+    assert make(disk, digest)
 
 
 def test_an_object_that_does_not_fit_another_layout_stays(disk):
     digest = put(disk)
     with pytest.raises(LorikeetError) as caught:
-        rebuild_pack(disk, digest, toy_pack_layout(max_rank=2))
+        make(disk, digest, toy_pack_layout(max_rank=2))
     assert caught.value.reason == "RANK_TOO_LARGE"
     assert disk.object_path(digest).is_dir()
 
@@ -121,7 +91,7 @@ def test_setting_aside_takes_everything_of_a_digest(disk):
     digest = put(disk)
     trash = disk.set_aside(digest)
     statistics = disk.statistics()
-    assert (statistics.objects, statistics.packs, statistics.incoming) == (0, 0, 1)
+    assert (statistics.objects, statistics.used_bytes, statistics.incoming) == (0, 0, 1)
     disk.discard(trash)
     assert disk.statistics().incoming == 0
 
@@ -133,14 +103,13 @@ def test_a_sweep_leaves_what_is_wanted_and_nothing_else(disk, tmp_path):
     (data / "incoming" / "half" / "x").write_text("x")
     (data / "incoming" / "file").write_text("x")
     (data / "objects" / ("2" * 64)).mkdir()
-    (data / "packs" / ("3" * 64)).mkdir()
-    (data / "packs" / LAYOUT.digest / f"{'2' * 64}.pack").write_text("x")
-    assert disk.sweep({digest, "4" * 64}, {LAYOUT.digest}) == ["4" * 64]
-    statistics = disk.statistics()
-    assert (statistics.objects, statistics.packs, statistics.incoming) == (1, 1, 0)
-    assert disk.sweep((), ()) == []
-    statistics = disk.statistics()
-    assert (statistics.objects, statistics.packs, statistics.incoming) == (0, 0, 0)
+    (data / "packs" / ("3" * 64)).mkdir(parents=True)
+    assert disk.sweep({digest, "4" * 64}) == ["4" * 64]
+    assert sorted(path.name for path in data.iterdir()) == ["incoming", "lock", "objects"]
+    assert disk.statistics().objects == 1
+    assert disk.sweep(()) == []
+    assert (disk.statistics().objects, disk.statistics().used_bytes) == (0, 0)
+    assert not list((data / "objects").iterdir()) + list((data / "incoming").iterdir())
 
 
 def test_one_store_at_a_time(disk, tmp_path):
@@ -148,21 +117,35 @@ def test_one_store_at_a_time(disk, tmp_path):
         DiskTier(tmp_path / "data")
 
 
-def test_a_failed_write_leaves_nothing(disk):
-    key = PackKey(layout=LAYOUT.digest, digest=put(disk))
-    stored = disk.find_pack(key)
-    assert stored is not None
-
-    def full(file):
-        file.write(b"half")
+def test_a_full_disk_leaves_nothing(disk, monkeypatch):
+    def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    disk.forget_pack(key)
+    monkeypatch.setattr("adapter_store.tiers.disk.sync_file", full)
     with pytest.raises(LorikeetError) as caught:
-        disk.write_pack(stored.manifest, full)
+        put(disk)
     assert (caught.value.code.name, caught.value.reason) == ("RESOURCE_EXHAUSTED", "DISK_FULL")
-    assert disk.find_pack(key) is None
-    assert disk.statistics().incoming == 0
+    assert (disk.statistics().objects, disk.statistics().used_bytes) == (0, 0)
+
+
+def test_a_quota_refuses_what_does_not_fit(tmp_path):
+    with closing(DiskTier(tmp_path / "a")) as disk:
+        put(disk)
+        one = disk.statistics().used_bytes
+    with closing(DiskTier(tmp_path / "data", quota_bytes=2 * one + one // 2)) as disk:
+        digests = [put(disk, seed) for seed in range(2)]
+        staged = disk.stage()
+        write_adapter(staged, lora_tensors(seed=2))
+        assert 0 < disk.missing_bytes(staged, "9" * 64) <= one - one // 2
+        with pytest.raises(LorikeetError) as caught:
+            disk.commit_object(staged, "9" * 64)
+        assert (caught.value.code.name, caught.value.reason) == ("RESOURCE_EXHAUSTED", "DISK_QUOTA")
+        assert "larger disk_bytes" in caught.value.message
+        assert put(disk) == digests[0]  # there already: takes nothing
+        disk.discard(disk.set_aside(digests[1]))
+        disk.commit_object(staged, "9" * 64)
+    with closing(DiskTier(tmp_path / "data", quota_bytes=one)) as disk:
+        assert disk.statistics().used_bytes == 2 * one  # a lower quota deletes nothing
 
 
 def test_only_a_full_disk_is_translated(tmp_path):

@@ -16,6 +16,7 @@ from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
 from tests.support.store_adapters import lora_tensors, toy_layout, toy_pack_layout, write_adapter
+from tests.support.store_ready import pack_of
 from tests.support.store_server import ExecutorClient, eventually, running_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,14 +125,18 @@ async def all_of(catalog):
 
 CRASH_POINTS = [
     ("adapter_store.sources.folder.copy_bytes", "after"),
-    ("adapter_store.loader.read_adapter", "after"),
-    ("adapter_store.formats.packing._padded_bytes", "before"),
+    ("adapter_store.loader.open_adapter", "after"),
+    ("adapter_store.formats.packing._scan", "before"),
+    ("adapter_store.loader.check_adapter", "after"),
+    ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "before"),
+    ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "after"),
+    ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "before"),
     ("adapter_store.tiers.disk.sync_file", "before"),
     ("adapter_store.tiers.disk.DiskTier.commit_object", "after"),
     ("adapter_store.database.Database.commit", "before"),
     ("adapter_store.catalog.Catalog.apply", "before"),
-    ("adapter_store.tiers.warm._read_into", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "after"),
+    ("adapter_store.tiers.arena_file.ArenaFile.set_checksum", "before"),
     ("adapter_store.tiers.disk.DiskTier.set_aside", "before"),
     ("adapter_store.tiers.disk.DiskTier.set_aside", "after"),
     ("adapter_store.database.Database.settle", "before"),
@@ -201,11 +206,10 @@ async def test_a_crash_at_any_point_loses_nothing(tmp_path, point, when):
         executor = await ExecutorClient(running, layout).start()
         for lease, digest in enumerate((names["kept"], again.adapter.digest)):
             grant = await executor.acquire(lease, digest)
-            stored = running.config.data_dir / "packs" / layout / f"{digest}.pack"
-            assert executor.copy(grant) == stored.read_bytes()
+            assert executor.copy(grant) == pack_of(running, digest, layout)
         for retiring in running.store.catalog.retiring:
             await executor.retired(retiring)
         await eventually(lambda: not running.store.catalog.retiring)
         await running.settled()
         statistics = running.store.statistics()
-        assert (statistics.disk.objects, statistics.disk.packs, statistics.adapters) == (2, 2, 2)
+        assert (statistics.disk.objects, statistics.adapters) == (2, 2)

@@ -1,13 +1,7 @@
-import io
-
-import blake3
 import ml_dtypes
 import numpy as np
 import pytest
 
-from adapter_store.formats.packing import write_pack
-from adapter_store.formats.plan import plan_pack
-from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import (
@@ -15,6 +9,7 @@ from tests.support.store_adapters import (
     effective_deltas,
     lora_config,
     lora_tensors,
+    packed,
     toy_pack_layout,
     write_adapter,
 )
@@ -30,12 +25,8 @@ RANKS = {"q_proj": 1, "v_proj": 8, "up_proj": 13, "embed_tokens": 3, "lm_head": 
 
 def pack(folder, tensors, config, dtype="F32", **layout):
     layout = toy_pack_layout(dtype=TYPES[dtype], **layout)
-    checked = read_adapter(write_adapter(folder, tensors, config), layout)
-    plan = plan_pack(checked.digest, checked.slices, layout)
-    out = io.BytesIO()
-    digest = write_pack(plan, checked.files, out.write)
-    assert digest == blake3.blake3(out.getvalue()).hexdigest()
-    return layout, plan.manifest, out.getvalue()
+    manifest, data = packed(write_adapter(folder, tensors, config), layout)
+    return layout, manifest, data
 
 
 def unpack(layout, manifest, data, dtype):

@@ -1,6 +1,5 @@
 """Adapters that PEFT itself has written, packed and compared with what PEFT computes."""
 
-import io
 import warnings
 from typing import Any
 
@@ -8,11 +7,10 @@ import numpy as np
 import pytest
 
 from adapter_store.formats.layout import PackLayout, read_layout
-from adapter_store.formats.packing import write_pack
-from adapter_store.formats.plan import plan_pack
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError
+from tests.support.store_adapters import packed
 
 MODULES = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -94,16 +92,13 @@ def train(base, folder, **options):
 
 def packed_deltas(folder, layout) -> dict[str, np.ndarray]:
     """scaling * B @ A of every slice, from the pack's bytes alone."""
-    checked = read_adapter(folder, layout)
-    plan = plan_pack(checked.digest, checked.slices, layout)
-    out = io.BytesIO()
-    write_pack(plan, checked.files, out.write)
+    manifest, data = packed(folder, layout)
     deltas = {}
-    for placement in plan.manifest.slices:
+    for placement in manifest.slices:
         slice_ = layout.slices[placement.slice]
         rank = placement.padded_rank
-        a = np.frombuffer(out.getbuffer(), "<f4", rank * slice_.inputs, placement.a_offset)
-        b = np.frombuffer(out.getbuffer(), "<f4", rank * slice_.outputs, placement.b_offset)
+        a = np.frombuffer(data, "<f4", rank * slice_.inputs, placement.a_offset)
+        b = np.frombuffer(data, "<f4", rank * slice_.outputs, placement.b_offset)
         a = a.reshape(slice_.inputs, rank).T if slice_.is_embedding else a.reshape(rank, slice_.inputs)
         deltas[slice_.module] = np.float32(placement.scaling) * (b.reshape(slice_.outputs, rank) @ a)
     return deltas

@@ -229,6 +229,14 @@ def test_patterns_that_could_hang_the_store_are_refused(pattern):
     assert error.reason == "PATTERN_TOO_COMPLEX"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("pattern", ["[[a]", "[a||b]", "[a--b]", "q[^&&]"])
+def test_operations_on_sets_are_refused_and_warn_nobody(pattern):
+    error = refusal(json.dumps(lora_config(rank_pattern={pattern: 4})).encode())
+    assert (error.reason, error.metadata["option"]) == ("BAD_PATTERN", "rank_pattern")
+    assert parse(rank_pattern={r"[\[a|\-b]": 4, r"\[||": 4}).rank == 4
+
+
 def test_patterns_that_trainers_write_are_accepted():
     unsloth = (
         r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:q_proj|k_proj).*?)"

@@ -13,6 +13,7 @@ from adapter_store.database import Database
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_adapters import lora_tensors, toy_layout, toy_pack_layout, write_adapter
+from tests.support.store_ready import pack_of
 from tests.support.store_server import ExecutorClient, FollowerClient, eventually, running_store
 
 
@@ -31,8 +32,7 @@ async def test_names_packs_and_layouts_come_back(tmp_path):
         assert (follower.pointers, follower.revision) == ({"a": digest}, 1)
         executor = await ExecutorClient(running, layout).start()
         grant = await executor.acquire(1, digest)
-        pack = running.config.data_dir / "packs" / layout / f"{digest}.pack"
-        assert executor.copy(grant) == pack.read_bytes()
+        assert executor.copy(grant) == pack_of(running, digest, layout)
         # It never moved: the same arena, the same place.
         assert (
             running.arena[grant.pack_offset :][: grant.manifest.total_bytes]
@@ -53,8 +53,7 @@ async def test_bytes_that_changed_in_the_arena_meanwhile_are_read_anew(tmp_path)
         file.write(b"\xff\xff")
     async with running_store(tmp_path) as running:
         executor = await ExecutorClient(running, layout).start()
-        stored = running.config.data_dir / "packs" / layout / f"{digest}.pack"
-        assert executor.copy(await executor.acquire(1, digest)) == stored.read_bytes()
+        assert executor.copy(await executor.acquire(1, digest)) == pack_of(running, digest, layout)
 
 
 async def test_leases_that_were_held_stay_in_place_until_claimed_or_the_grace_ends(tmp_path):

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from adapter_store.sources.folder import copy_source
-from lorikeet.v1 import adapters_pb2
+from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
 from tests.support.store_ready import refusal, toy_adapter
 from tests.support.store_server import eventually, running_store
@@ -51,7 +51,7 @@ async def test_loading_the_same_content_again_changes_nothing(running):
     assert again.adapter.revision == first.adapter.revision == 1
     assert again.adapter.source == first.adapter.source
     statistics = running.store.statistics()
-    assert (statistics.disk.objects, statistics.disk.packs, statistics.disk.incoming) == (1, 1, 0)
+    assert (statistics.disk.objects, statistics.disk.incoming) == (1, 0)
 
 
 async def test_new_content_moves_the_name_and_the_old_version_goes(running):
@@ -117,7 +117,7 @@ async def test_a_load_before_any_layout_says_to_wait(tmp_path):
         ("a", "nowhere", "NOT_FOUND", "NO_SOURCE"),
         ("a", "/etc", "PERMISSION_DENIED", "OUTSIDE_ROOTS"),
         ("a", "../data", "PERMISSION_DENIED", "OUTSIDE_ROOTS"),
-        ("a", "s3://b/a", "UNIMPLEMENTED", "UNSUPPORTED_SOURCE"),
+        ("a", "s3://b/a", "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
     ],
 )
 async def test_malformed_requests_are_refused(running, name, source, code, reason):
@@ -159,7 +159,7 @@ def spoil(folder, how):
         ("nan", "INVALID_ARGUMENT", "NOT_FINITE", "NaN or infinity"),
         ("shape", "INVALID_ARGUMENT", "WRONG_SHAPE", "this base needs [rank, 16]"),
         ("pickle", "INVALID_ARGUMENT", "PICKLE", "save_pretrained"),
-        ("dora", "UNIMPLEMENTED", "UNSUPPORTED_OPTION", "use_dora"),
+        ("dora", "INVALID_ARGUMENT", "MISSING_PARTNER", "magnitude"),
         ("json", "INVALID_ARGUMENT", "BAD_CONFIG", "not valid JSON"),
     ],
 )
@@ -223,7 +223,7 @@ async def test_many_concurrent_loads_and_unloads_keep_the_books(running):
     await running.settled()
     store.check_integrity()
     statistics = store.statistics()
-    assert statistics.disk.objects == statistics.disk.packs == len(store.catalog.digests)
+    assert statistics.disk.objects == len(store.catalog.digests)
     for pointer in store.catalog.pointers():
         await running.unload(pointer.name)
     await eventually(lambda: store.statistics().disk.objects == store.statistics().arena.packs == 0)
@@ -333,7 +333,7 @@ async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeyp
     statistics = running.store.statistics()
     assert (statistics.adapters, statistics.revision) == (0, 0)
     await eventually(lambda: running.store.statistics().disk.objects == 0)
-    await eventually(lambda: running.store.statistics().disk.packs == 0)
+    await eventually(lambda: running.store.statistics().disk.objects == 0)
 
 
 async def test_reports_keep_what_is_worth_knowing(running):
@@ -343,3 +343,27 @@ async def test_reports_keep_what_is_worth_knowing(running):
     assert len(loaded.report.notes) == 2
     got = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
     assert got.report == loaded.report
+
+
+async def test_a_chat_template_belongs_to_the_version(running):
+    folder = toy_adapter(running)
+    plain = (await running.load("a", folder)).adapter
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    loaded = await running.load("a", folder)
+    assert loaded.changed
+    assert loaded.adapter.digest != plain.digest
+    assert loaded.adapter.has_chat_template
+    found = await running.catalog.GetChatTemplate(
+        store_pb2.GetChatTemplateRequest(digest=loaded.adapter.digest)
+    )
+    assert found.text == "{{ messages }}"
+    for digest in (plain.digest, "0" * 64, ""):
+        call = running.catalog.GetChatTemplate(store_pb2.GetChatTemplateRequest(digest=digest))
+        error = await refusal(call)
+        assert (error.code.name, error.reason) == ("NOT_FOUND", "NO_CHAT_TEMPLATE")
+
+
+async def test_reports_say_what_each_module_brings(running):
+    report = (await running.load("a", toy_adapter(running))).adapter.report
+    assert {tuple(module.parts) for module in report.modules} == {(adapters_pb2.ADAPTED_PART_LORA,)}
+    assert all(module.delta_norm > 1 for module in report.modules)

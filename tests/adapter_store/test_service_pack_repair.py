@@ -1,14 +1,11 @@
 """Packs over gRPC that are made anew, repaired, or sent in chunks, against a real store."""
 
 import blake3
-import grpc
 import pytest
 
-from adapter_store.tiers.building import rebuild_pack
-from adapter_store.tiers.key import PackKey
-from adapter_store.tiers.warm import WarmTier
+from adapter_store.pack_chunks import PackChunks
 from lorikeet.v1 import layout_pb2, store_pb2
-from rpc.errors import from_rpc
+from rpc.errors import LorikeetError
 from tests.support.store_adapters import toy_layout
 from tests.support.store_ready import running_ready
 from tests.support.store_server import error_of, eventually
@@ -28,12 +25,11 @@ async def test_another_layout_is_packed_when_it_is_asked_for(ready):
     executor = await ready.executor(layout=other)
     grant = await executor.acquire(1, digest)
     assert grant.manifest.layout_digest == other
-    assert len(executor.copy(grant)) == len(ready.pack_on_disk(digest)) / 2
-    assert ready.store.statistics().disk.packs == 2
+    assert len(executor.copy(grant)) == len(ready.pack_of(digest)) / 2
     await ready.running.unload("a")
     await executor.retired((await executor.next()).digest)
     await executor.release(1)
-    await eventually(lambda: ready.store.statistics().disk.packs == 0)
+    await eventually(lambda: ready.store.statistics().disk.objects == 0)
     await eventually(lambda: ready.store.statistics().arena.packs == 0)
 
 
@@ -47,30 +43,10 @@ async def test_an_adapter_that_does_not_fit_another_layout_is_refused(ready):
     assert (await (await ready.executor()).acquire(1, digest)).lease == 1
 
 
-@pytest.mark.parametrize("damage", ["bytes", "manifest", "gone"])
-async def test_a_damaged_pack_is_made_anew(ready, damage):
-    digest = await ready.load("a")
-    await ready.running.settled()
-    ready.store.warm.drop(digest)
-    good = ready.pack_on_disk(digest)
-    path = ready.running.config.data_dir / "packs" / ready.layout / f"{digest}.pack"
-    match damage:
-        case "bytes":
-            path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        case "manifest":
-            path.with_suffix(".manifest").write_bytes(b"x")
-        case _:
-            path.unlink()
-    executor = await ready.executor()
-    assert executor.copy(await executor.acquire(1, digest)) == good
-    assert ready.pack_on_disk(digest) == good
-
-
 async def test_an_adapter_that_is_lost_is_said_and_repaired_by_loading_it(ready):
     digest = await ready.load("a")
     await ready.running.settled()
     ready.store.warm.drop(digest)
-    ready.store._disk.forget_pack(PackKey(layout=ready.layout, digest=digest))
     weights = ready.running.config.data_dir / "objects" / digest / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x00")
     executor = await ready.executor()
@@ -78,7 +54,7 @@ async def test_an_adapter_that_is_lost_is_said_and_repaired_by_loading_it(ready)
     assert (refusal.code, refusal.reason) == (15, "ADAPTER_LOST")
     assert await ready.load("a") == digest
     assert (await executor.acquire(1, digest)).manifest.digest == digest
-    assert rebuild_pack(ready.store._disk, digest, ready.store.layouts.current).manifest.digest == digest
+    assert executor.copy(await executor.acquire(2, digest)) == ready.pack_of(digest)
 
 
 async def test_packs_come_in_chunks_where_the_arena_is_out_of_reach(ready):
@@ -87,7 +63,7 @@ async def test_packs_come_in_chunks_where_the_arena_is_out_of_reach(ready):
     chunks = [chunk async for chunk in ready.running.packs.FetchPack(request)]
     assert chunks[0].manifest.digest == digest
     data = b"".join(chunk.data for chunk in chunks)
-    assert blake3.blake3(data).digest() == blake3.blake3(ready.pack_on_disk(digest)).digest()
+    assert blake3.blake3(data).digest() == blake3.blake3(ready.pack_of(digest)).digest()
     for bad, code in (
         (store_pb2.FetchPackRequest(digest="0" * 64, layout_digest=ready.layout), "NOT_FOUND"),
         (store_pb2.FetchPackRequest(digest=digest, layout_digest="0" * 64), "FAILED_PRECONDITION"),
@@ -95,34 +71,27 @@ async def test_packs_come_in_chunks_where_the_arena_is_out_of_reach(ready):
         assert (await error_of(ready.running.packs.FetchPack(bad))).code.name == code
 
 
-async def test_a_damaged_pack_is_not_passed_off_as_good(ready):
-    digest = await ready.load("a")
-    await ready.running.settled()
-    path = ready.running.config.data_dir / "packs" / ready.layout / f"{digest}.pack"
-    good = path.read_bytes()
-    path.write_bytes(b"\x01" + good[1:])
-    request = store_pb2.FetchPackRequest(digest=digest, layout_digest=ready.layout)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await fetch(ready, request)
-    assert from_rpc(caught.value).reason == "PACK_DAMAGED"
-    assert await fetch(ready, request) == good
+async def test_a_slow_reader_keeps_nothing_in_the_arena(ready):
+    digest = await ready.load("a", rank=64)
+    layout = ready.store.layouts.current
+    chunks = PackChunks(catalog=ready.store.catalog, warm=ready.store.warm, arena=ready.store.arena)
+    data = b""
+    async with chunks.open(digest, layout) as (_, pieces):
+        async for piece in pieces:
+            data += piece
+            # Evicted between two chunks: the next one comes from the pack made anew.
+            await ready.running.settled()
+            ready.store.warm.drop(digest)
+    assert data == ready.pack_of(digest)
+    assert ready.store.executors.leases == 0
 
 
-async def test_a_pack_that_goes_as_it_is_asked_for_is_not_found(ready, monkeypatch):
-    stored = WarmTier.stored
-
-    async def gone(self, digest, layout):
-        found = await stored(self, digest, layout)
-        found.path.unlink()
-        return found
-
-    digest = await ready.load("a")
-    monkeypatch.setattr(WarmTier, "stored", gone)
-    request = store_pb2.FetchPackRequest(digest=digest, layout_digest=ready.layout)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await fetch(ready, request)
-    assert from_rpc(caught.value).reason == "UNKNOWN_DIGEST"
-
-
-async def fetch(ready, request) -> bytes:
-    return b"".join([chunk.data async for chunk in ready.running.packs.FetchPack(request)])
+async def test_an_adapter_that_goes_while_it_is_sent_is_not_found(ready):
+    digest = await ready.load("a", rank=64)
+    chunks = PackChunks(catalog=ready.store.catalog, warm=ready.store.warm, arena=ready.store.arena)
+    async with chunks.open(digest, ready.store.layouts.current) as (_, pieces):
+        await ready.running.unload("a")
+        await eventually(lambda: not ready.store.catalog.knows(digest))
+        with pytest.raises(LorikeetError) as caught:
+            await anext(pieces)
+    assert caught.value.reason == "UNKNOWN_DIGEST"

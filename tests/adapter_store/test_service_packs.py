@@ -74,7 +74,7 @@ async def test_a_lease_leads_to_the_packs_bytes(ready):
     grant = await executor.acquire(1, digest)
     assert (grant.lease, grant.manifest.digest, grant.manifest.layout_digest) == (1, digest, ready.layout)
     assert grant.pack_offset == grant.header_offset + 128
-    assert executor.copy(grant) == ready.pack_on_disk(digest)
+    assert executor.copy(grant) == ready.pack_of(digest)
     await ready.leases(1)
     await executor.release(1)
     await ready.leases(0)
@@ -110,8 +110,8 @@ async def test_a_question_can_be_taken_back(ready, monkeypatch):
     await ready.running.settled()
     ready.store.warm.drop(digest)
     go = threading.Event()
-    find = ready.store._disk.find_pack
-    monkeypatch.setattr(ready.store._disk, "find_pack", lambda key: (go.wait(20), find(key))[1])
+    find = ready.store._disk.object_path
+    monkeypatch.setattr(ready.store._disk, "object_path", lambda key: (go.wait(20), find(key))[1])
     executor = await ready.executor()
     await executor.ask(7, digest)
     await ready.leases(1)
@@ -211,7 +211,7 @@ async def test_an_executor_that_comes_late_is_told_what_retires(ready):
 
 async def test_a_full_arena_evicts_the_idle_and_waits_for_the_leased(ready):
     digests = [await ready.load(f"n{seed}", seed, rank=64) for seed in range(32)]
-    pack_bytes = len(ready.pack_on_disk(digests[0]))
+    pack_bytes = len(ready.pack_of(digests[0]))
     fits = ready.store.statistics().arena.capacity_bytes // (pack_bytes + 128)
     assert fits < len(digests)
     executor = await ready.executor()
@@ -223,13 +223,13 @@ async def test_a_full_arena_evicts_the_idle_and_waits_for_the_leased(ready):
     await executor.release(3)
     grant = await executor.next()
     assert grant.lease == 100
-    assert executor.copy(grant) == ready.pack_on_disk(digests[-1])
+    assert executor.copy(grant) == ready.pack_of(digests[-1])
     ready.store.check_integrity()
 
 
 async def test_many_executors_copy_right_bytes_while_the_arena_churns(ready):
     digests = [await ready.load(f"n{seed}", seed, rank=64) for seed in range(40)]
-    packs = {digest: ready.pack_on_disk(digest) for digest in digests}
+    packs = {digest: ready.pack_of(digest) for digest in digests}
     assert sum(map(len, packs.values())) > 1.3 * ready.store.statistics().arena.capacity_bytes
 
     async def use(seed: int) -> None:

@@ -157,8 +157,8 @@ def test_a_pickle_beside_safetensors_is_ignored(root, tmp_path):
 
 def test_prompt_files_of_an_adapter_are_said(root):
     folder = write_adapter(root / "a")
-    (folder / "chat_template.jinja").write_text("x")
-    assert "chat_template.jinja" in resolve_source(str(folder), [root]).notes[0]
+    (folder / "chat_template.json").write_text("{}")
+    assert "chat_template.json" in resolve_source(str(folder), [root]).notes[0]
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.safetensors.index.json"])

@@ -188,3 +188,17 @@ async def test_the_stores_own_limits_hold(tmp_path: Path) -> None:
         error = await refusal(running, adapter())
         assert error.reason == "RANK_TOO_LARGE"
         await assert_clean(running)
+
+
+async def test_a_tenants_quota_holds(tmp_path: Path) -> None:
+    async with running_store(tmp_path, max_adapters_per_tenant=1) as running:
+        await running.register()
+        await upload(running, adapter("one", tenant="acme"))
+        error = await refusal(running, adapter("two", seed=1, tenant="acme"))
+        assert error.code is Code.RESOURCE_EXHAUSTED
+        assert (await upload(running, adapter("two", seed=1, tenant="other"))).changed
+        await assert_clean(running)
+    async with running_store(tmp_path, max_bytes_per_tenant=1) as running:
+        error = await refusal(running, adapter("three", seed=2, tenant="third"))
+        assert error.code is Code.RESOURCE_EXHAUSTED
+        await assert_clean(running)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lorikeet.v1 import adapters_pb2
 from tests.support.cli_fake_server import DIGEST, FakeServer, fake_server
 from tests.support.cli_runner import lorikeet
 
@@ -41,6 +42,22 @@ def test_load_fails_with_the_servers_words(server: FakeServer) -> None:
     done = lorikeet("adapters", "load", "alice", "/missing", "--target", server.target)
     assert (done.code, done.out) == (1, "")
     assert done.err == "lorikeet: NOT_FOUND (SOURCE_NOT_FOUND): nothing at /missing\n"
+
+
+def test_conditions_and_pins_are_sent(server: FakeServer) -> None:
+    target = ("--target", server.target)
+    lorikeet("adapters", "load", "a", "x", "--expect", "none", "--pin", *target)
+    done = lorikeet("adapters", "rollback", "a", "--to", "f" * 64, "--expect", DIGEST, *target)
+    assert done.out == f"a: digest {'f' * 12}\n"
+    shown = lorikeet("adapters", "show", "a", *target).out
+    assert f"\n{DIGEST}\t1970-01-01T00:00:00Z\tx\n" in shown
+    assert "pinned:   yes\n" in shown
+    lorikeet("adapters", "unload", "a", "--force", "--expect", "f" * 64, *target)
+    assert server.changes == [
+        adapters_pb2.LoadAdapterRequest(name="a", source="x", expected_digest="none", pinned=True),
+        adapters_pb2.RollbackAdapterRequest(name="a", digest="f" * 64, expected_digest=DIGEST),
+        adapters_pb2.UnloadAdapterRequest(name="a", force=True, expected_digest="f" * 64),
+    ]
 
 
 def test_list_follows_all_pages(server: FakeServer) -> None:

@@ -11,6 +11,7 @@ from concurrent import futures
 from dataclasses import dataclass, field
 
 import grpc
+from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from lorikeet.v1 import adapters_pb2 as adapters
@@ -31,6 +32,8 @@ class FakeServer:
 
     target: str = ""
     names: dict[str, adapters.Adapter] = field(default_factory=dict)
+    # Those that change something, in order.
+    changes: list[Message] = field(default_factory=list)
     requests: list[generation.GenerateRequest] = field(default_factory=list)
     statistics: adapters.GetAdapterStatisticsResponse = field(
         default_factory=adapters.GetAdapterStatisticsResponse
@@ -97,8 +100,10 @@ class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
     def LoadAdapter(self, request: adapters.LoadAdapterRequest, context: grpc.ServicerContext):
         if "missing" in request.source:
             fail(context, not_found("SOURCE_NOT_FOUND", f"nothing at {request.source}"))
+        self.state.changes.append(request)
         adapter = adapters.Adapter(
             name=request.name,
+            pinned=request.pinned,
             digest=DIGEST,
             state=adapters.ADAPTER_STATE_ACTIVE,
             source=request.source,
@@ -114,7 +119,15 @@ class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
         return adapters.LoadAdapterResponse(adapter=adapter, changed=changed)
 
     def UnloadAdapter(self, request: adapters.UnloadAdapterRequest, context: grpc.ServicerContext):
+        self.state.changes.append(request)
         return adapters.UnloadAdapterResponse(adapter=self._take(request.name, context, remove=True))
+
+    def RollbackAdapter(self, request: adapters.RollbackAdapterRequest, context: grpc.ServicerContext):
+        self.state.changes.append(request)
+        adapter = self._take(request.name, context, remove=False)
+        adapter.previous.add(digest=adapter.digest, source=adapter.source)
+        adapter.digest = request.digest or "e" * 64
+        return adapters.RollbackAdapterResponse(adapter=adapter)
 
     def GetAdapter(self, request: adapters.GetAdapterRequest, context: grpc.ServicerContext):
         return self._take(request.name, context, remove=False)

@@ -28,6 +28,7 @@ class Mix:
     finish: float = 0.02
     client_gone: float = 0.003
     retire: float = 0.01
+    hint: float = 0.01
     step_failure: float = 0.0
     duplicate: float = 0.002
 
@@ -129,6 +130,7 @@ class Traffic:
                     self.ended[key] = "abort"
         if chance.random() < mix.retire:
             self.world.loader.retire(chance.choice(list(PACKS)))
+        if chance.random() < mix.hint:
             self.world.post(Hint(chance.choice(DIGESTS)))
         if chance.random() < mix.duplicate:
             self.world.post(Abort(RequestKey(1, 10**9)), Finish(RequestKey(77, 0)))

@@ -99,6 +99,11 @@ class Service:
             return self._process.wait(10)
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -133,6 +138,12 @@ class Stack:
         """Loads an adapter, patiently while services come up."""
         request = adapters_pb2.LoadAdapterRequest(name=name, source=str(source))
         response = await _patiently(lambda: self.adapters.LoadAdapter(request, timeout=30))
+        return response.adapter
+
+    async def roll_back(self, name: str, **fields: str) -> adapters_pb2.Adapter:
+        """Rolls a name back, patiently while services come up."""
+        request = adapters_pb2.RollbackAdapterRequest(name=name, **fields)
+        response = await _patiently(lambda: self.adapters.RollbackAdapter(request, timeout=30))
         return response.adapter
 
     async def answer(self, request: generation_pb2.GenerateRequest) -> Answer:

@@ -1,6 +1,5 @@
 """Random adapters of many forms, made and written by PEFT itself, and packed by the adapter store."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from adapter_store.formats.layout import read_layout
-from adapter_store.formats.packing import write_pack
-from adapter_store.formats.plan import plan_pack
+from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 
@@ -119,8 +117,7 @@ class Pack:
 
 def pack_adapter(folder: Path, layout: layout_pb2.Layout) -> Pack:
     """What the adapter store makes of a PEFT folder."""
-    checked = read_adapter(folder, pack_layout := read_layout(layout))
-    plan = plan_pack(checked.digest, checked.slices, pack_layout)
-    data = io.BytesIO()
-    write_pack(plan, checked.files, data.write)
-    return Pack(data=data.getvalue(), manifest=plan.manifest)
+    checked = read_adapter(folder, read_layout(layout))
+    data = bytearray(checked.manifest.total_bytes)
+    fill_pack(checked.plan, checked.files, memoryview(data))
+    return Pack(data=bytes(data), manifest=checked.manifest)

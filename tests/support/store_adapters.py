@@ -1,6 +1,5 @@
 """Adapters and layouts for tests of the store: small, seeded, written as PEFT writes them."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adapter_store.formats.layout import PackLayout, read_layout
-from adapter_store.formats.packing import write_pack
+from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.plan import PackPlan
+from adapter_store.formats.reading import check_adapter, open_adapter
 from adapter_store.formats.safetensors_files import TensorFiles
 from lorikeet.v1 import layout_pb2
 
@@ -185,9 +185,16 @@ def write_adapter(
 
 def pack_bytes(plan: PackPlan, files: TensorFiles) -> bytes:
     """The pack that the store makes by a plan."""
-    data = io.BytesIO()
-    write_pack(plan, files, data.write)
-    return data.getvalue()
+    data = bytearray(plan.manifest.total_bytes)
+    fill_pack(plan, files, memoryview(data))
+    return bytes(data)
+
+
+def packed(folder: Path, layout: PackLayout) -> tuple[layout_pb2.PackManifest, bytes]:
+    """The manifest and the bytes of an adapter's pack, made from its folder."""
+    opened = open_adapter(folder, layout)
+    data = bytearray(b"\xa5" * opened.pack_bytes)
+    return check_adapter(opened, memoryview(data)).manifest, bytes(data)
 
 
 def effective_deltas(

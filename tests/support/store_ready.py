@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from rpc.errors import LorikeetError, from_rpc
-from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
-from tests.support.store_server import ExecutorClient, eventually, running_store
+from tests.support.store_adapters import lora_config, lora_tensors, packed, write_adapter
+from tests.support.store_server import ExecutorClient, RunningStore, eventually, running_store
 
 
 class Ready:
@@ -28,11 +28,16 @@ class Ready:
     async def executor(self, held=(), layout: str = "") -> ExecutorClient:
         return await ExecutorClient(self.running, layout or self.layout, held).start()
 
-    def pack_on_disk(self, digest: str) -> bytes:
-        return (self.running.config.data_dir / "packs" / self.layout / f"{digest}.pack").read_bytes()
+    def pack_of(self, digest: str) -> bytes:
+        return pack_of(self.running, digest, self.layout)
 
     async def leases(self, count: int) -> None:
         await eventually(lambda: self.store.executors.leases == count)
+
+
+def pack_of(running: RunningStore, digest: str, layout: str) -> bytes:
+    """The pack of an object on disk, made by the test."""
+    return packed(running.config.data_dir / "objects" / digest, running.store.layouts.get(layout))[1]
 
 
 @asynccontextmanager

@@ -126,6 +126,32 @@ def test_a_large_adapter_drains_several_small_ones():
     check_answers(world, large, *small, *more)
 
 
+@pytest.mark.parametrize("eviction", ["gdsf", "lru"])
+def test_a_large_adapter_is_not_starved_by_a_stream_of_small_ones(eviction: str):
+    """It takes the whole pool, and ever new small adapters would fit into any hole."""
+    small = [f"small-{number}" for number in range(40)]
+    world = World(
+        packs={"large": 64} | dict.fromkeys(small, 12),
+        adapter_slots=4,
+        pool_units=64,
+        pool_eviction=eviction,
+        max_waiting=500,
+        slot_quantum=20,
+        delay=lambda: 1,
+    )
+    large = make_request(0, digest="large", max_tokens=2)
+    sent = 0
+    while not world.of(large).over:
+        for _ in range(2 if sent < 400 else 0):
+            sent += 1
+            world.submit(make_request(sent, digest=small[sent % 40], max_tokens=5))
+        if sent == 20:
+            world.submit(large)
+        world.step()
+        assert sent < 400, "the large adapter starves"
+    check_answers(world, large)
+
+
 def test_an_adapter_stays_while_it_is_wanted_again():
     world = World(packs={"a": 10})
     for number in range(3):
@@ -228,12 +254,66 @@ def test_running_requests_end_on_a_retired_adapter(overlap: bool):
     world.assert_empty(cached=False)
 
 
-def test_a_hint_reaches_the_store_and_nothing_else():
-    world = World(packs={"a": 10})
-    world.post(Hint("a"), Hint(""))
+def test_a_hint_brings_an_adapter_where_there_is_room():
+    world = World(packs={"a": 10}, delay=lambda: 1)
+    world.post(Hint("a"), Hint(""), Hint("a"), Hint("unknown"))
+    world.step(9)
+    assert world.loader.prefetched == ["a", "unknown"]
+    assert slots(world) == ["a", ""]
+    request = make_request(1, digest="a")
+    world.submit(request)
+    world.settle()
+    assert world.of(request).admitted[0].was_resident
+    check_answers(world, request)
+
+
+def test_a_hint_evicts_nothing_that_is_worth_more():
+    world = World(packs={"a": 10, "b": 10, "c": 10})
+    for number, digest in enumerate(("a", "b")):
+        world.submit(make_request(number, digest=digest))
+        world.settle()
+    world.post(Hint("c"))
+    world.step(5)
+    assert slots(world) == ["a", "b"]
+    assert world.loader.prefetched[-1] == "c"
+    assert world.loader.held == 2, "the lease is given back"
+
+
+def test_requests_come_before_hints():
+    """Hints hold no lease and no room that a request needs."""
+    world = World(packs={"a": 10, "b": 60, "c": 10}, max_leases=1, delay=lambda: 3)
+    world.post(Hint("a"), Hint("b"))
+    world.step(2)
+    assert world.scheduler.statistics().adapters_arriving == 1
+    request = make_request(1, digest="c", max_tokens=2)
+    world.submit(request)
     world.step()
-    assert world.loader.prefetched == ["a"]
-    assert world.loader.held == 0
+    assert [adapter.digest for adapter in world.scheduler._slots.arriving] in ([], ["c"])
+    world.settle()
+    check_answers(world, request)
+    world.step(30)
+    assert world.scheduler.statistics().adapters_arriving == 0
+
+
+def test_a_hinted_adapter_that_is_asked_for_comes_on():
+    world = World(packs={"a": 10}, delay=lambda: 3)
+    world.post(Hint("a"))
+    world.step(2)
+    request = make_request(1, digest="a", max_tokens=2)
+    world.submit(request)
+    assert world.settle() < 12
+    check_answers(world, request)
+    assert world.scheduler.statistics().pool_loads == 1, "single flight"
+
+
+def test_a_thousand_hints_are_bounded():
+    names = [f"adapter-{number}" for number in range(1000)]
+    world = World(packs=dict.fromkeys(names, 10), delay=lambda: 2)
+    world.post(*(Hint(name) for name in names))
+    for _ in range(200):
+        world.step()
+        assert world.scheduler.statistics().adapters_arriving <= 4 + 2, "leased, and being copied"
+    assert world.scheduler.statistics().adapters_resident == 2
 
 
 def test_leases_are_few_and_go_in_order():

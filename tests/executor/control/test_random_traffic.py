@@ -25,6 +25,8 @@ _WORLDS: dict[str, tuple[dict[str, Any], Mix]] = {
     "small chunks": ({"chunk": 3, "max_step_tokens": 9, "queue_policy": "pack"}, Mix()),
     "no quantum": ({"slot_quantum": 0, "max_leases": 1}, Mix(retire=0.05)),
     "many rows": ({"max_running": 20, "pages": 60, "max_step_tokens": 40}, Mix(arrival=0.6, abort=0.1)),
+    "lru": ({"pool_eviction": "lru", "adapter_slots": 4}, Mix()),
+    "hints": ({"adapter_slots": 4}, Mix(hint=0.5, arrival=0.25)),
     "failing steps": ({}, Mix(step_failure=0.02)),
 }
 every_world = pytest.mark.parametrize("name", _WORLDS)

@@ -1,0 +1,107 @@
+"""Threads that share one piece of work, and stay out of the way of whoever serves."""
+
+import os
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_NICENESS = 10
+
+
+class Urgency:
+    """Whether somebody waits for a piece of work; it may become urgent while it runs. Thread-safe."""
+
+    def __init__(self, *, is_urgent: bool = True) -> None:
+        self._lock = threading.Lock()
+        self._is_urgent = is_urgent
+        self._listeners: list[Callable[[], object]] = []
+
+    def __bool__(self) -> bool:
+        return self._is_urgent
+
+    def raise_(self) -> None:
+        """Somebody waits now."""
+        with self._lock:
+            self._is_urgent = True
+            listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener()
+
+    def when(self, listener: Callable[[], object]) -> None:
+        """Calls `listener` once the work is urgent: now, or from the thread that says so."""
+        with self._lock:
+            if not self._is_urgent:
+                self._listeners.append(listener)
+                return
+        listener()
+
+
+class Crew:
+    """Helps threads with work that falls into parts; every part runs once, the caller takes part.
+
+    The parts should spend their time without the interpreter lock, and a millisecond or more each.
+
+    Args:
+        threads: threads of all pieces of work together, callers not counted; 0 leaves each caller alone.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "store-crew", be_nice) if threads else None
+
+    def run(self, work: Callable[[T], object], parts: Sequence[T], urgency: Urgency | None = None) -> None:
+        """Calls `work` with each part, in any order; returns when all are done.
+
+        Nobody helps until it is urgent, so that a hint never takes a thread from a load that is waited for.
+
+        Raises:
+            Exception: the first that `work` raised; parts that had not begun are left out.
+        """
+        waiting = iter(parts)
+        errors: list[Exception] = []
+        helpers: list[Future[None]] = []
+
+        def drain() -> None:
+            # Taking from a list's iterator is one step of the interpreter.
+            for part in waiting:
+                if errors:
+                    return
+                try:
+                    work(part)
+                except Exception as error:
+                    errors.append(error)
+
+        def call_helpers() -> None:
+            if self._pool is not None and not is_done:
+                helpers.extend(self._pool.submit(drain) for _ in range(min(self._threads, len(parts) - 1)))
+
+        is_done = False
+        (urgency or Urgency()).when(call_helpers)
+        drain()
+        is_done = True
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+        if errors:
+            # What the parts worked on is not kept alive by the error.
+            traceback.clear_frames(errors[0].__traceback__)
+            raise errors[0]
+
+    def close(self) -> None:
+        """Waits for what runs."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+
+ALONE = Crew(0)
+
+
+def be_nice() -> None:
+    """Lets every other thread of the machine go first: streams must not feel a load. Linux only."""
+    if hasattr(os, "sched_setscheduler"):
+        # On Linux each thread has a niceness of its own.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,0 +1,63 @@
+"""`lorikeet adapters upload`: an adapter from this machine's disk to a server that cannot read it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import AsJson, ConfigFile, Target, Timeout, connection
+from cli.output import print_error, print_json, print_line, reporting, to_json
+
+if TYPE_CHECKING:
+    from cli.client import Client
+    from lorikeet.v1 import adapters_pb2 as pb
+
+
+def upload(
+    name: Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="A PEFT folder on this machine.", show_default=False)],
+    digest: Annotated[
+        str, typer.Option(metavar="DIGEST", help="Refuse what arrives unless its content has this digest.")
+    ] = "",
+    expected_digest: Annotated[
+        str, typer.Option(metavar="DIGEST", help="Only if the name points to this now; none: to nothing.")
+    ] = "",
+    pinned: Annotated[bool, typer.Option("--pin", help="Never evict it from the store's memory.")] = False,
+    tenant: Annotated[str, typer.Option(metavar="TENANT", help="Whose quota it counts against.")] = "",
+    as_json: AsJson = False,
+    target: Target = None,
+    timeout: Timeout = None,
+    config: ConfigFile = None,
+) -> None:
+    """Send an adapter's tensors to the server and point a name at them.
+
+    Like `load`, for weights that the server's store cannot read. The same content again changes nothing.
+
+    [bold]Example[/bold]
+
+        lorikeet adapters upload alice ./adapters/alice
+    """
+    with reporting(as_json=as_json):
+        from cli import client, uploading
+        from cli.loading import describe_load
+
+        requests = uploading.messages(
+            name,
+            uploading.folder_config(folder),
+            uploading.folder_tensors(folder),
+            digest=digest,
+            expected_digest=expected_digest,
+            pinned=pinned,
+            tenant=tenant,
+        )
+
+        async def call(opened: "Client") -> "pb.LoadAdapterResponse":
+            return await uploading.upload(opened.adapters, requests, deadline=opened.connection.deadline)
+
+        response = client.run(connection(target, timeout, config), call)
+        if as_json:
+            print_json(to_json(response))
+            return
+        print_line(describe_load(response))
+        for note in response.adapter.report.notes:
+            print_error(f"note: {note}")
