@@ -77,8 +77,9 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
     types = LORA | {"pool_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}
     common: dict[str, Any] = {"UNIT": 64, "SLICES": slices, "BLOCK_T": block_t, "BLOCK_R": block_r}
     common["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
+    common["PDL"] = True
     k_splits = 16 if block_t == 16 else 1
-    block_k = 64 if dtype == "fp32" else 128
+    block_k = 1024 if block_t == 16 else 64 if dtype == "fp32" else 128
     compile_kernel(
         gpu._shrink_kernel,
         {"num_warps": 4, "num_stages": 3},
@@ -86,6 +87,7 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
         **common,
         BLOCK_K=block_k,
         K_SPLITS=k_splits,
+        IS_ONE_PASS=block_t == 16,
     )
     compile_kernel(
         gpu._expand_kernel,
@@ -93,10 +95,11 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
         types | {"source_ptr": "*i64" if gathered else "*fp32"},
         **common,
         VECTOR_UNIT=32,
-        BLOCK_N=128 if block_t == 64 else 64,
+        BLOCK_N=128 if block_t == 64 else 256 if block_t == 16 else 64,
         K_SPLITS=1 if gathered else k_splits,
         GATHERED=gathered,
         HALVES=dtype != "fp32",
+        IS_ONE_PASS=block_t == 16,
     )
 
 
