@@ -14,6 +14,8 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     splits: int
+    prefetch: int = 0
+    """Columns of each row that are fetched into L2 before the input is there."""
 
 
 MOST_TOKENS = 32

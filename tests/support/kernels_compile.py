@@ -110,7 +110,7 @@ def fused(dtype: str) -> None:
     types |= {"eps": "fp32", "tokens_ptr": "*i64"}
     heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "BLOCK_HEADS": 8, "BLOCK_HALF": 64, "NORM": True}
     for kernel, warps, constexprs in (
-        (fused_kernels._add_norm_kernel, 8, {"HIDDEN": 4096, "BLOCK": 4096, "ADD": True}),
+        (fused_kernels._add_norm_kernel, 8, {"HIDDEN": 4096, "BLOCK": 4096, "PARTS": 1}),
         (fused_kernels._rotate_store_kernel, 4, heads),
         (fused_kernels._silu_mul_kernel, 4, {"WIDE": 12288, "BLOCK": 1024}),
         (fused_kernels._chunk_argmax_kernel, 8, {"BLOCK": 4096}),
@@ -127,7 +127,7 @@ def linear(tokens: int, outputs: int, inputs: int) -> None:
     if tile.tokens == 1:
         compile_kernel(small_batch._vector_kernel, options, types, **common)
     else:
-        more = {"TOKENS": tile.tokens, "SPLITS": tile.splits}
+        more = {"TOKENS": tile.tokens, "SPLITS": tile.splits, "IS_SUMMED": True, "PREFETCH": 512}
         compile_kernel(small_batch._matrix_kernel, options, types, **common, **more)
 
 
