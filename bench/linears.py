@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:protos python -m bench.linears --out linears.json
 
-What is split is not summed, since the norm that follows does that. With `--search`, other tiles are tried too and the best are printed as `kernels/linear/tiles.py` wants them.
-A candidate whose numbers are wrong is never timed.
+What is split is not summed, since the norm that follows does that. With `--search`, other tiles are tried
+too and the best printed, for `kernels/linear/tiles.py`. A candidate whose numbers are wrong is never timed.
 """
 
 from __future__ import annotations

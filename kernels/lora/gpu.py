@@ -110,6 +110,7 @@ def _expand(
     stops = [packed.stop for packed in slices] + [0] * (_MAX_SLICES - len(slices))
     block_n = 128 if tiles.block == 64 else 256 if tiles.count >= _MANY_TILES else 64
     block_r = min(64, max(16, _power_of_two(tiles.rank)))
+    k_splits = source.shape[0] if source.dim() == 4 else 1
     columns = sum(-((packed.start - packed.stop) // block_n) for packed in slices)
     _expand_kernel[(columns, tiles.count)](
         y_TN,
@@ -132,13 +133,14 @@ def _expand(
         BLOCK_T=tiles.block,
         BLOCK_R=block_r,
         BLOCK_N=block_n,
-        K_SPLITS=1 if gathered else source.shape[0],
+        K_SPLITS=k_splits,
         GATHERED=gathered,
         HALVES=y_TN.dtype != torch.float32,
         IS_ONE_PASS=tiles.rank <= block_r,
         PRECISION=_precision(y_TN),
         num_warps=4,
-        num_stages=2,
+        # The splits of a block would not fit in shared memory twice.
+        num_stages=2 if k_splits == 1 else 1,
         **overlapping(),
     )
 

@@ -91,7 +91,7 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
     )
     compile_kernel(
         gpu._expand_kernel,
-        {"num_warps": 4, "num_stages": 2},
+        {"num_warps": 4, "num_stages": 2 if gathered or k_splits == 1 else 1},
         types | {"source_ptr": "*i64" if gathered else "*fp32"},
         **common,
         VECTOR_UNIT=32,
@@ -142,6 +142,7 @@ def main() -> None:
             attention(dtype, group=4, head_dim=head_dim, queries=1, splits=8)
         lora(dtype, slices=3, block_t=16, block_r=16)
         lora(dtype, slices=2, block_t=64, block_r=64)
+        lora(dtype, slices=2, block_t=16, block_r=64)
         lora(dtype, slices=1, block_t=32, block_r=32, gathered=True)
 
 
