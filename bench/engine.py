@@ -109,7 +109,8 @@ class Bench:
         rows, longest = max(self._options.rows), max(self._options.prompt + self._options.output, 1024) + 32
         pack = random_pack(self.model, rank=rank, dtype=torch.bfloat16) if adapters else None
         packs: dict[str, Pack] = {str(i): pack for i in range(adapters)} if pack else {}
-        return Rig(
+        begun = time.perf_counter()
+        rig = Rig(
             self.model,
             self._parameters,
             packs=packs,
@@ -117,7 +118,11 @@ class Bench:
             context=longest,
             pages=rows * -(-(self._options.prompt + self._options.output) // 16) + 256,
             max_step_tokens=16_384,
+            graphs=not self._options.no_graphs,
         )
+        torch.cuda.synchronize()
+        print(f"engine made, graphs recorded in {time.perf_counter() - begun:.1f} s", flush=True)
+        return rig
 
     def decode(self, rig: Rig, load: Load, rows: int) -> Row:
         """The median of several runs."""
@@ -180,6 +185,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 32], help="how many at once")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--no-graphs", action="store_true", help="launch every kernel, every step")
     parser.add_argument("--profile", action="store_true", help="say which kernels take the time")
     parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     return parser.parse_args()

@@ -108,13 +108,18 @@ class Rig:
         max_step_tokens: int = 8192,
         chunk: int | None = None,
         overlap: bool = True,
+        graphs: bool = True,
+        slots: int | None = None,
     ) -> None:
+        """With fewer `slots` than packs, adapters come and go."""
         packs = packs or {}
-        units = sum(pack.manifest.total_bytes for pack in packs.values()) // UNIT
+        slots = len(packs) if slots is None else slots
+        sizes = sorted(pack.manifest.total_bytes // UNIT for pack in packs.values())
+        units = sum(sizes[len(sizes) - slots :])
         pool = AdapterPool(
             model,
             units=units,
-            slots=len(packs),
+            slots=slots,
             dtype=parameters.embed.dtype,
             device=parameters.embed.device,
             parameters=parameters,
@@ -126,7 +131,7 @@ class Rig:
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             chunk=chunk,
-            adapter_slots=len(packs),
+            adapter_slots=slots,
             pool_units=units,
         )
         self.scheduler = Scheduler(config)
@@ -136,7 +141,11 @@ class Rig:
                 parameters,
                 pool=pool,
                 config=RunnerConfig(
-                    max_rows=max_running, pages=pages, page_size=PAGE_SIZE, max_context=config.longest
+                    max_rows=max_running,
+                    pages=pages,
+                    page_size=PAGE_SIZE,
+                    max_context=config.longest,
+                    graphs=graphs,
                 ),
             )
         )

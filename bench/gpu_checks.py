@@ -72,7 +72,29 @@ def run_all() -> list[Check]:
         )
     ]
     checks += [check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 300)]
+    checks += [
+        check_linear(dtype, tokens, outputs, inputs)
+        for dtype in (torch.float16, torch.bfloat16)
+        for tokens in (1, 2, 8, 13, 31, 32)
+        for outputs, inputs in ((6144, 4096), (4096, 4096), (24_576, 4096), (4096, 12_288), (1000, 96))
+    ]
     return checks + check_engine()
+
+
+def check_linear(dtype: torch.dtype, tokens: int, outputs: int, inputs: int) -> Check:
+    """Few tokens, twice, into NaN, in the tiles that serve."""
+    from kernels.fused import gpu
+
+    x = torch.randn(tokens, inputs, device="cuda").to(dtype)
+    weight = (torch.randn(outputs, inputs, device="cuda") * inputs**-0.5).to(dtype)
+    bias = torch.randn(outputs, device="cuda").to(dtype)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    errors = []
+    for _ in range(2):
+        out = torch.full((tokens, outputs), float("nan"), dtype=dtype, device="cuda")
+        errors.append(_distance(gpu.linear(x, weight, bias, out), expected))
+    name = f"linear {_name(dtype)}, {tokens} x {inputs} -> {outputs}"
+    return Check(name=name, error=max(errors), limit=_ERRORS[dtype])
 
 
 def check_attention(dtype: torch.dtype, *, head_dim: int, heads: int, window: int | None) -> Check:
@@ -163,6 +185,8 @@ def check_engine() -> list[Check]:
         "overlapping": Rig(model, gpu, pages=2000, **limits),
         "in turns, chunks of 33": Rig(model, gpu, pages=2000, overlap=False, chunk=33, **limits),
         "preempted": Rig(model, gpu, pages=100, **limits),
+        "without graphs": Rig(model, gpu, pages=2000, graphs=False, **limits),
+        "two slots for six adapters": Rig(model, gpu, pages=2000, slots=2, **limits),
     }
     checks = []
     for name, rig in rigs.items():
@@ -171,6 +195,41 @@ def check_engine() -> list[Check]:
             raise RuntimeError("nothing was preempted: give this check fewer pages")
         if name == "overlapping":
             checks += _compare(f"engine {name}, cached", rig.serve(asks), expected)
+    return checks + _check_rounded(model, cpu, asks, expected)
+
+
+def _check_rounded(
+    model: ModelConfig, cpu: Parameters, asks: list[Ask], expected: list[Answer]
+) -> list[Check]:
+    """In bfloat16, with and without graphs: log probabilities of the first tokens, where nothing has gone
+    apart yet, and of base rows after them.
+    """
+    gpu = _moved(cpu, model, torch.device("cuda"), torch.bfloat16)
+    checks = []
+    for graphs in (True, False):
+        packs = {
+            f"{i}": random_pack(model, rank=rank, dtype=torch.bfloat16, seed=i, ends=i % 2 == 0)
+            for i, rank in enumerate((*_RANKS, 8))
+        }
+        rig = Rig(
+            model,
+            gpu,
+            packs=packs,
+            max_running=24,
+            context=1024,
+            pages=2000,
+            max_step_tokens=256,
+            graphs=graphs,
+        )
+        errors = []
+        for mine, theirs in zip(rig.serve(asks), expected, strict=True):
+            same = [a == b for a, b in zip(mine.tokens, theirs.tokens, strict=True)]
+            count = same.index(False) if False in same else len(same)
+            pairs = zip(mine.logprobs[:count], theirs.logprobs[:count], strict=True)
+            errors += [abs(a - b) for a, b in pairs]
+        name = f"engine bfloat16, graphs {graphs}: mean error of {len(errors)} logprobs"
+        checks.append(Check(name=name, error=float(np.mean(errors)), limit=0.05))
+        checks.append(Check(name="  number of logprobs to compare, below", error=-len(errors), limit=-200))
     return checks
 
 
@@ -212,8 +271,10 @@ def _compare(name: str, answers: list[Answer], expected: list[Answer]) -> list[C
     ]
 
 
-def _moved(parameters: Parameters, model: ModelConfig, device: torch.device) -> Parameters:
-    moved = Parameters.allocate(model, dtype=parameters.embed.dtype, device=device)
+def _moved(
+    parameters: Parameters, model: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Parameters:
+    moved = Parameters.allocate(model, dtype=dtype, device=device)
     source = parameters.destinations(model)
     for name, view in moved.destinations(model).items():
         view.copy_(source[name])

@@ -39,6 +39,11 @@ class PromptScorer:
         self._pool = pool
         self._owed: dict[int, _Owed] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether no row owes scores."""
+        return not self._owed
+
     def install(self, install: RowInstall) -> None:
         """Give the row to a request; nothing of the former one stays."""
         self._owed.pop(install.row, None)
@@ -72,7 +77,7 @@ class PromptScorer:
         parts = []
         for x_BD, targets_B in zip(x_ND.split(_PROMPT_BLOCK), targets_N.split(_PROMPT_BLOCK), strict=True):
             lora = self._pool.batch(np.array([slot]), np.array([len(x_BD)]))
-            parts.append(score(self._decoder.logits(x_BD, lora), targets_B, top))
+            parts.append(score(self._decoder.logits(x_BD, lora).float(), targets_B, top))
         return Scores.joined(parts)
 
 

@@ -10,13 +10,14 @@ since its launch. Ids go from one step to the next on the device.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from executor.control.plan import RowInstall, StepPlan, StepResult
-from executor.model.attention import PagedAttention, Spans
+from executor.model.attention import Attention, PagedAttention, Spans
 from executor.model.batch import build_batch
 from executor.model.config import ModelConfig
 from executor.model.decoder import Decoder
@@ -26,30 +27,36 @@ from executor.model.parameters import Parameters
 from executor.model.slots import AdapterPool
 from executor.prompt_scoring import PromptScorer, ScoredPrompt
 from executor.sampling.sampler import Draw, Sampler
+from kernels.fused import FusedSteps, reference
+
+if TYPE_CHECKING:
+    from executor.decode_graphs import DecodeGraphs  # imports Triton
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """`max_rows` run at once; the cache holds `pages` of `page_size` tokens; no sequence exceeds
-    `max_context`.
+    `max_context`. With `graphs`, a GPU decodes by CUDA graphs.
     """
 
     max_rows: int
     pages: int
     page_size: int
     max_context: int
+    graphs: bool = True
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PendingStep:
     """A forward whose rows wait to be sampled; `draw` once they are, `result` once the host has them.
 
-    `logits` is float32 `[S, V]` and rows_on_device int64 `[S]`; rows int32[S], positions int64[S] and order
-    (each row's place in the plan's order) are the host's.
+    `logits` is `[S, V]`, greedy their argmax and rows_on_device both int64 `[S]`; rows int32[S], positions
+    int64[S] and order (each row's place in the plan's order) are the host's.
     """
 
     step: int
     logits: Tensor | None
+    greedy: Tensor
     rows_on_device: Tensor
     rows: np.ndarray
     positions: np.ndarray
@@ -57,6 +64,15 @@ class PendingStep:
     prompts: tuple[ScoredPrompt, ...]
     draw: Draw | None = None
     result: StepResult | None = None
+
+
+class _Computed(NamedTuple):
+    """What a forward leaves for the sampler, as in `PendingStep`."""
+
+    logits: Tensor
+    tokens: Tensor
+    rows: Tensor
+    prompts: tuple[ScoredPrompt, ...]
 
 
 class TorchRunner:
@@ -70,15 +86,17 @@ class TorchRunner:
         self._cache = KvCache(
             model, pages=config.pages, page_size=config.page_size, dtype=dtype, device=device
         )
-        if pool.triton:
-            from executor.model.attention_triton import TritonAttention  # the CPU does without Triton
-
-            self._attention = TritonAttention(model, self._cache, dtype=dtype)
-        else:
-            self._attention = PagedAttention(model, self._cache, dtype=dtype)
         self._pool = pool
+        self._steps = steps = _fused_steps(pool)
+        self._attention = attention = _attention(model, self._cache, pool)
         self._decoder = Decoder(
-            model, parameters, cache=self._cache, attention=self._attention, adapters=pool.table
+            model,
+            parameters,
+            cache=self._cache,
+            attention=attention,
+            adapters=pool.table,
+            steps=steps,
+            max_context=config.max_context,
         )
         self._windows = tuple(set(model.windows))
         self._page_table = PageTable(
@@ -87,6 +105,7 @@ class TorchRunner:
         self._sampler = Sampler(rows=config.max_rows, eos_ids=model.eos_ids)
         self._last_sampled = torch.zeros(config.max_rows, dtype=torch.int64, device=device)
         self._prompts = PromptScorer(self._decoder, pool)
+        self._graphs = self._record_graphs() if pool.triton and config.graphs else None
         self._unsampled: PendingStep | None = None
 
     @torch.inference_mode()
@@ -103,8 +122,38 @@ class TorchRunner:
         by_slot = np.argsort(plan.slots, kind="stable")
         spans, slots, input_ids = _flatten(plan, by_slot)
         sampled = np.flatnonzero(plan.samples[by_slot])
+        computed = self._decode(spans, slots, input_ids, sampled) or self._forward(
+            spans, slots, input_ids, sampled
+        )
+        pending = PendingStep(
+            step=plan.step,
+            logits=computed.logits,
+            greedy=computed.tokens,
+            rows_on_device=computed.rows,
+            rows=spans.rows[sampled],
+            positions=(spans.starts + spans.lengths)[sampled],
+            order=by_slot[sampled],
+            prompts=computed.prompts,
+        )
+        self._unsampled = pending
+        return pending
+
+    def _decode(
+        self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
+    ) -> "_Computed | None":
+        """By a graph, where the step is one: one token of each row, all of them sampled."""
+        if self._graphs is None or not len(sampled) == len(spans.rows) == len(input_ids):
+            return None
+        if not self._prompts.idle:
+            return None
+        decoded = self._graphs.decode(spans, slots, input_ids)
+        return None if decoded is None else _Computed(*decoded, ())
+
+    def _forward(
+        self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
+    ) -> "_Computed":
         lora = self._pool.batch(slots, spans.lengths)
-        batch = build_batch(
+        batch, chosen = build_batch(
             spans,
             input_ids=input_ids,
             last_sampled=self._last_sampled,
@@ -118,19 +167,10 @@ class TorchRunner:
         x_TD = self._decoder.forward(batch)
         prompts = self._prompts.score(spans, slots, x_TD)
         if len(sampled) < len(input_ids):
-            x_TD = x_TD.index_select(0, batch.sampled_tokens)
+            x_TD = x_TD.index_select(0, chosen.tokens)
             lora = self._pool.batch(slots[sampled], np.ones(len(sampled), dtype=np.int64))
-        pending = PendingStep(
-            step=plan.step,
-            logits=self._decoder.logits(x_TD, lora),
-            rows_on_device=batch.sampled_rows,
-            rows=spans.rows[sampled],
-            positions=(spans.starts + spans.lengths)[sampled],
-            order=by_slot[sampled],
-            prompts=prompts,
-        )
-        self._unsampled = pending
-        return pending
+        logits = self._decoder.logits(x_TD, lora)
+        return _Computed(logits, self._steps.greedy(logits), chosen.rows, prompts)
 
     @torch.inference_mode()
     def collect(self, pending: PendingStep) -> StepResult:
@@ -150,6 +190,25 @@ class TorchRunner:
         )
         return pending.result
 
+    def _record_graphs(self) -> "DecodeGraphs":
+        from executor.decode_graphs import CudaRecorder, DecodeGraphs, no_recorder
+        from executor.model.attention_triton import TritonAttention
+
+        assert isinstance(self._attention, TritonAttention)
+        graphs = DecodeGraphs(
+            self._decoder,
+            attention=self._attention,
+            steps=self._steps,
+            page_table=self._page_table,
+            page_size=self._cache.page_size,
+            adapters=self._pool.table,
+            last_sampled=self._last_sampled,
+            record=CudaRecorder() if self._last_sampled.is_cuda else no_recorder,
+        )
+        if self._last_sampled.is_cuda:
+            graphs.capture()
+        return graphs
+
     def _install(self, install: RowInstall) -> None:
         self._sampler.install(install.row, install.sampling, install.prompt_ids, install.emitted_ids)
         self._prompts.install(install)
@@ -158,7 +217,7 @@ class TorchRunner:
         assert pending is self._unsampled, "steps are sampled once, in the order of their launches"
         assert pending.logits is not None
         self._unsampled = None  # also where sampling fails: the steps after it go on
-        pending.draw = self._sampler.sample(pending.logits, pending.rows, pending.positions)
+        pending.draw = self._sampler.sample(pending.logits, pending.greedy, pending.rows, pending.positions)
         pending.logits = None
         self._last_sampled.index_copy_(0, pending.rows_on_device, pending.draw.tokens_N)
         return pending.draw
@@ -176,3 +235,20 @@ def _flatten(plan: StepPlan, by_slot: np.ndarray) -> tuple[Spans, np.ndarray, np
     )
     moved_from = np.repeat(plan.query_splits[:-1][by_slot] - splits[:-1], lengths) + np.arange(splits[-1])
     return spans, plan.slots[by_slot], plan.input_ids[moved_from].astype(np.int64)
+
+
+def _fused_steps(pool: AdapterPool) -> FusedSteps:
+    if pool.triton:
+        from kernels.fused import gpu  # the CPU does without Triton
+
+        return gpu
+    return reference
+
+
+def _attention(model: ModelConfig, cache: KvCache, pool: AdapterPool) -> Attention[Any]:
+    dtype = pool.table.pool.dtype
+    if pool.triton:
+        from executor.model.attention_triton import TritonAttention
+
+        return TritonAttention(model, cache, dtype=dtype)
+    return PagedAttention(model, cache, dtype=dtype)

@@ -58,6 +58,19 @@ class TritonAttention:
             window=window,
         )
 
+    def static_plan(self, places: Tensor, page_table: PageTable, window: int | None) -> TritonPlan:
+        """A plan of decoding rows whose places, int32 `[4, N]`, are written later, step after step. The
+        split does not depend on them, so that the plan suits short and long sequences.
+        """
+        wanted = min(_ENOUGH_PROGRAMS // (places.shape[1] * self._kv_heads), _MAX_SPLITS)
+        return TritonPlan(
+            decodes=QueryTiles(places=places, queries=1),
+            splits=_power_of_two(wanted),
+            chunks=QueryTiles(places=places[:, :0], queries=self._chunk_queries),
+            page_table=page_table.on_device,
+            window=window,
+        )
+
     def __call__(self, q_THD: Tensor, layer: int, plan: TritonPlan) -> Tensor:
         """Attend with rotated queries, this step's KV being in the cache already. Returns `[T, H * D]`."""
         out_TE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1] * q_THD.shape[2])
@@ -82,7 +95,7 @@ class TritonAttention:
         wanted = min(
             _ENOUGH_PROGRAMS // (len(visible) * self._kv_heads), longest // _KEYS_OF_A_SPLIT, _MAX_SPLITS
         )
-        return 1 << max(0, wanted.bit_length() - 1)
+        return _power_of_two(wanted)
 
     @staticmethod
     def _cut(spans: Spans, chosen: np.ndarray, queries: int) -> np.ndarray:
@@ -93,3 +106,7 @@ class TritonAttention:
             spans.lengths[chosen],
             queries,
         )
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << max(0, most.bit_length() - 1)

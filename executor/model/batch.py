@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +15,24 @@ from kernels.lora import LoraBatch
 from kernels.transfer import upload
 
 
+class Sampled(NamedTuple):
+    """The tokens whose logits are sampled, and their rows: both int64 `[S]`."""
+
+    tokens: Tensor
+    rows: Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """T tokens of rows sorted by adapter slot, base rows first, so that each adapter's tokens are contiguous.
 
-    input_ids, positions and kv_tokens are int64 `[T]`; `attention` holds one plan for each distinct window.
-    `sampled_tokens` are the tokens whose logits are sampled and `sampled_rows` their rows, both int64 `[S]`.
+    input_ids, positions and kv_tokens are integers `[T]`; a kv_token of -1 is not stored. `attention` holds
+    one plan for each distinct window.
     """
 
     input_ids: Tensor
     positions: Tensor
     kv_tokens: Tensor
-    sampled_tokens: Tensor
-    sampled_rows: Tensor
     attention: Mapping[int | None, Any]
     lora: LoraBatch
 
@@ -43,7 +48,7 @@ def build_batch(
     page_size: int,
     attention: Attention[Any],
     windows: tuple[int | None, ...],
-) -> Batch:
+) -> tuple[Batch, Sampled]:
     """From host arrays: `spans` of rows sorted by slot, `input_ids` int64[T], `sampled` int64[S] which of the
     spans are sampled.
 
@@ -63,12 +68,11 @@ def build_batch(
     )
     if (input_ids == LAST_SAMPLED).any():
         ids_T = torch.where(ids_T == LAST_SAMPLED, last_sampled.index_select(0, rows_T), ids_T)
-    return Batch(
+    batch = Batch(
         input_ids=ids_T,
         positions=positions_T,
         kv_tokens=kv_tokens_T,
-        sampled_tokens=sampled_tokens_S,
-        sampled_rows=sampled_rows_S,
         attention={window: attention.plan(spans, page_table, window) for window in windows},
         lora=lora,
     )
+    return batch, Sampled(tokens=sampled_tokens_S, rows=sampled_rows_S)

@@ -7,9 +7,8 @@ intermediate, V vocabulary.
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding
 
 from executor.model.attention import Attention
 from executor.model.batch import Batch
@@ -17,8 +16,9 @@ from executor.model.config import ModelConfig
 from executor.model.kv_cache import KvCache
 from executor.model.layout import embedding_index, head_slices, layer_slices
 from executor.model.parameters import Parameters
-from executor.model.rope import Rotary
+from executor.model.rope import rotary_tables
 from kernels import lora
+from kernels.fused import FusedSteps
 from kernels.lora import LoraBatch, PackedSlice, SlotTable
 
 
@@ -35,14 +35,28 @@ class Decoder:
         cache: KvCache,
         attention: Attention[Any],
         adapters: SlotTable,
+        steps: FusedSteps,
+        max_context: int,
     ) -> None:
         self.config = config
         self._parameters = parameters
         self._adapters = adapters
         dtype, device = parameters.embed.dtype, parameters.embed.device
-        self._rotary = Rotary(config.rope, head_dim=config.head_dim, dtype=dtype, device=device)
+        self._steps = steps
+        rotary = rotary_tables(
+            config.rope, head_dim=config.head_dim, length=max_context, dtype=dtype, device=device
+        )
         self._layers = tuple(
-            _Layer(config, parameters, index, cache=cache, attention=attention, adapters=adapters)
+            _Layer(
+                config,
+                parameters,
+                index,
+                cache=cache,
+                attention=attention,
+                adapters=adapters,
+                steps=steps,
+                rotary=rotary,
+            )
             for index in range(config.layers)
         )
         self._embedding_slice = embedding_index(config)
@@ -60,21 +74,23 @@ class Decoder:
                     batch=batch.lora,
                     table=self._adapters,
                 )
-        factors = self._rotary.factors(batch.positions)
+        delta_TD: Tensor | None = None
         for layer in self._layers:
-            x_TD = layer.forward(x_TD, batch, self._rotary, factors)
-        return x_TD
+            delta_TD = layer.forward(x_TD, delta_TD, batch)
+        return x_TD if delta_TD is None else x_TD.add_(delta_TD)
 
-    def logits(self, x_ND: Tensor, batch: LoraBatch) -> Tensor:
-        """Score rows of the residual stream; `batch` says whose they are. Returns float32 `[N, V]`."""
-        x_ND = rms_norm(x_ND, self._parameters.norm, self.config.norm_eps)
-        logits_NV = linear(x_ND, self._parameters.head)
+    def logits(self, x_ND: Tensor, batch: LoraBatch, *, out_NV: Tensor | None = None) -> Tensor:
+        """Score rows of the residual stream; `batch` says whose they are. Returns `[N, V]`, in `out_NV` where
+        that is given.
+        """
+        x_ND = self._steps.add_norm(x_ND, None, self._parameters.norm, self.config.norm_eps)
+        logits_NV = self._steps.linear(x_ND, self._parameters.head, None, out_NV)
         if not batch.empty:
             lora.replace_linear(
                 logits_NV, x_ND, slice_index=self._head_slices[0].slice, batch=batch, table=self._adapters
             )
             lora.apply(logits_NV, x_ND, slices=self._head_slices, batch=batch, table=self._adapters)
-        return logits_NV.float()
+        return logits_NV
 
 
 class _Layer:
@@ -89,64 +105,52 @@ class _Layer:
         cache: KvCache,
         attention: Attention[Any],
         adapters: SlotTable,
+        steps: FusedSteps,
+        rotary: tuple[Tensor, Tensor],
     ) -> None:
         self._index = index
         self._weights = weights = parameters.layers[index]
-        self._cache = cache
+        self._kv = cache.tokens(index)
         self._attention = attention
         self._adapters = adapters
+        self._steps = steps
+        self._rotary = rotary
         self._slices = layer_slices(config, index)
         self._eps = config.norm_eps
-        self._heads, self._kv_heads, self._head_dim = config.heads, config.kv_heads, config.head_dim
         self._window = config.windows[index]
-        self._qk_norm: Tensor | None = None
+        self._norms: tuple[Tensor, Tensor] | None = None
         if weights.q_norm is not None and weights.k_norm is not None:
-            # One norm over query and key heads together, each with its own weight.
-            per_head = [weights.q_norm] * config.heads + [weights.k_norm] * config.kv_heads
-            self._qk_norm = torch.stack(per_head)
+            self._norms = weights.q_norm, weights.k_norm
 
-    def forward(self, x_TD: Tensor, batch: Batch, rotary: Rotary, factors: tuple[Tensor, Tensor]) -> Tensor:
-        x_TD = x_TD + self._attend(
-            rms_norm(x_TD, self._weights.input_norm, self._eps), batch, rotary, factors
-        )
-        return x_TD + self._mlp(rms_norm(x_TD, self._weights.post_attention_norm, self._eps), batch)
+    def forward(self, x_TD: Tensor, delta_TD: Tensor | None, batch: Batch) -> Tensor:
+        """Add `delta`, what the layer before returned, and the attention's output to the residual stream, in
+        place; return the MLP's output, which is still to be added.
+        """
+        add_norm, weights = self._steps.add_norm, self._weights
+        delta_TD = self._attend(add_norm(x_TD, delta_TD, weights.input_norm, self._eps), batch)
+        return self._mlp(add_norm(x_TD, delta_TD, weights.post_attention_norm, self._eps), batch)
 
-    def _attend(self, x_TD: Tensor, batch: Batch, rotary: Rotary, factors: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, x_TD: Tensor, batch: Batch) -> Tensor:
         weights = self._weights
-        qkv_TP = linear(x_TD, weights.qkv.weight, weights.qkv.bias)
+        qkv_TP = self._steps.linear(x_TD, weights.qkv.weight, weights.qkv.bias)
         self._add_lora(qkv_TP, x_TD, self._slices.qkv, batch)
-        heads = qkv_TP.view(len(x_TD), -1, self._head_dim)
-        qk, v_TKd = heads[:, : -self._kv_heads], heads[:, -self._kv_heads :]
-        if self._qk_norm is not None:
-            qk = rms_norm(qk, self._qk_norm, self._eps)
-        qk = rotary.rotate(qk, factors)
-        self._cache.write(self._index, batch.kv_tokens, qk[:, self._heads :], v_TKd)
-        out_TE = self._attention(qk[:, : self._heads], self._index, batch.attention[self._window])
-        o_TD = linear(out_TE, weights.o.weight, weights.o.bias)
+        q_THd = self._steps.rotate_store(
+            qkv_TP, self._kv, batch.kv_tokens, self._rotary, batch.positions, self._norms, self._eps
+        )
+        out_TE = self._attention(q_THd, self._index, batch.attention[self._window])
+        o_TD = self._steps.linear(out_TE, weights.o.weight, weights.o.bias)
         self._add_lora(o_TD, out_TE, self._slices.o, batch)
         return o_TD
 
     def _mlp(self, x_TD: Tensor, batch: Batch) -> Tensor:
         weights = self._weights
-        gate_up_T2I = linear(x_TD, weights.gate_up.weight, weights.gate_up.bias)
+        gate_up_T2I = self._steps.linear(x_TD, weights.gate_up.weight, weights.gate_up.bias)
         self._add_lora(gate_up_T2I, x_TD, self._slices.gate_up, batch)
-        gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
-        wide_TI = silu(gate_TI).mul_(up_TI)
-        down_TD = linear(wide_TI, weights.down.weight, weights.down.bias)
+        wide_TI = self._steps.silu_mul(gate_up_T2I)
+        down_TD = self._steps.linear(wide_TI, weights.down.weight, weights.down.bias)
         self._add_lora(down_TD, wide_TI, self._slices.down, batch)
         return down_TD
 
     def _add_lora(self, y: Tensor, x: Tensor, slices: tuple[PackedSlice, ...], batch: Batch) -> None:
         if not batch.lora.empty:
             lora.apply(y, x, slices=slices, batch=batch.lora, table=self._adapters)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019), in float32, rounded before
-    the weight.
-
-    x `[..., D]`, weight broadcastable to it.
-    """
-    wide = x.float()
-    scale = wide.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
-    return (wide * scale).to(x.dtype) * weight

@@ -1,6 +1,6 @@
 """The KV of all running sequences and cached prefixes, in fixed pages.
 
-Legend: P pages, S tokens of a page, H KV heads, D head dimension, T tokens.
+Legend: P pages, S tokens of a page, H KV heads, D head dimension.
 """
 
 import torch
@@ -12,7 +12,7 @@ from executor.model.config import ModelConfig
 class KvCache:
     """One tensor `[P + 1, S, 2, H, D]` per layer: a token's keys and values lie together.
 
-    They are written by one copy and gathered by one, and a slice `[:, :, 0]` is a paged key cache for
+    They are gathered by one copy, and a slice `[:, :, 0]` is a paged key cache for
     kernels that take strides. The last page belongs to nobody and stays zero: reads past a sequence's end
     go there, so that what a page's former owner left behind, even NaN, is never multiplied by a weight of
     zero.
@@ -31,11 +31,6 @@ class KvCache:
     def tokens(self, layer: int) -> Tensor:
         """A layer's KV by token, `[(P + 1) * S, 2, H, D]`; token i of page p is at `p * S + i`."""
         return self._flat[layer]
-
-    def write(self, layer: int, kv_tokens_T: Tensor, k_THD: Tensor, v_THD: Tensor) -> None:
-        """Store the keys and values of this step's tokens at their places (int64, each once)."""
-        kv_T2HD = torch.stack((k_THD, v_THD), dim=1)
-        self._flat[layer].index_copy_(0, kv_tokens_T, kv_T2HD)
 
 
 def page_bytes(config: ModelConfig, *, page_size: int, dtype: torch.dtype) -> int:

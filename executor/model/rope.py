@@ -1,7 +1,7 @@
 """Rotary position embedding: which frequencies a checkpoint asks for, and how positions become cosines and
 sines.
 
-Legend: T tokens, H heads, D head dimension, F = D / 2 frequencies.
+Legend: L positions, D head dimension, F = D / 2 frequencies.
 """
 
 import math
@@ -158,28 +158,16 @@ def _yarn_magnitude(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-class Rotary:
-    """Turns positions into factors once per step and applies them in every layer."""
-
-    def __init__(
-        self, config: RopeConfig, *, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self._frequencies_F = config.frequencies(head_dim).to(device)
-        self._attention_factor = config.attention_factor
-        self._half = head_dim // 2
-        self._dtype = dtype
-
-    def factors(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, both `[T, 1, D]` in the compute dtype, to broadcast over heads."""
-        angles_TF = positions_T[:, None].float() * self._frequencies_F
-        cos_TF, sin_TF = angles_TF.cos(), angles_TF.sin()
-        cos_TD = torch.cat((cos_TF, cos_TF), dim=-1)
-        sin_TD = torch.cat((-sin_TF, sin_TF), dim=-1)
-        if self._attention_factor != 1.0:
-            cos_TD, sin_TD = cos_TD * self._attention_factor, sin_TD * self._attention_factor
-        return cos_TD.to(self._dtype)[:, None], sin_TD.to(self._dtype)[:, None]
-
-    def rotate(self, x_THD: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotate the pairs (i, i + F) of every head."""
-        cos_T1D, sin_T1D = factors
-        return torch.addcmul(x_THD * cos_T1D, x_THD.roll(self._half, dims=-1), sin_T1D)
+def rotary_tables(
+    config: RopeConfig, *, head_dim: int, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of positions below `length`, both `[length, D]`; a head x becomes `x * cos +
+    roll(x, D / 2) * sin`, which rotates the pairs (i, i + F).
+    """
+    angles_LF = torch.arange(length, device=device)[:, None].float() * config.frequencies(head_dim).to(device)
+    cos_LF, sin_LF = angles_LF.cos(), angles_LF.sin()
+    cos_LD = torch.cat((cos_LF, cos_LF), dim=-1)
+    sin_LD = torch.cat((-sin_LF, sin_LF), dim=-1)
+    if config.attention_factor != 1.0:
+        cos_LD, sin_LD = cos_LD * config.attention_factor, sin_LD * config.attention_factor
+    return cos_LD.to(dtype), sin_LD.to(dtype)

@@ -82,17 +82,18 @@ class Sampler:
         """Give the row to a request that has emitted `emitted_ids` so far."""
         self._table.install(row, sampling, prompt_ids, emitted_ids)
 
-    def sample(self, logits_NV: Tensor, rows: np.ndarray, positions: np.ndarray) -> Draw:
+    def sample(self, logits_NV: Tensor, tokens_N: Tensor, rows: np.ndarray, positions: np.ndarray) -> Draw:
         """Choose a token for each row, and count it as emitted, without waiting for the device.
 
-        logits float32 `[N, V]`, left as they are; rows int[N]; positions int[N] of the new tokens in their
-        sequences, which with the seed decide the noise. A row's former draws must have been collected.
+        logits `[N, V]`, left as they are; tokens int64 `[N]`, the largest logit of each row, overwritten
+        where options choose another; rows int[N]; positions int[N] of the new tokens in their sequences,
+        which with the seed decide the noise. A row's former draws must have been collected.
         """
-        tokens_N = logits_NV.argmax(dim=-1)
         special = np.flatnonzero(self._table.special[rows])
         if len(special):
             (places,) = upload(logits_NV.device, special)
-            chosen_M = self._choose(logits_NV.index_select(0, places), rows[special], positions[special])
+            logits_MV = logits_NV.index_select(0, places).float()
+            chosen_M = self._choose(logits_MV, rows[special], positions[special])
             tokens_N.index_copy_(0, places, chosen_M)
         wanted = self._table.logprobs[rows]
         asked = np.flatnonzero(wanted != NO_LOGPROBS)
@@ -100,7 +101,9 @@ class Sampler:
         if len(asked):
             (places,) = upload(logits_NV.device, asked)
             scores = score(
-                logits_NV.index_select(0, places), tokens_N.index_select(0, places), int(wanted.max())
+                logits_NV.index_select(0, places).float(),
+                tokens_N.index_select(0, places),
+                int(wanted.max()),
             )
         return Draw(tokens_N, rows, self._table.count(rows), (asked, wanted[asked]), scores)
 

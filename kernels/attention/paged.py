@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.attention.tiles import QueryTiles
+from kernels.launch import overlapping, wait_for_inputs
 
 _LOG2_E = 1.4426950408889634
 
@@ -80,6 +81,7 @@ def attend(
         PRECISION=blocks.precision,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
+        **overlapping(),
     )
     if splits > 1:
         _combine_kernel[(tiles.count, heads)](
@@ -94,6 +96,7 @@ def attend(
             HEAD_BLOCK=blocks.head,
             SPLITS=splits,
             num_warps=4 if splits >= 8 else 1,
+            **overlapping(),
         )
 
 
@@ -122,7 +125,7 @@ class _Blocks:
         self.precision = "ieee" if dtype == torch.float32 else "tf32"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _attend_kernel(
     out_ptr,
     partial_ptr,
@@ -148,7 +151,9 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(places_ptr + tile).to(tl.int64)
     token = tl.load(places_ptr + tiles + tile).to(tl.int64)
@@ -215,7 +220,7 @@ def _attend_kernel(
         tl.store(lse_ptr + place_M, lse_M, mask=valid_M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _combine_kernel(
     out_ptr,
     partial_ptr,
@@ -227,7 +232,9 @@ def _combine_kernel(
     HEAD_DIM: tl.constexpr,
     HEAD_BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
     tile, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(places_ptr + tiles + tile).to(tl.int64)
     count = tl.load(places_ptr + 3 * tiles + tile)

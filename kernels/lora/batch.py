@@ -28,7 +28,8 @@ class LoraBatch:
     (2, 5, 6): tokens 2..4 are slot 0's, token 5 is slot 3's, tokens 0 and 1 belong to no segment and cost
     nothing.
 
-    With `tiles`, Triton's kernels compute the batch; without, plain torch does.
+    With `tiles`, Triton's kernels compute the batch; without, plain torch does. A batch of tiles alone is one
+    that the host does not know: tiles are written where a recorded launch reads them.
     """
 
     slots: tuple[int, ...]
@@ -67,7 +68,7 @@ class LoraBatch:
 
     @property
     def empty(self) -> bool:
-        return not self.slots
+        return not self.slots and self.tiles is None
 
 
 NO_LORA = LoraBatch(slots=(), splits=(0,))

@@ -140,6 +140,10 @@ class SlotTable:
         """The largest padded rank of any slice of these slots; 0 where none has a LoRA."""
         return max((self._ranks[slot] for slot in slots), default=0)
 
+    def brings_weights(self, slots: Sequence[int]) -> bool:
+        """Whether any of these slots has a weight of its own instead of the base's."""
+        return any(self._saved[slot] for slot in slots)
+
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
         """What one slot does to the output of one slice, or None where the adapter leaves it untouched."""
         return self._views[slot][slice_index]

@@ -30,19 +30,25 @@ class Tiles:
     @classmethod
     def cut(cls, slots: tuple[int, ...], splits: tuple[int, ...], *, rank: int, like: Tensor) -> "Tiles":
         """Tiles of segments, on the device of `like`."""
-        lengths = np.diff(splits)
-        longest = lengths.max()
-        block = next((block for block in _BLOCKS if longest <= block), _BLOCKS[-1])
-        per_segment = -(-lengths // block)
-        segment = np.repeat(np.arange(len(lengths)), per_segment)
-        first = np.concatenate(([0], np.cumsum(per_segment)))[:-1]
-        offsets = (np.arange(len(segment)) - first[segment]) * block
-        places = np.stack(
-            (
-                np.array(slots)[segment],
-                np.array(splits[:-1])[segment] + offsets,
-                np.minimum(lengths[segment] - offsets, block),
-            )
-        )
-        (sent,) = upload(like.device, places.astype(np.int32))
+        places, block = cut(slots, splits)
+        (sent,) = upload(like.device, places)
         return cls(places=sent, block=block, rank=rank)
+
+
+def cut(slots: tuple[int, ...], splits: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """The places of tiles that cover segments, int32 `[3, N]`, and their block."""
+    lengths = np.diff(splits)
+    longest = lengths.max()
+    block = next((block for block in _BLOCKS if longest <= block), _BLOCKS[-1])
+    per_segment = -(-lengths // block)
+    segment = np.repeat(np.arange(len(lengths)), per_segment)
+    first = np.concatenate(([0], np.cumsum(per_segment)))[:-1]
+    offsets = (np.arange(len(segment)) - first[segment]) * block
+    places = np.stack(
+        (
+            np.array(slots)[segment],
+            np.array(splits[:-1])[segment] + offsets,
+            np.minimum(lengths[segment] - offsets, block),
+        )
+    )
+    return places.astype(np.int32), block

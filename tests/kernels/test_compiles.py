@@ -21,4 +21,16 @@ def test_kernels_compile_for_sm_90(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     names = {line.split()[0] for line in done.stdout.splitlines()}
-    assert names == {"_attend_kernel", "_combine_kernel", "_shrink_kernel", "_expand_kernel"}
+    assert names == {
+        "_attend_kernel",
+        "_combine_kernel",
+        "_shrink_kernel",
+        "_expand_kernel",
+        "_add_norm_kernel",
+        "_rotate_store_kernel",
+        "_silu_mul_kernel",
+        "_chunk_argmax_kernel",
+        "_argmax_kernel",
+        "_vector_kernel",
+        "_matrix_kernel",
+    }

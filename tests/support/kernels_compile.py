@@ -11,6 +11,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.attention import paged
+from kernels.fused import gpu as fused_kernels
+from kernels.linear import small_batch
+from kernels.linear.tiles import choose
 from kernels.lora import gpu
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -62,9 +65,11 @@ def attention(dtype: str, *, group: int, head_dim: int, queries: int, splits: in
         BLOCK_N=blocks.n,
         SPLITS=splits,
         PRECISION=blocks.precision,
+        PDL=True,
     )
     if splits > 1:
         sizes = {"HEADS": 8 * group, "HEAD_DIM": head_dim, "HEAD_BLOCK": blocks.head, "SPLITS": splits}
+        sizes["PDL"] = True
         compile_kernel(paged._combine_kernel, {"num_warps": 4}, types, **sizes)
 
 
@@ -95,7 +100,38 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
     )
 
 
+def fused(dtype: str) -> None:
+    halves = ("out_ptr", "x_ptr", "delta_ptr", "weight_ptr", "qkv_ptr", "kv_ptr", "cos_ptr", "sin_ptr")
+    types = dict.fromkeys((*halves, "q_norm_ptr", "k_norm_ptr", "gate_up_ptr", "logits_ptr"), f"*{dtype}")
+    types |= dict.fromkeys(("places_ptr", "positions_ptr", "index_ptr"), "*i32")
+    types |= {"eps": "fp32", "tokens_ptr": "*i64"}
+    heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "BLOCK_HEADS": 8, "BLOCK_HALF": 64, "NORM": True}
+    for kernel, warps, constexprs in (
+        (fused_kernels._add_norm_kernel, 8, {"HIDDEN": 4096, "BLOCK": 4096, "ADD": True}),
+        (fused_kernels._rotate_store_kernel, 4, heads),
+        (fused_kernels._silu_mul_kernel, 4, {"WIDE": 12288, "BLOCK": 1024}),
+        (fused_kernels._chunk_argmax_kernel, 8, {"BLOCK": 4096}),
+        (fused_kernels._argmax_kernel, 1, {"BLOCK": 64}),
+    ):
+        compile_kernel(kernel, {"num_warps": warps}, types, **constexprs, PDL=True)
+
+
+def linear(tokens: int, outputs: int, inputs: int) -> None:
+    tile = choose(tokens, outputs, inputs)
+    types = dict.fromkeys(("y_ptr", "x_ptr", "weight_ptr", "bias_ptr"), "*bf16") | {"arrived_ptr": "*i32"}
+    common = {"IN": inputs, "ROWS": tile.rows, "BLOCK_K": tile.block_k, "HAS_BIAS": True, "PDL": True}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    if tile.tokens == 1:
+        compile_kernel(small_batch._vector_kernel, options, types, **common)
+    else:
+        more = {"TOKENS": tile.tokens, "SPLITS": tile.splits}
+        compile_kernel(small_batch._matrix_kernel, options, types, **common, **more)
+
+
 def main() -> None:
+    fused("bf16")
+    for tokens, outputs, inputs in ((1, 4096, 12_288), (8, 4096, 4096), (32, 6144, 4096), (16, 1000, 96)):
+        linear(tokens, outputs, inputs)
     for dtype, head_dims in (("bf16", (64, 128, 256)), ("fp32", (128,))):
         for head_dim in head_dims:
             queries = paged.queries_per_tile(4, head_dim, DTYPES[dtype])

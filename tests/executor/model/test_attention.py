@@ -60,7 +60,7 @@ def filled(mix: list[tuple[int, int]]) -> tuple[KvCache, PageTable, list[Tensor]
     for i, (start, fed) in enumerate(mix):
         row, kv = rows - 1 - i, torch.randn(start + fed, 2, KV_HEADS, HEAD_DIM)
         places = [int(page_table.on_host[row, p // PAGE]) * PAGE + p % PAGE for p in range(start + fed)]
-        cache.write(0, torch.tensor(places), kv[:, 0], kv[:, 1])
+        cache.tokens(0)[places] = kv
         kv_by_row.append(kv)
     return cache, page_table, kv_by_row
 

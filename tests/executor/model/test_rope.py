@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from executor.model.rope import RopeConfig, Rotary
+from executor.model.rope import RopeConfig, rotary_tables
+from kernels.fused.reference import rotate
 
 HEAD_DIM = 64
 ROPES: list[dict[str, Any]] = [
@@ -61,9 +62,11 @@ def test_against_transformers(options: dict[str, Any]) -> None:
     positions = torch.tensor([0, 1, 17, 500, 2047])
     q, k = torch.randn(1, 3, 5, HEAD_DIM), torch.randn(1, 2, 5, HEAD_DIM)
     expected_q, expected_k = apply_rotary_pos_emb(q, k, *theirs(q, positions[None]))
-    ours = Rotary(rope, head_dim=HEAD_DIM, dtype=torch.float32, device=torch.device("cpu"))
+    cos_LD, sin_LD = rotary_tables(
+        rope, head_dim=HEAD_DIM, length=2048, dtype=torch.float32, device=torch.device("cpu")
+    )
     both_THD = torch.cat((q, k), dim=1)[0].transpose(0, 1)
-    rotated = ours.rotate(both_THD, ours.factors(positions)).transpose(0, 1)
+    rotated = rotate(both_THD, cos_LD[positions], sin_LD[positions]).transpose(0, 1)
     torch.testing.assert_close(rotated, torch.cat((expected_q, expected_k), dim=1)[0], rtol=1e-5, atol=1e-5)
 
 

@@ -35,7 +35,9 @@ def sampler_with(
 def sample(sampler: Sampler, logits: Tensor, *, rows: list[int] | None = None, position: int = 5) -> Sampled:
     before = logits.clone()
     rows = list(range(len(logits))) if rows is None else rows
-    sampled = sampler.sample(logits, np.array(rows, dtype=np.int32), np.full(len(rows), position)).collect()
+    sampled = sampler.sample(
+        logits, logits.argmax(-1), np.array(rows, dtype=np.int32), np.full(len(rows), position)
+    ).collect()
     assert torch.equal(logits, before), "raw logits belong to the caller"
     return sampled
 
@@ -50,7 +52,9 @@ def frequencies(option: SamplingParams, logits: Tensor, draws: int = 4000) -> di
     sampler = Sampler(rows=1, eos_ids=())
     sampler.install(0, option, ids(), ids())
     rows = np.zeros(draws, dtype=np.int32)
-    sampled = sampler.sample(logits.repeat(draws, 1), rows, np.arange(draws)).collect()
+    sampled = sampler.sample(
+        logits.repeat(draws, 1), logits.argmax(-1).repeat(draws), rows, np.arange(draws)
+    ).collect()
     return {token: count / draws for token, count in Counter(sampled.token_ids.tolist()).items()}
 
 
@@ -325,7 +329,7 @@ def test_not_a_number_is_no_crash() -> None:
     sampler = sampler_with(
         params(temperature=1.0, top_k=3, top_p=0.5, min_p=0.1, logprobs=2), params(), params()
     )
-    sampled = sampler.sample(logits, np.arange(3, dtype=np.int32), np.full(3, 5)).collect()
+    sampled = sampler.sample(logits, logits.argmax(-1), np.arange(3, dtype=np.int32), np.full(3, 5)).collect()
     assert 0 <= sampled.token_ids[0] < VOCAB
     assert sampled.token_ids.tolist()[1:] == [EOS, EOS]
 

@@ -1,0 +1,37 @@
+"""What a decoder layer does between its matrix products, each step in one pass over memory.
+
+`reference` defines the steps in plain torch and serves the CPU; `gpu` is Triton's, with the same functions.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class FusedSteps(Protocol):
+    """Both modules; shapes and semantics as in `reference`."""
+
+    @staticmethod
+    def linear(
+        x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tensor | None = None
+    ) -> Tensor: ...
+
+    @staticmethod
+    def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor: ...
+
+    @staticmethod
+    def rotate_store(
+        qkv_TP: Tensor,
+        kv_S2Kd: Tensor,
+        places_T: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        positions_T: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> Tensor: ...
+
+    @staticmethod
+    def silu_mul(gate_up_T2I: Tensor) -> Tensor: ...
+
+    @staticmethod
+    def greedy(logits_NV: Tensor) -> Tensor: ...

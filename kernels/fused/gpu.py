@@ -1,0 +1,275 @@
+"""The steps in Triton. Semantics: those of `reference`; sums in float32, results rounded where it rounds or
+less often.
+
+Legend: as in `reference`; C chunks of the vocabulary.
+"""
+
+# pyright: reportCallIssue=false
+# A checker knows the arguments of a kernel, but not those of its launch.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.fused import reference
+from kernels.launch import overlapping, wait_for_inputs
+from kernels.linear import small_batch
+from kernels.linear.tiles import MOST_TOKENS, choose
+
+_HEADS_OF_A_PROGRAM = 8
+_COLUMNS_OF_A_PROGRAM = 1024
+_LOGITS_OF_A_PROGRAM = 4096
+
+
+def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tensor | None = None) -> Tensor:
+    tokens, (outputs, inputs) = len(x_TK), weight_NK.shape
+    if not 0 < tokens <= MOST_TOKENS or x_TK.dtype.itemsize != 2:
+        return reference.linear(x_TK, weight_NK, bias_N, out_TN)
+    if out_TN is None:
+        out_TN = x_TK.new_empty(tokens, outputs)
+    small_batch.multiply(out_TN, x_TK, weight_NK, bias_N, choose(tokens, outputs, inputs))
+    return out_TN
+
+
+def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
+    tokens, hidden = x_TD.shape
+    out_TD = torch.empty_like(x_TD)
+    if not (x_TD.is_contiguous() and (delta_TD is None or delta_TD.is_contiguous())):
+        raise ValueError("x and delta must be contiguous")
+    if tokens:
+        block = triton.next_power_of_2(hidden)
+        _add_norm_kernel[(tokens,)](
+            out_TD,
+            x_TD,
+            x_TD if delta_TD is None else delta_TD,
+            weight_D,
+            eps,
+            HIDDEN=hidden,
+            BLOCK=block,
+            ADD=delta_TD is not None,
+            num_warps=min(16, max(1, block // 512)),
+            **overlapping(),
+        )
+    return out_TD
+
+
+def rotate_store(
+    qkv_TP: Tensor,
+    kv_S2Kd: Tensor,
+    places_T: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    positions_T: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> Tensor:
+    kv_heads, head_dim = kv_S2Kd.shape[2:]
+    tokens, all_heads = len(qkv_TP), qkv_TP.shape[1] // head_dim
+    heads = all_heads - 2 * kv_heads
+    cos_Ld, sin_Ld = rotary
+    if not (qkv_TP.is_contiguous() and kv_S2Kd.is_contiguous() and cos_Ld.is_contiguous()):
+        raise ValueError("qkv, kv and the rotary tables must be contiguous")
+    if tokens:
+        q_norm, k_norm = norms or (cos_Ld, cos_Ld)
+        _rotate_store_kernel[(tokens, triton.cdiv(all_heads, _HEADS_OF_A_PROGRAM))](
+            qkv_TP,
+            kv_S2Kd,
+            places_T,
+            positions_T,
+            cos_Ld,
+            sin_Ld,
+            q_norm,
+            k_norm,
+            eps,
+            HEADS=heads,
+            KV_HEADS=kv_heads,
+            HALF=head_dim // 2,
+            BLOCK_HEADS=_HEADS_OF_A_PROGRAM,
+            BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+            NORM=norms is not None,
+            num_warps=4,
+            **overlapping(),
+        )
+    return qkv_TP.view(tokens, all_heads, head_dim)[:, :heads]
+
+
+def silu_mul(gate_up_T2I: Tensor) -> Tensor:
+    tokens, wide = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
+    if not gate_up_T2I.is_contiguous():
+        raise ValueError("gate_up must be contiguous")
+    out_TI = gate_up_T2I.new_empty(tokens, wide)
+    if tokens:
+        _silu_mul_kernel[(triton.cdiv(wide, _COLUMNS_OF_A_PROGRAM), tokens)](
+            out_TI, gate_up_T2I, WIDE=wide, BLOCK=_COLUMNS_OF_A_PROGRAM, num_warps=4, **overlapping()
+        )
+    return out_TI
+
+
+def greedy(logits_NV: Tensor) -> Tensor:
+    rows, vocab_size = logits_NV.shape
+    if logits_NV.stride(1) != 1:
+        raise ValueError("logits need a contiguous last dimension")
+    tokens_N = torch.empty(rows, dtype=torch.int64, device=logits_NV.device)
+    if rows:
+        chunks = -(-vocab_size // _LOGITS_OF_A_PROGRAM)
+        largest_NC = logits_NV.new_empty(rows, chunks, dtype=torch.float32)
+        index_NC = logits_NV.new_empty(rows, chunks, dtype=torch.int32)
+        _chunk_argmax_kernel[(chunks, rows)](
+            largest_NC,
+            index_NC,
+            logits_NV,
+            chunks,
+            vocab_size,
+            logits_NV.stride(0),
+            BLOCK=_LOGITS_OF_A_PROGRAM,
+            num_warps=8,
+            **overlapping(),
+        )
+        _argmax_kernel[(rows,)](
+            tokens_N,
+            largest_NC,
+            index_NC,
+            chunks,
+            BLOCK=triton.next_power_of_2(chunks),
+            num_warps=1,
+            **overlapping(),
+        )
+    return tokens_N
+
+
+@triton.jit
+def _add_norm_kernel(
+    out_ptr,
+    x_ptr,
+    delta_ptr,
+    weight_ptr,
+    eps,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    d_D = tl.arange(0, BLOCK)
+    inside_D = d_D < HIDDEN
+    place_D = tl.program_id(0).to(tl.int64) * HIDDEN + d_D
+    weight_D = tl.load(weight_ptr + d_D, mask=inside_D, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    x_D = tl.load(x_ptr + place_D, mask=inside_D, other=0.0).to(tl.float32)
+    if ADD:
+        x_D += tl.load(delta_ptr + place_D, mask=inside_D, other=0.0).to(tl.float32)
+        rounded_D = x_D.to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + place_D, rounded_D, mask=inside_D)
+        x_D = rounded_D.to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(x_D * x_D, 0) / HIDDEN + eps)
+    out_D = (x_D * scale).to(x_ptr.dtype.element_ty).to(tl.float32) * weight_D
+    tl.store(out_ptr + place_D, out_D.to(out_ptr.dtype.element_ty), mask=inside_D)
+
+
+@triton.jit
+def _rotate_store_kernel(
+    qkv_ptr,
+    kv_ptr,
+    places_ptr,
+    positions_ptr,
+    cos_ptr,
+    sin_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
+    eps,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    NORM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A program has some heads of one token, as two halves, since a rotation pairs them."""
+    token = tl.program_id(0).to(tl.int64)
+    h_H = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    d_D = tl.arange(0, BLOCK_HALF)
+    is_query_H, is_value_H = h_H < HEADS, h_H >= HEADS + KV_HEADS
+    inside_HD = (h_H < HEADS + 2 * KV_HEADS)[:, None] & (d_D < HALF)[None, :]
+    wait_for_inputs(PDL)
+    qkv_HD = (
+        qkv_ptr + token * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + (h_H * (2 * HALF))[:, None] + d_D[None, :]
+    )
+    dtype = qkv_ptr.dtype.element_ty
+    low_HD = tl.load(qkv_HD, mask=inside_HD, other=0.0).to(tl.float32)
+    high_HD = tl.load(qkv_HD + HALF, mask=inside_HD, other=0.0).to(tl.float32)
+    value_low_HD, value_high_HD = low_HD, high_HD
+    if NORM:
+        squares_H = tl.sum(low_HD * low_HD, 1) + tl.sum(high_HD * high_HD, 1)
+        scale_H1 = (1.0 / tl.sqrt(squares_H / (2 * HALF) + eps))[:, None]
+        half_D = d_D < HALF
+        q_low_D = tl.load(q_norm_ptr + d_D, mask=half_D, other=0.0).to(tl.float32)
+        q_high_D = tl.load(q_norm_ptr + HALF + d_D, mask=half_D, other=0.0).to(tl.float32)
+        k_low_D = tl.load(k_norm_ptr + d_D, mask=half_D, other=0.0).to(tl.float32)
+        k_high_D = tl.load(k_norm_ptr + HALF + d_D, mask=half_D, other=0.0).to(tl.float32)
+        weight_low_HD = tl.where(is_query_H[:, None], q_low_D[None, :], k_low_D[None, :])
+        weight_high_HD = tl.where(is_query_H[:, None], q_high_D[None, :], k_high_D[None, :])
+        low_HD = ((low_HD * scale_H1).to(dtype).to(tl.float32) * weight_low_HD).to(dtype).to(tl.float32)
+        high_HD = ((high_HD * scale_H1).to(dtype).to(tl.float32) * weight_high_HD).to(dtype).to(tl.float32)
+    position = tl.load(positions_ptr + token).to(tl.int64)
+    rotary_D = position * (2 * HALF) + d_D
+    cos_low_D = tl.load(cos_ptr + rotary_D, mask=d_D < HALF, other=0.0).to(tl.float32)
+    cos_high_D = tl.load(cos_ptr + rotary_D + HALF, mask=d_D < HALF, other=0.0).to(tl.float32)
+    sin_low_D = tl.load(sin_ptr + rotary_D, mask=d_D < HALF, other=0.0).to(tl.float32)
+    sin_high_D = tl.load(sin_ptr + rotary_D + HALF, mask=d_D < HALF, other=0.0).to(tl.float32)
+    new_low_HD = low_HD * cos_low_D[None, :] + high_HD * sin_low_D[None, :]
+    new_high_HD = high_HD * cos_high_D[None, :] + low_HD * sin_high_D[None, :]
+    new_low_HD = tl.where(is_value_H[:, None], value_low_HD, new_low_HD).to(dtype)
+    new_high_HD = tl.where(is_value_H[:, None], value_high_HD, new_high_HD).to(dtype)
+    query_HD = inside_HD & is_query_H[:, None]
+    tl.store(qkv_HD, new_low_HD, mask=query_HD)
+    tl.store(qkv_HD + HALF, new_high_HD, mask=query_HD)
+    # Keys of all heads come before values of all heads, in the cache as in qkv.
+    place = tl.load(places_ptr + token).to(tl.int64)
+    stored_HD = inside_HD & (h_H >= HEADS)[:, None] & (place >= 0)
+    kv_HD = kv_ptr + place * (4 * KV_HEADS * HALF) + ((h_H - HEADS) * (2 * HALF))[:, None] + d_D[None, :]
+    tl.store(kv_HD, new_low_HD, mask=stored_HD)
+    tl.store(kv_HD + HALF, new_high_HD, mask=stored_HD)
+
+
+@triton.jit
+def _silu_mul_kernel(out_ptr, gate_up_ptr, WIDE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    i_I = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside_I = i_I < WIDE
+    token = tl.program_id(1).to(tl.int64)
+    wait_for_inputs(PDL)
+    gate_I = tl.load(gate_up_ptr + token * (2 * WIDE) + i_I, mask=inside_I, other=0.0).to(tl.float32)
+    up_I = tl.load(gate_up_ptr + token * (2 * WIDE) + WIDE + i_I, mask=inside_I, other=0.0).to(tl.float32)
+    out_I = gate_I / (1.0 + tl.exp(-gate_I)) * up_I
+    tl.store(out_ptr + token * WIDE + i_I, out_I.to(out_ptr.dtype.element_ty), mask=inside_I)
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def _chunk_argmax_kernel(
+    largest_ptr,
+    index_ptr,
+    logits_ptr,
+    chunks,
+    vocab_size,
+    stride_n,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    v_V = chunk * BLOCK + tl.arange(0, BLOCK)
+    wait_for_inputs(PDL)
+    logits_V = tl.load(logits_ptr + row * stride_n + v_V, mask=v_V < vocab_size, other=float("-inf"))
+    largest, index = tl.max(
+        logits_V.to(tl.float32), 0, return_indices=True, return_indices_tie_break_left=True
+    )
+    tl.store(largest_ptr + row * chunks + chunk, largest)
+    tl.store(index_ptr + row * chunks + chunk, chunk * BLOCK + index)
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def _argmax_kernel(tokens_ptr, largest_ptr, index_ptr, chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c_C = tl.arange(0, BLOCK)
+    wait_for_inputs(PDL)
+    largest_C = tl.load(largest_ptr + row * chunks + c_C, mask=c_C < chunks, other=float("-inf"))
+    best = tl.argmax(largest_C, 0, tie_break_left=True)
+    tl.store(tokens_ptr + row, tl.load(index_ptr + row * chunks + tl.minimum(best, chunks - 1)).to(tl.int64))

@@ -1,0 +1,5 @@
+"""Matrix products of few tokens with large weights, which only wait for memory.
+
+`small_batch` is in Triton: it reads weights faster than cuBLAS does up to 32 tokens. `tiles` says how it is
+launched; above, cuBLAS computes.
+"""

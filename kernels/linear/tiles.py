@@ -1,0 +1,61 @@
+"""How products of few tokens are cut into programs: measured for an H100, a rule for what was not."""
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """A program computes `rows` outputs of `tokens` tokens, `block_k` inputs at a time; `splits` programs
+    share the inputs. One token is computed without tensor cores.
+    """
+
+    rows: int
+    tokens: int
+    block_k: int
+    warps: int
+    stages: int
+    splits: int
+
+
+MOST_TOKENS = 32
+MOST_BLOCKS = 1 << 16
+"""Of a product whose inputs are split."""
+
+_PROGRAMS = 256
+
+# (tokens, outputs, inputs) of Qwen3-8B.
+_H100 = {
+    (1, 6144, 4096): Tile(4, 1, 1024, 4, 1, 1),
+    (1, 4096, 4096): Tile(8, 1, 1024, 8, 1, 1),
+    (1, 24576, 4096): Tile(4, 1, 1024, 4, 1, 1),
+    (1, 4096, 12288): Tile(2, 1, 1024, 4, 1, 1),
+    (1, 151936, 4096): Tile(4, 1, 1024, 8, 1, 1),
+    (8, 6144, 4096): Tile(16, 16, 256, 4, 5, 1),
+    (8, 4096, 4096): Tile(64, 8, 128, 4, 6, 4),
+    (8, 24576, 4096): Tile(64, 16, 128, 4, 6, 1),
+    (8, 4096, 12288): Tile(64, 8, 128, 4, 6, 4),
+    (8, 151936, 4096): Tile(64, 16, 128, 4, 6, 1),
+    (16, 6144, 4096): Tile(16, 16, 256, 4, 5, 1),
+    (16, 4096, 4096): Tile(64, 16, 128, 4, 4, 4),
+    (16, 24576, 4096): Tile(64, 16, 128, 4, 6, 1),
+    (16, 4096, 12288): Tile(64, 16, 128, 4, 4, 4),
+    (16, 151936, 4096): Tile(64, 16, 128, 4, 6, 1),
+    (32, 6144, 4096): Tile(32, 32, 128, 4, 5, 2),
+    (32, 4096, 4096): Tile(64, 32, 128, 4, 5, 2),
+    (32, 24576, 4096): Tile(64, 32, 128, 4, 5, 1),
+    (32, 4096, 12288): Tile(64, 32, 256, 4, 3, 2),
+    (32, 151936, 4096): Tile(128, 32, 128, 8, 3, 1),
+}
+
+
+def choose(tokens: int, outputs: int, inputs: int) -> Tile:
+    """For 1 to `MOST_TOKENS` tokens."""
+    size = next(size for size in (1, 8, 16, 32) if tokens <= size)
+    known = _H100.get((size, outputs, inputs))
+    if known is not None:
+        return known
+    if size == 1:
+        return Tile(4, 1, 1024, 4, 1, 1)
+    blocks, splits = -(-outputs // 64), 1
+    while blocks * splits < _PROGRAMS and inputs // (2 * splits) >= 512 and splits < 8:
+        splits *= 2
+    return Tile(64, max(16, size), 128, 4, 4, splits)

@@ -1,0 +1,68 @@
+"""The fused steps against their definitions: odd sizes, poisoned memory, places that store nothing."""
+
+import pytest
+import torch
+
+from kernels.fused import gpu, reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+
+
+def near(out: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    limit = TOLERANCE[out.dtype]
+    torch.testing.assert_close(out, expected, rtol=limit, atol=2 * limit, msg=lambda m: f"{what}: {m}")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("adds", [True, False])
+def test_add_norm(dtype: torch.dtype, adds: bool) -> None:
+    torch.manual_seed(0)
+    x, delta = (torch.randn(3, 77, device=DEVICE).to(dtype) for _ in range(2))
+    weight, expected_x = torch.randn(77, device=DEVICE).to(dtype), x.clone()
+    expected = reference.add_norm(expected_x, delta if adds else None, weight, 1e-5)
+    near(gpu.add_norm(x, delta if adds else None, weight, 1e-5), expected, "norm")
+    assert torch.equal(x, expected_x)
+    assert gpu.add_norm(x[:0], None, weight, 1e-5).shape == (0, 77)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 20), (7, 7, 16)])
+def test_rotate_store(dtype: torch.dtype, normed: bool, heads: int, kv_heads: int, head_dim: int) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(4, (heads + 2 * kv_heads) * head_dim, device=DEVICE).to(dtype)
+    rotary = (
+        torch.randn(9, head_dim, device=DEVICE).to(dtype),
+        torch.randn(9, head_dim, device=DEVICE).to(dtype),
+    )
+    norms = tuple(torch.randn(2, head_dim, device=DEVICE).to(dtype)) if normed else None
+    kv = torch.full((12, 2, kv_heads, head_dim), 7.0, dtype=dtype, device=DEVICE)
+    places, positions = (torch.tensor(ids, device=DEVICE) for ids in ([5, -1, 0, 11], [8, 0, 0, 3]))
+    expected_kv = kv.clone()
+    expected = reference.rotate_store(qkv.clone(), expected_kv, places, rotary, positions, norms, 1e-5)
+    q = gpu.rotate_store(qkv, kv, places.int(), rotary, positions.int(), norms, 1e-5)
+    assert q.shape == (4, heads, head_dim)
+    near(q, expected, "queries")
+    near(kv, expected_kv, "cache")
+    untouched = [place for place in range(12) if place not in (5, 0, 11)]
+    assert (kv[untouched] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_silu_mul(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gate_up = torch.randn(3, 2 * 1030, device=DEVICE).to(dtype) * 5
+    gate_up[0, :2] = torch.tensor([-1e4, 1e4])
+    near(gpu.silu_mul(gate_up), reference.silu_mul(gate_up), "product")
+
+
+def test_greedy() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 9001, device=DEVICE)
+    logits[0, [4095, 4096, 9000]] = 9.0  # equals in three chunks: the first wins
+    logits[1, 9000] = 9.0
+    logits[2, :] = float("-inf")
+    logits[3, 17] = float("inf")
+    assert gpu.greedy(logits).tolist() == [4095, 9000, 0, 17, int(logits[4].argmax())]
+    assert gpu.greedy(logits.half()[:, ::1]).tolist()[:2] == [4095, 9000]

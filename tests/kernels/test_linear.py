@@ -1,0 +1,48 @@
+"""Products of few tokens against torch: odd sizes, splits, biases, strides, poisoned outputs."""
+
+import pytest
+import torch
+
+from kernels.linear import tiles
+from kernels.linear.small_batch import multiply
+from kernels.linear.tiles import Tile, choose
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TILES = [Tile(4, 1, 64, 4, 1, 1), Tile(16, 8, 32, 4, 2, 1), Tile(32, 16, 32, 4, 2, 3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize(("outputs", "inputs"), [(77, 150), (64, 256)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_multiply(dtype: torch.dtype, tile: Tile, outputs: int, inputs: int, biased: bool) -> None:
+    if DEVICE.type == "cuda" and dtype == torch.float32:
+        pytest.skip("tensor cores would round float32")
+    torch.manual_seed(0)
+    tokens = min(tile.tokens, 5)
+    x = torch.randn(tokens, inputs + 3, device=DEVICE).to(dtype)[:, :inputs]
+    weight = torch.randn(outputs, inputs, device=DEVICE).to(dtype) * inputs**-0.5
+    bias = torch.randn(outputs, device=DEVICE).to(dtype) if biased else None
+    out = torch.full((tokens, outputs), float("nan"), dtype=dtype, device=DEVICE)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double() if biased else None)
+    limit = 2e-6 if dtype == torch.float32 else 2e-3
+    for _ in range(2):  # the counters are left as they were found
+        multiply(out.fill_(float("nan")), x, weight, bias, tile)
+        torch.testing.assert_close(out.double(), expected, rtol=limit, atol=2 * limit)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x, weight = torch.zeros(9, 64), torch.zeros(32, 64)
+    with pytest.raises(ValueError, match="do not fit"):
+        multiply(torch.zeros(9, 32), x, weight, None, TILES[1])
+    with pytest.raises(ValueError, match="contiguous"):
+        multiply(torch.zeros(8, 32), x[:8], torch.zeros(64, 32).t(), None, TILES[1])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 8, 9, 16, 17, 32])
+@pytest.mark.parametrize(("outputs", "inputs"), [(4096, 12288), (4096, 4096), (100, 64), (152_064, 5120)])
+def test_every_product_finds_a_tile(tokens: int, outputs: int, inputs: int) -> None:
+    tile = choose(tokens, outputs, inputs)
+    assert tile.tokens >= tokens
+    assert inputs // tile.splits >= min(inputs, 512)
+    assert tile.splits == 1 or -(-outputs // tile.rows) <= tiles.MOST_BLOCKS
