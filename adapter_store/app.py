@@ -304,7 +304,7 @@ class AdapterStore:
         for pack in self.arena.packs:
             if not self.catalog.knows(pack.key.digest) or pack.key.layout not in self.layouts.digests:
                 self.arena.drop(pack.key)
-        self._ledger.retirement.resume(self.catalog.retiring)
+        self._ledger.resume()
         loop = asyncio.get_running_loop()
         self._grace = loop.call_later(self._config.executor_grace_seconds, self.warm.end_grace)
         log.info(

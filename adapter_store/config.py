@@ -36,6 +36,7 @@ class StoreConfig:
         arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of
             this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
+        pinned_bytes: most bytes of it that pinned adapters may take; 0 is half of it.
         memory_eviction: what leaves the memory tier for want of room: "gdsf" weighs uses, size and the
             time to bring it back, "lru" takes what was not asked for the longest.
         disk_bytes: most bytes of all adapters on disk; 0 leaves it to the disk.
@@ -62,6 +63,7 @@ class StoreConfig:
     watch_folder: Path | None = None
     arena_dir: Path | None = None
     arena_bytes: int = _GIB
+    pinned_bytes: int = 0
     memory_eviction: str = "gdsf"
     disk_bytes: int = 0
     max_adapter_bytes: int = 8 * _GIB
@@ -83,6 +85,7 @@ class StoreConfig:
         check_address("listen", self.listen)
         for name, least, most in (
             ("arena_bytes", _MIB, 1 << 44),
+            ("pinned_bytes", 0, self.arena_bytes),
             ("disk_bytes", 0, 1 << 50),
             ("max_adapter_bytes", 1, 1 << 44),
             ("max_rank", 0, 1 << 16),
@@ -145,6 +148,7 @@ class StoreConfig:
             max_adapters=self.max_adapters,
             max_adapters_per_tenant=self.max_adapters_per_tenant,
             max_bytes_per_tenant=self.max_bytes_per_tenant,
+            max_pinned_bytes=self.pinned_bytes or self.arena_bytes // 2,
         )
 
     @property
