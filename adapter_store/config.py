@@ -9,7 +9,7 @@ from pathlib import Path
 from adapter_store.quota import Limits
 from adapter_store.source_urls import check_allowed, is_url, parse_prefix, parse_url
 from adapter_store.tiers.eviction import POLICIES
-from rpc.addresses import check_address
+from rpc.addresses import check_address, check_tcp_address
 from rpc.errors import LorikeetError
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
@@ -26,6 +26,7 @@ class StoreConfig:
     Args:
         data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time.
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
+        metrics_listen: `host:port` for metrics in Prometheus' format over HTTP; empty serves none.
         roots: folders that adapters may be loaded from; nothing is loaded from anywhere else.
         sources: URLs below which adapters may be loaded, such as s3://bucket/prefix/, gs://, az://,
             https://host/folder/ or hf://owner/; nothing is loaded from any other.
@@ -57,6 +58,7 @@ class StoreConfig:
 
     data_dir: Path
     listen: str = "127.0.0.1:50053"
+    metrics_listen: str = ""
     roots: tuple[Path, ...] = ()
     sources: tuple[str, ...] = ()
     resolve_from: str = ""
@@ -83,6 +85,8 @@ class StoreConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "roots", tuple(Path(root).expanduser().absolute() for root in self.roots))
         check_address("listen", self.listen)
+        if self.metrics_listen:
+            check_tcp_address("metrics_listen", self.metrics_listen)
         for name, least, most in (
             ("arena_bytes", _MIB, 1 << 44),
             ("pinned_bytes", 0, self.arena_bytes),
