@@ -1,11 +1,9 @@
 """One adapter store, put together and run."""
 
-import argparse
 import asyncio
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -21,23 +19,25 @@ from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
+from adapter_store.metrics import StoreMetrics
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.resolving import Resolver
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources import Sources
+from adapter_store.statistics import StoreStatistics, pack_statistics
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.arena_file import ArenaFile
-from adapter_store.tiers.disk import DiskStatistics, DiskTier
+from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.eviction import POLICIES
 from adapter_store.tiers.holds import Holds
-from adapter_store.tiers.pack import ArenaStatistics
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
 from adapter_store.watching import WatchedFolder
-from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
+from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
-from rpc.server import Server, run_service
+from rpc.metrics import MetricsServer
+from rpc.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -47,25 +47,6 @@ _MAX_CALLS = 4096
 _MAX_CREW = 16
 # Digests that one question about statistics may name.
 _MAX_ASKED = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreStatistics:
-    """Sizes of everything that is bounded or counted."""
-
-    adapters: int
-    retiring: int
-    revision: int
-    pending_loads: int
-    uploads: int
-    running_work: int
-    coming_packs: int
-    followers: int
-    watchers: int
-    executors: int
-    leases: int
-    arena: ArenaStatistics
-    disk: DiskStatistics
 
 
 class AdapterStore:
@@ -218,43 +199,9 @@ class AdapterStore:
         )
 
     def _pack_statistics(self, request: store_pb2.GetPackStatisticsRequest) -> store_pb2.PackStatistics:
-        now = self.statistics()
-        return store_pb2.PackStatistics(
-            executors=now.executors,
-            leases=now.leases,
-            packs_warm=now.arena.packs,
-            arena_bytes=now.arena.capacity_bytes,
-            arena_bytes_used=now.arena.used_bytes,
-            packs_cold=now.disk.objects,
-            tiers=self._tiers(now),
-            warm_digests=self.warm.warm_digests().intersection(request.digests[:_MAX_ASKED]),
-        )
-
-    def _tiers(self, now: StoreStatistics) -> list[adapters_pb2.TierUsage]:
-        disk, memory = self.counters.disk, self.counters.memory
-        return [
-            adapters_pb2.TierUsage(
-                tier="disk",
-                entries=now.disk.objects,
-                bytes=now.disk.used_bytes,
-                capacity_bytes=now.disk.capacity_bytes,
-                hits=disk.hits,
-                misses=disk.misses,
-                loads=disk.loads,
-                evictions=disk.evictions,
-            ),
-            adapters_pb2.TierUsage(
-                tier="memory",
-                entries=now.arena.packs,
-                bytes=now.arena.used_bytes,
-                capacity_bytes=now.arena.capacity_bytes,
-                hits=memory.hits,
-                misses=memory.misses,
-                loads=memory.loads,
-                evictions=now.arena.evictions,
-                pinned_bytes=now.arena.pinned_bytes,
-            ),
-        ]
+        asked = request.digests[:_MAX_ASKED]
+        warm = self.warm.warm_digests().intersection(asked) if asked else ()
+        return pack_statistics(self.statistics(), self.counters, warm)
 
     def check_integrity(self) -> None:
         """Asserts what must hold between any two events."""
@@ -304,7 +251,7 @@ class AdapterStore:
         for pack in self.arena.packs:
             if not self.catalog.knows(pack.key.digest) or pack.key.layout not in self.layouts.digests:
                 self.arena.drop(pack.key)
-        self._ledger.retirement.resume(self.catalog.retiring)
+        self._ledger.resume()
         loop = asyncio.get_running_loop()
         self._grace = loop.call_later(self._config.executor_grace_seconds, self.warm.end_grace)
         log.info(
@@ -331,8 +278,11 @@ async def run(
     catalog, packs = store.servicers()
     server.add("lorikeet.v1.CatalogService", store_pb2_grpc.add_CatalogServiceServicer_to_server, catalog)
     server.add("lorikeet.v1.PackService", store_pb2_grpc.add_PackServiceServicer_to_server, packs)
+    metrics = MetricsServer(StoreMetrics(store.statistics, store.counters).gather)
     try:
         address = await server.start(config.listen)
+        if config.metrics_listen:
+            await metrics.start(config.metrics_listen)
         await server.set_serving(True)
         log.info("serving on %s, adapters from %s", address, [str(root) for root in config.roots])
         if ready is not None:
@@ -342,22 +292,6 @@ async def run(
         await server.set_serving(False)
         store.cut_streams()
         await server.drain(config.drain_seconds)
+        await metrics.stop()
         await store.close()
         log.info("stopped")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """`python -m adapter_store`: the store alone, without the command-line package."""
-    defaults = {field.name: field.default for field in fields(StoreConfig)}
-    parser = argparse.ArgumentParser(prog="adapter_store", description="Lorikeet's adapter store.")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--listen", default=defaults["listen"])
-    parser.add_argument("--root", dest="roots", type=Path, action="append", default=[])
-    parser.add_argument("--arena-dir", type=Path)
-    parser.add_argument("--arena-bytes", type=int, default=defaults["arena_bytes"])
-    options = vars(parser.parse_args(argv))
-    try:
-        config = StoreConfig(**{**options, "roots": tuple(options["roots"])})
-        run_service(lambda stop: run(config, stop=stop), process_name="adapter_store")
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"adapter_store: {error}\n")

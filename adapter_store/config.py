@@ -9,7 +9,7 @@ from pathlib import Path
 from adapter_store.quota import Limits
 from adapter_store.source_urls import check_allowed, is_url, parse_prefix, parse_url
 from adapter_store.tiers.eviction import POLICIES
-from rpc.addresses import check_address
+from rpc.addresses import check_address, check_tcp_address
 from rpc.errors import LorikeetError
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
@@ -26,6 +26,7 @@ class StoreConfig:
     Args:
         data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time.
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
+        metrics_listen: `host:port` for metrics in Prometheus' format over HTTP; empty serves none.
         roots: folders that adapters may be loaded from; nothing is loaded from anywhere else.
         sources: URLs below which adapters may be loaded, such as s3://bucket/prefix/, gs://, az://,
             https://host/folder/ or hf://owner/; nothing is loaded from any other.
@@ -36,6 +37,7 @@ class StoreConfig:
         arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of
             this user's under /dev/shm, or one in data_dir where there is no /dev/shm (macOS).
         arena_bytes: size of the memory tier, reserved at start.
+        pinned_bytes: most bytes of it that pinned adapters may take; 0 is half of it.
         memory_eviction: what leaves the memory tier for want of room: "gdsf" weighs uses, size and the
             time to bring it back, "lru" takes what was not asked for the longest.
         disk_bytes: most bytes of all adapters on disk; 0 leaves it to the disk.
@@ -56,12 +58,14 @@ class StoreConfig:
 
     data_dir: Path
     listen: str = "127.0.0.1:50053"
+    metrics_listen: str = ""
     roots: tuple[Path, ...] = ()
     sources: tuple[str, ...] = ()
     resolve_from: str = ""
     watch_folder: Path | None = None
     arena_dir: Path | None = None
     arena_bytes: int = _GIB
+    pinned_bytes: int = 0
     memory_eviction: str = "gdsf"
     disk_bytes: int = 0
     max_adapter_bytes: int = 8 * _GIB
@@ -81,8 +85,11 @@ class StoreConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "roots", tuple(Path(root).expanduser().absolute() for root in self.roots))
         check_address("listen", self.listen)
+        if self.metrics_listen:
+            check_tcp_address("metrics_listen", self.metrics_listen)
         for name, least, most in (
             ("arena_bytes", _MIB, 1 << 44),
+            ("pinned_bytes", 0, self.arena_bytes),
             ("disk_bytes", 0, 1 << 50),
             ("max_adapter_bytes", 1, 1 << 44),
             ("max_rank", 0, 1 << 16),
@@ -145,6 +152,7 @@ class StoreConfig:
             max_adapters=self.max_adapters,
             max_adapters_per_tenant=self.max_adapters_per_tenant,
             max_bytes_per_tenant=self.max_bytes_per_tenant,
+            max_pinned_bytes=self.pinned_bytes or self.arena_bytes // 2,
         )
 
     @property

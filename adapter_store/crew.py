@@ -80,7 +80,7 @@ class Crew:
                 helpers.extend(self._pool.submit(drain) for _ in range(min(self._threads, len(parts) - 1)))
 
         is_done = False
-        (urgency or Urgency()).when(call_helpers)
+        (Urgency() if urgency is None else urgency).when(call_helpers)
         drain()
         is_done = True
         for helper in helpers:

@@ -77,7 +77,10 @@ class Ledger:
                 # What is written down must also count: else a load that is cancelled here would give up files
                 # that have just got a name.
                 await uninterrupted(self._writer.run(self._database.commit, change))
+            pinned = self._catalog.pinned
             self._catalog.apply(change)
+            if self._catalog.pinned != pinned:
+                self._warm.set_pinned(self._catalog.pinned)
             if change.pointer is not None:
                 self.retirement.revive(change.pointer.digest)
                 self._settled(change.pointer.digest)
@@ -88,6 +91,11 @@ class Ledger:
             for digest in change.retired:
                 self.retirement.begin(digest)
             return change
+
+    def resume(self) -> None:
+        """At start: goes on with what was retiring, and pins what shall stay in memory."""
+        self.retirement.resume(self._catalog.retiring)
+        self._warm.set_pinned(self._catalog.pinned)
 
     async def close(self) -> None:
         """Stops; what is retiring goes on after the next start."""

@@ -326,7 +326,7 @@ def main() -> None:
     for reason, count in outcome.reasons.most_common():
         print(f"  {reason:22} {count}")
     for failure in outcome.failures[:20]:
-        print(failure)
+        print(ascii(failure))
     sys.exit(1 if outcome.failures else 0)
 
 

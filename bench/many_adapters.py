@@ -30,7 +30,7 @@ from tests.support.execsvc_stack import DEMO, Stack, stack_at
 
 MODEL = DEMO / "qwen3-tiny"
 # Tokens that the model has no firm opinion about, so that adapters differ.
-PROMPT: tuple[int, ...] = tuple(np.random.default_rng(5).integers(40, 600, 32).tolist())
+PROMPT: tuple[int, ...] = tuple(np.random.default_rng(6).integers(40, 600, 32).tolist())
 SETTLE_REQUESTS = 512
 ALIGNMENT = 128
 
@@ -154,7 +154,7 @@ async def measure(options: argparse.Namespace, folder: Path, *, arithmetic: bool
     flags = [
         f"--device={options.device}",
         f"--dtype={options.dtype}",
-        f"--max-running={options.concurrency}",
+        f"--max-running={options.rows}",
         f"--adapter-slots={options.slots}",
         f"--adapter-pool-bytes={options.slots * pack}",
         f"--pool-eviction={options.pool_eviction}",
@@ -173,9 +173,7 @@ async def measure(options: argparse.Namespace, folder: Path, *, arithmetic: bool
         ) as stack:
             seconds = await load_all(stack, folder, options.adapters)
             print(f"loaded {options.adapters} adapters of {pack >> 10} KiB in {seconds:.1f} s", flush=True)
-            traffic = Traffic(
-                stack, tokens=options.tokens, concurrency=options.concurrency, expected=expected
-            )
+            traffic = Traffic(stack, tokens=options.tokens, concurrency=options.clients, expected=expected)
             draws = zipf(options.requests + SETTLE_REQUESTS, options.adapters, seed=1)
             await traffic.run("settle", draws[:SETTLE_REQUESTS])
             kind = "no arithmetic" if arithmetic else "model"
@@ -229,7 +227,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64, help="adapters that the executor's pool holds")
     parser.add_argument("--memory", type=int, default=500, help="adapters that the store's memory holds")
     parser.add_argument("--requests", type=int, default=6000)
-    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=64, help="requests that run at once")
+    parser.add_argument("--clients", type=int, default=128, help="requests that run or wait")
+    parser.add_argument("--only", choices=("model", "no arithmetic"), help="one of the two kinds of run")
     parser.add_argument("--tokens", type=int, default=16, help="of each answer")
     parser.add_argument("--step-seconds", type=float, default=0.006, help="of the runner without arithmetic")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -246,7 +246,8 @@ def main() -> None:
         distinct = len({tuple(answer) for answer in expected})
         print(f"{distinct} of {len(expected)} answers are distinct")
         runs: list[Run] = []
-        for arithmetic in (False, True):
+        kinds = {"model": False, "no arithmetic": True}
+        for arithmetic in [kinds[options.only]] if options.only else kinds.values():
             runs += asyncio.run(measure(options, folder, arithmetic=arithmetic))
         report(runs)
     if options.output:

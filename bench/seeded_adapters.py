@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 Weights = dict[str, tuple[np.ndarray, np.ndarray]]
 
 # The standard deviation of a delta's elements over that of the weight that it is added to.
-STRENGTH = 0.4
+STRENGTH = 0.6
 
 
 def load_base(model_dir: Path) -> Any:

@@ -9,6 +9,7 @@ from cli import adapters, auth, models
 from cli.adapter_upload import upload
 from cli.chat import chat
 from cli.generate import generate
+from cli.options import remember
 from cli.serve import serve
 
 SERVING = "Serve"
@@ -36,7 +37,6 @@ _CALLS = "Calling a server that asks for more"
 
 @app.callback()
 def lorikeet(
-    context: typer.Context,
     token: Annotated[
         str | None,
         typer.Option(
@@ -69,7 +69,7 @@ def lorikeet(
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
     """
-    context.obj = {"token": token, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
+    remember(token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
 
 
 app.command(rich_help_panel=SERVING)(serve)

@@ -1,9 +1,9 @@
 """Options that several commands share, and what they resolve to."""
 
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -48,14 +48,21 @@ AsJson = Annotated[
 ]
 
 
+# Flags that stand before the command's name: what is shown to the server, and whom to trust.
+_before_command: ContextVar[dict[str, Any]] = ContextVar("before_command", default={})  # noqa: B039 - not changed
+
+
+def remember(**flags: Any) -> None:
+    """Keeps the flags that stand before the command's name for `connection`; None for one not given."""
+    _before_command.set(flags)
+
+
 def connection(target: str | None, timeout: float | None, config: Path | None) -> "Connection":
     """Where to call, from flags, environment and file. Raises CliError."""
     from cli.client import Connection
     from cli.settings import Settings
 
-    context = click.get_current_context(silent=True)
-    given = context.find_root().obj if context is not None else None
-    settings = Settings.load({"target": target, "timeout": timeout, **(given or {})}, config)
+    settings = Settings.load({"target": target, "timeout": timeout, **_before_command.get()}, config)
     return Connection(
         target=settings.target,
         timeout=settings.timeout,

@@ -32,7 +32,8 @@ def serve(
             "--adapter",
             "-a",
             metavar="NAME=SOURCE",
-            help="Load this PEFT folder under this name; repeatable.",
+            help="Load this PEFT folder, or URL (s3://, gs://, az://, https://, hf://), under this name; "
+            "repeatable.",
         ),
     ] = None,
     listen: Annotated[
@@ -159,12 +160,16 @@ async def _serve(settings: "Settings", *, as_json: bool) -> None:
 def _announce(running: "Running", *, as_json: bool) -> None:
     if as_json:
         names = list(running.adapters)
-        print_json({"model": running.model, "target": running.target, "adapters": names})
+        targets = {"target": running.target, "admin_target": running.admin_target}
+        print_json({"model": running.model, **targets, "adapters": names})
         return
     names = ", ".join(running.adapters[:_NAMES]) + (", ..." if len(running.adapters) > _NAMES else "")
     count = "1 adapter" if len(running.adapters) == 1 else f"{len(running.adapters)} adapters"
     adapters = f"{count} ({names})" if names else "no adapters yet"
     print_line(f"serving {running.model} with {adapters} on {running.target}")
+    if running.admin_target != running.target:
+        print_line(f"adapters are loaded and listed on {running.admin_target}")
+    access = " --tls-ca FILE" * running.has_tls + " --token TOKEN" * running.has_tokens
     target = "" if running.target == DEFAULT_TARGET else f" --target {running.target}"
     adapter = f" --adapter {running.adapters[0]}" if running.adapters else ""
-    print_line(f'try: lorikeet generate "Hello" --max-tokens 32{adapter}{target}')
+    print_line(f'try: lorikeet{access} generate "Hello" --max-tokens 32{adapter}{target}')

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from adapter_store.config import StoreConfig
+from adapter_store.source_urls import SourceUrl, is_url, parse_url
 from cli.adapters import all_adapters
 from cli.client import Client, Connection, explain
 from cli.errors import usage_error
@@ -25,7 +26,7 @@ from cli.processes import ChildSpec, Supervisor
 from cli.settings import Settings
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
-from rpc.errors import from_rpc
+from rpc.errors import LorikeetError, from_rpc
 
 T = TypeVar("T")
 
@@ -62,11 +63,22 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """What is being served: where clients on this machine reach it, and the adapters' names."""
+    """What is being served.
+
+    Args:
+        model: its name.
+        target: where clients on this machine reach it.
+        admin_target: where adapters are changed.
+        adapters: all names.
+        has_tls, has_tokens: what calls need.
+    """
 
     model: str
     target: str
+    admin_target: str
     adapters: tuple[str, ...]
+    has_tls: bool = False
+    has_tokens: bool = False
 
 
 def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path) -> Plan:
@@ -75,21 +87,17 @@ def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path) -> Plan
         raise usage_error(
             "no model: give its folder with --model, LORIKEET_MODEL or `model:` in a settings file"
         )
-    sources = {name: Path(source).expanduser().resolve() for name, source in settings.adapters.items()}
-    for name, source in sources.items():
-        if not source.is_dir():
-            raise usage_error(f"adapter {name}: there is no folder {source}")
-    store = settings.store_config(
+    sources = {name: _read_source(name, source) for name, source in settings.adapters.items()}
+    store = _allow(settings, sources.values()).store_config(
         listen=f"unix:{runtime_dir / 'store.sock'}",
         data_dir=settings.data_dir or default_data_dir(settings.model),
         arena_dir=arena_dir,
-        roots=(*settings.adapter_roots, *sources.values()),
     )
     executor = settings.executor_config(
         listen=f"unix:{runtime_dir / 'executor.sock'}", store=store.listen, arena_dir=store.arena_dir
     )
     frontend = settings.frontend_config(
-        listen=reserve(settings.listen),
+        listen=settings.listen,
         # For this command itself, whatever tokens or certificates the others need.
         local_listen=f"unix:{runtime_dir / 'frontend.sock'}",
         executor=executor.listen,
@@ -98,10 +106,48 @@ def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path) -> Plan
     return Plan(
         store=store,
         executor=executor,
-        frontend=frontend,
-        adapters={name: str(source) for name, source in sources.items()},
+        frontend=_reserve_ports(frontend),
+        adapters={
+            name: str(source) if isinstance(source, Path) else settings.adapters[name]
+            for name, source in sources.items()
+        },
         log_level=settings.log_level,
     )
+
+
+def _read_source(name: str, source: str) -> Path | SourceUrl:
+    """A folder that is there, or a URL. Raises CliError."""
+    path = source.removeprefix("file://")
+    if is_url(path):
+        try:
+            return parse_url(path)
+        except LorikeetError as error:
+            raise usage_error(f"adapter {name}: {error.message}") from error
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise usage_error(f"adapter {name}: there is no folder {folder}")
+    return folder
+
+
+def _allow(settings: Settings, sources: Collection[Path | SourceUrl]) -> Settings:
+    """The same settings with these sources, and `adapter_roots`, among those that the store may read."""
+    folders = [*settings.adapter_roots, *(source for source in sources if isinstance(source, Path))]
+    urls = [source.public for source in sources if isinstance(source, SourceUrl)]
+    given = settings.store.given()
+    more = {
+        "roots": (*given.get("roots", ()), *folders),
+        "sources": (*given.get("sources", ()), *urls),
+    }
+    return settings.model_copy(update={"store": settings.store.model_copy(update=more)})
+
+
+def _reserve_ports(frontend: FrontendConfig) -> FrontendConfig:
+    """The same with addresses that can be had, and no port 0. Raises CliError."""
+    listen = reserve(frontend.listen)
+    admin_listen = frontend.admin_listen
+    if admin_listen:
+        admin_listen = listen if admin_listen == frontend.listen else reserve(admin_listen)
+    return replace(frontend, listen=listen, admin_listen=admin_listen)
 
 
 def make_specs(plan: Plan) -> list[ChildSpec]:
@@ -227,8 +273,14 @@ async def _load_adapters(plan: Plan, display: Progress) -> Running:
         raise explain(from_rpc(error), connection) from error
     finally:
         await client.close()
-    target = dial_address(plan.frontend.listen)
-    return Running(model=plan.executor.served_name, target=target, adapters=names)
+    return Running(
+        model=plan.executor.served_name,
+        target=dial_address(plan.frontend.listen),
+        admin_target=dial_address(plan.frontend.admin_listen or plan.frontend.listen),
+        adapters=names,
+        has_tls=plan.frontend.tls is not None,
+        has_tokens=plan.frontend.auth_file is not None,
+    )
 
 
 async def _load(client: Client, name: str, source: str, display: Progress, deadline: float) -> None:

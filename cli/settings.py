@@ -8,10 +8,19 @@ commands do it when they run, not when `--help` is printed.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_origin, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -49,9 +58,23 @@ def _section(config_class: type[Any]) -> type[Section]:
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
         # Sizes may be written as "512MiB".
-        hint = ByteSize if field.name.endswith("_bytes") else hints[field.name]
+        hint: Any = ByteSize if field.name.endswith("_bytes") else hints[field.name]
+        if get_origin(hint) is tuple:
+            hint = Annotated[hint, BeforeValidator(_read_list)]
         fields[field.name] = (hint | None, None)
     return create_model(config_class.__name__.replace("Config", "Section"), __base__=Section, **fields)
+
+
+def _read_list(value: Any) -> Any:
+    """One value is a list of one; several are written as YAML writes them, [a, b]."""
+    if not isinstance(value, str):
+        return value
+    if not (value.startswith("[") and value.endswith("]")):
+        return [value]
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError("it is not a list as YAML writes it") from error
 
 
 FrontendSection = _section(FrontendConfig)

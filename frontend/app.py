@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import grpc
 
+from frontend.adapter_templates import AdapterTemplates
 from frontend.admin import AdapterAdmin
 from frontend.catalog import Catalog
 from frontend.catalog_follower import CatalogFollower
+from frontend.chat_template import ChatTemplate
 from frontend.config import FrontendConfig
 from frontend.executor_client import ExecutorClient
 from frontend.flights import FlightTable
@@ -53,13 +55,13 @@ class Frontend:
         executor = self._open_channel(config.executor)
         self._executor = self._executor_client(executor, model)
         store = self._open_channel(config.store) if config.store else None
-        stub = store_pb2_grpc.CatalogServiceStub(store) if store else None
+        stub = self._catalog_stub = store_pb2_grpc.CatalogServiceStub(store) if store else None
         self._follower = (
             CatalogFollower(stub=stub, catalog=self.catalog, on_snapshot=self._on_snapshot) if stub else None
         )
+        self._resolver = Resolver(catalog=self.catalog, stub=stub)
         self._auth = AuthFile(config.auth_file) if config.auth_file is not None else None
         self._ports = Ports(config, auth=self._auth)
-        self._resolver = Resolver(catalog=self.catalog, stub=stub)
         self._admin = AdapterAdmin(stub=stub, catalog=self.catalog, hint=self._executor.hint)
         self._usage = UsageTable()
         self._statistics = AdapterStatistics(
@@ -93,13 +95,13 @@ class Frontend:
     def _add_services(self, model: ModelFolder) -> None:
         prompts = PromptReader(
             codec=model.codec,
-            template=model.template,
             workers=self._workers,
             max_prompt_bytes=self._config.max_prompt_bytes,
         )
         generation = Generation(
             model=model,
             prompts=prompts,
+            templates=self._adapter_templates(model),
             workers=self._workers,
             executor=self._executor,
             catalog=self.catalog,
@@ -110,6 +112,16 @@ class Frontend:
         self._ports.add(
             GenerationServicer(generation),
             AdapterServicer(self._admin, self._statistics, AdapterRights(self.catalog)),
+        )
+
+    def _adapter_templates(self, model: ModelFolder) -> AdapterTemplates:
+        def compile_template(source: str) -> ChatTemplate:
+            return ChatTemplate(
+                source, special_tokens=model.special_tokens, max_bytes=self._config.max_prompt_bytes
+            )
+
+        return AdapterTemplates(
+            base=model.template, compile=compile_template, catalog=self.catalog, stub=self._catalog_stub
         )
 
     async def start(self) -> str:

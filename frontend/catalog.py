@@ -23,6 +23,7 @@ class Catalog:
         self._pointed_to: frozenset[str] = frozenset()
         self._abort_listeners: list[Callable[[str, str], None]] = []
         self._tenants: dict[str, str] = {}
+        self._templated: set[str] = set()
         self._revision: int | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -44,11 +45,13 @@ class Catalog:
     def apply(self, response: store_pb2.FollowResponse) -> None:
         """Acts by a snapshot or a change from now on."""
         if response.snapshot:
-            self._digests, self._tenants = {}, {}
+            self._digests, self._tenants, self._templated = {}, {}, set()
         for pointer in response.pointers:
             if pointer.digest:
                 self._digests[pointer.name] = pointer.digest
                 self._tenants[pointer.name] = pointer.tenant
+                if pointer.has_chat_template:
+                    self._templated.add(pointer.digest)
             else:
                 old = self._digests.pop(pointer.name, "")
                 self._tenants.pop(pointer.name, None)
@@ -56,6 +59,7 @@ class Catalog:
                     self._tell_aborts(pointer.name, "" if old in self._digests.values() else old)
         self._revision = response.revision
         self._pointed_to = frozenset(self._digests.values())
+        self._templated &= self._pointed_to
         for revision, waiter in self._waiters:
             if revision <= response.revision and not waiter.done():
                 waiter.set_result(None)
@@ -107,6 +111,10 @@ class Catalog:
     def _tell_aborts(self, name: str, digest: str) -> None:
         for listener in self._abort_listeners:
             listener(name, digest)
+
+    def brings_template(self, digest: str) -> bool:
+        """True for an adapter with a chat template of its own."""
+        return digest in self._templated
 
     async def reach(self, revision: int) -> None:
         """Returns once requests are answered by this revision or a later one."""

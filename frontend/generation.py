@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import grpc
 
+from frontend.adapter_templates import AdapterTemplates
 from frontend.catalog import Catalog
 from frontend.completion import Alternatives, Completion
 from frontend.executor_client import ExecutorClient
@@ -26,6 +27,7 @@ from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.access import check_tenant, current_caller
 from rpc.errors import LorikeetError, aborted
+from rpc.tokens import Caller
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Generation:
     Args:
         model: the base model's folder, read.
         prompts: renders and tokenises.
+        templates: which template an adapter's chats are rendered with.
         workers: threads for long texts.
         executor: where completions are computed.
         catalog: which digest a name points to.
@@ -83,6 +86,7 @@ class Generation:
         *,
         model: ModelFolder,
         prompts: PromptReader,
+        templates: AdapterTemplates,
         workers: TextWorkers,
         executor: ExecutorClient,
         catalog: Catalog,
@@ -93,6 +97,7 @@ class Generation:
         self._model = model
         self._codec = model.codec
         self._prompts = prompts
+        self._templates = templates
         self._workers = workers
         self._executor = executor
         self._catalog = catalog
@@ -119,9 +124,7 @@ class Generation:
         await self._resolver.prepare(plan.adapter, remaining_seconds)
         digest = self._catalog.resolve(plan.adapter, caller)
         self._executor.hint(digest)
-        prompt_ids = await self._prompts.read(request)
-        # The name may have moved, or gone, while the prompt was read.
-        digest = self._catalog.resolve(plan.adapter, caller)
+        prompt_ids, digest = await self._read_prompt(request, plan, digest, caller)
         fit_to_context(plan.sampling, prompt_ids, engine.limits)
         log.debug(
             "request %s: %d prompt tokens for %s",
@@ -146,7 +149,31 @@ class Generation:
                 current = self._catalog.resolve(plan.adapter, caller)
                 if current == digest or not retry:
                     raise
-                digest = current
+                prompt_ids, digest = await self._read_prompt(request, plan, current, caller, prompt_ids)
+
+    async def _read_prompt(
+        self,
+        request: generation_pb2.GenerateRequest,
+        plan: GeneratePlan,
+        digest: str,
+        caller: Caller,
+        prompt_ids: Sequence[int] | None = None,
+    ) -> tuple[Sequence[int], str]:
+        """The prompt as the version that will answer wants it, and that version's digest.
+
+        Args:
+            digest: what the adapter means now.
+            prompt_ids: of an earlier version; enough where a chat's template does not matter.
+        """
+        is_chat = request.WhichOneof("prompt") == "chat"
+        while prompt_ids is None or is_chat:
+            template = await self._templates.of(digest) if is_chat else None
+            prompt_ids = await self._prompts.read(request, template)
+            # The name may have moved, or gone, while the prompt was read.
+            before, digest = digest, self._catalog.resolve(plan.adapter, caller)
+            if not is_chat or before == digest or await self._templates.of(digest) is template:
+                break
+        return prompt_ids, digest
 
     async def _run(
         self,
@@ -205,7 +232,7 @@ class Generation:
 
     async def tokenize(self, request: generation_pb2.TokenizeRequest) -> generation_pb2.TokenizeResponse:
         """Token ids as Generate would use them. Raises INVALID_ARGUMENT."""
-        ids = await self._prompts.read(request)
+        ids = await self._prompts.read(request, await self._templates.of(""))
 
         def encode() -> generation_pb2.TokenizeResponse:
             token_bytes = self._codec.token_bytes

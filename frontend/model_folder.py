@@ -33,6 +33,7 @@ class ModelFolder:
     codec: TextCodec
     tokenizer_digest: str
     template: ChatTemplate | None
+    special_tokens: Mapping[str, str]
     defaults: SamplingDefaults
 
 
@@ -56,6 +57,7 @@ def read_model_folder(folder: Path, *, max_prompt_bytes: int) -> ModelFolder:
         codec=codec,
         tokenizer_digest=file_digest(tokenizer_file),
         template=_read_template(folder, tokenizer_config, max_prompt_bytes),
+        special_tokens=_special_tokens(tokenizer_config),
         defaults=_read_defaults(folder / "generation_config.json"),
     )
 

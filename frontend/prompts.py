@@ -17,7 +17,6 @@ class PromptReader:
 
     Args:
         codec: the model's tokenizer.
-        template: the model's chat template, if it has one.
         workers: threads for long texts.
         max_prompt_bytes: largest prompt in bytes of UTF-8.
     """
@@ -26,19 +25,21 @@ class PromptReader:
         self,
         *,
         codec: TextCodec,
-        template: ChatTemplate | None,
         workers: TextWorkers,
         max_prompt_bytes: int,
     ) -> None:
         self._codec = codec
-        self._template = template
         self._workers = workers
         self._max_prompt_bytes = max_prompt_bytes
 
     async def read(
-        self, request: generation_pb2.GenerateRequest | generation_pb2.TokenizeRequest
+        self,
+        request: generation_pb2.GenerateRequest | generation_pb2.TokenizeRequest,
+        template: ChatTemplate | None,
     ) -> Sequence[int]:
-        """The prompt's token ids. Raises INVALID_ARGUMENT; RESOURCE_EXHAUSTED when too many wait."""
+        """The prompt's token ids; a chat is rendered with the template, if there is one.
+
+        Raises INVALID_ARGUMENT; RESOURCE_EXHAUSTED when too many wait."""
         kind = request.WhichOneof("prompt")
         if kind == "text":
             text = request.text
@@ -51,19 +52,19 @@ class PromptReader:
             check_chat(chat)
             size = chat.ByteSize()
             if size <= _INLINE_SIZE:
-                return self._encode_chat(chat)
-            return await self._workers.run(lambda: self._encode_chat(chat))
+                return self._encode_chat(chat, template)
+            return await self._workers.run(lambda: self._encode_chat(chat, template))
         if kind == "tokens" and isinstance(request, generation_pb2.GenerateRequest):
             # Not copied: there may be millions, which its length alone will refuse.
             return request.tokens.ids
         raise invalid_argument("PROMPT_MISSING", "the request has no prompt: set text or chat")
 
-    def _encode_chat(self, chat: generation_pb2.ChatPrompt) -> list[int]:
-        if self._template is None:
+    def _encode_chat(self, chat: generation_pb2.ChatPrompt, template: ChatTemplate | None) -> list[int]:
+        if template is None:
             raise invalid_argument(
                 "NO_CHAT_TEMPLATE", "this model has no chat template: send the prompt as text or as token ids"
             )
-        text = self._template.render(
+        text = template.render(
             [{"role": message.role, "content": message.content} for message in chat.messages],
             add_generation_prompt=chat.add_generation_prompt
             if chat.HasField("add_generation_prompt")

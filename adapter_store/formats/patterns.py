@@ -9,6 +9,7 @@ looks at the clock between them.
 import re
 from functools import lru_cache
 
+from adapter_store.formats.strict_json import printable
 from rpc.errors import LorikeetError, invalid_argument
 
 _MAX_LENGTH = 2_000
@@ -52,7 +53,9 @@ def _compile(expression: str, written: str, option: str) -> re.Pattern[str]:
         return re.compile(expression)
     except (re.error, OverflowError, RecursionError) as error:
         raise invalid_argument(
-            "BAD_PATTERN", f"{option}: {written[:100]!r} is not a regular expression: {error}", option=option
+            "BAD_PATTERN",
+            f"{option}: {written[:100]!r} is not a regular expression: {printable(str(error))}",
+            option=option,
         ) from error
 
 

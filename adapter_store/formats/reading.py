@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adapter_store.collecting import collection_put_off
 from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.checks import AdaptedSlice, match_adapter
 from adapter_store.formats.identity import TensorScan, adapter_digest
@@ -54,6 +55,7 @@ class CheckedAdapter:
         return max(adapted.rank for adapted in self.slices)
 
 
+@collection_put_off()
 def open_adapter(folder: Path, layout: PackLayout) -> OpenedAdapter:
     """Checks a folder that we own against a layout, by config and headers alone, and plans its pack.
 

@@ -237,6 +237,12 @@ class Arena:
         offset = self._allocator.allocate(size) if self._free_slots else None
         if offset is not None:
             return offset
+        # The cheapest of all, where its place is large enough: no window of neighbours costs less.
+        idle = [pack for pack in self._all if self._is_evictable(pack)]
+        cheapest = min(idle, key=lambda pack: (pack.worth, pack.header_offset), default=None)
+        if cheapest is not None and self._allocator.rounded(HEADER_BYTES + cheapest.pack_bytes) >= size:
+            self._evict(cheapest)
+            return self._allocator.allocate(size)
         ranges = self._ranges()
         start, end = self._allocator.bounds
         window = cheapest_window(ranges, start, end, size)
@@ -257,18 +263,21 @@ class Arena:
         ranges = []
         for pack in self._all:
             is_idle = pack.state is PackState.STABLE and not pack.is_held
-            is_pinned = pack.key.digest in self._pinned
             end = pack.header_offset + self._allocator.rounded(HEADER_BYTES + pack.pack_bytes)
             ranges.append(
                 Range(
                     item=pack,
                     start=pack.header_offset,
                     end=end,
-                    worth=pack.worth if is_idle and not is_pinned else None,
-                    is_movable=is_idle and is_pinned,
+                    worth=pack.worth if self._is_evictable(pack) else None,
+                    is_movable=is_idle and pack.key.digest in self._pinned,
                 )
             )
         return sorted(ranges, key=lambda range_: range_.start)
+
+    def _is_evictable(self, pack: ArenaPack) -> bool:
+        is_idle = pack.state is PackState.STABLE and not pack.is_held
+        return is_idle and pack.key.digest not in self._pinned
 
     def _evict(self, pack: ArenaPack) -> None:
         self._policy.evicted(pack)

@@ -18,6 +18,7 @@ from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.hints import Hints, Way
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.opened import OpenedObjects
 from adapter_store.tiers.pack import ArenaPack, PackState
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, resource_exhausted
@@ -65,6 +66,7 @@ class WarmTier:
         self._layout = layout
         self._room_seconds = room_seconds
         self._flights: SingleFlight[None] = SingleFlight()
+        self._opened = OpenedObjects()
         self._hints = Hints()
         self._ways: dict[PackKey, Way] = {}
         self._seal_turn = asyncio.Lock()
@@ -121,6 +123,8 @@ class WarmTier:
     def arrive(self, pack: ArenaPack, checked: CheckedAdapter, seconds: float) -> None:
         """A pack that was begun unnamed is written: it can be leased from now on."""
         key = PackKey(layout=pack.key.layout, digest=checked.digest)
+        # An object that was lost and is loaded again may lie in other files than before.
+        self._opened.forget_digest(checked.digest)
         if self._arena.find(key) is not None:
             self.abandon(pack)
         else:
@@ -151,6 +155,7 @@ class WarmTier:
         for pack in self._arena.packs:
             if pack.key.digest == digest:
                 self._arena.drop(pack.key)
+        self._opened.forget_digest(digest)
         self._wake()
 
     def end_grace(self) -> None:
@@ -212,16 +217,20 @@ class WarmTier:
                 checked = await self._run(way, self._fill, pack, opened, way.urgency)
         except Exception:
             # Not when cancelled: the thread goes on writing then, and the room stays its own.
+            self._opened.forget(key)
             self.abandon(pack)
             raise
         self._publish(pack, checked.manifest, clock.seconds)
 
     async def _open(self, key: PackKey, layout: PackLayout, way: Way) -> OpenedAdapter:
-        try:
-            opened = await self._run(way, open_object, self._disk, key.digest, layout)
-        except LorikeetError:
-            self._counters.disk.misses += 1
-            raise
+        opened = self._opened.find(key)
+        if opened is None:
+            try:
+                opened = await self._run(way, open_object, self._disk, key.digest, layout)
+            except LorikeetError:
+                self._counters.disk.misses += 1
+                raise
+            self._opened.keep(key, opened)
         self._counters.disk.hits += 1
         return opened
 

@@ -64,11 +64,22 @@ def layout_of(model) -> PackLayout:
                     kind=layout_pb2.SLICE_KIND_LINEAR,
                     in_features=linear.in_features,
                     out_features=linear.out_features,
+                    has_bias=linear.bias is not None,
                 )
     layout.slices.add(
-        module="model.embed_tokens", kind=layout_pb2.SLICE_KIND_EMBEDDING, in_features=96, out_features=32
+        module="model.embed_tokens",
+        kind=layout_pb2.SLICE_KIND_EMBEDDING,
+        in_features=96,
+        out_features=32,
+        is_replaceable=True,
     )
-    layout.slices.add(module="lm_head", kind=layout_pb2.SLICE_KIND_LINEAR, in_features=32, out_features=96)
+    layout.slices.add(
+        module="lm_head",
+        kind=layout_pb2.SLICE_KIND_LINEAR,
+        in_features=32,
+        out_features=96,
+        is_replaceable=True,
+    )
     return read_layout(layout)
 
 
@@ -143,6 +154,98 @@ def test_packs_hold_what_peft_computes(base, tmp_path, form):
     for module, delta in theirs.items():
         assert np.abs(delta).max() > 0.1
         np.testing.assert_allclose(ours[module], delta, rtol=2e-5, atol=2e-5, err_msg=module)
+
+
+FORMS = {
+    "dora": {"target_modules": ["q_proj", "down_proj", "embed_tokens", "lm_head"], "use_dora": True},
+    "lora_bias": {"target_modules": ["q_proj", "lm_head"], "lora_bias": True, "bias": "all"},
+    "saved": {"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "tied ends": {
+        "target_modules": ["v_proj"],
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
+    "all at once": {
+        "target_modules": ["q_proj", "k_proj", "up_proj", "lm_head"],
+        "exclude_modules": ["layers.0.self_attn.k_proj"],
+        "use_dora": True,
+        "use_rslora": True,
+        "bias": "lora_only",
+        "rank_pattern": {"up_proj": 3},
+        "alpha_pattern": {"q_proj": 2},
+        "modules_to_save": ["embed_tokens"],
+    },
+}
+PEFT_PARTS = {
+    "magnitude": ("lora_magnitude_vector.default.weight", "lora_magnitude_vector.default"),
+    "lora_bias": ("lora_B.default.bias",),
+    "bias": ("base_layer.bias", "bias"),
+    "weight": ("modules_to_save.default.weight",),
+}
+
+
+def biased_base(folder, tied):
+    """A model with biases in q, k and v."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    config = Qwen2Config(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_bring_what_peft_trained(tmp_path, form):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2ForCausalLM
+
+    def load():
+        return Qwen2ForCausalLM.from_pretrained(base)
+
+    base = biased_base(tmp_path / "base", tied=form == "tied ends")
+    torch.manual_seed(0)
+    model = get_peft_model(load(), LoraConfig(**({"r": 8, "lora_alpha": 16} | FORMS[form])))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(tmp_path / "adapter")
+    checked = read_adapter(tmp_path / "adapter", layout_of(load()))
+    state = {name.removeprefix("base_model.model."): value for name, value in model.state_dict().items()}
+    found = set()
+    for adapted in checked.slices:
+        for part, entry in adapted.tensors():
+            if part in PEFT_PARTS:
+                names = [f"{adapted.slice.module}.{suffix}" for suffix in PEFT_PARTS[part]]
+                value = next(state[name] for name in names if name in state)
+                np.testing.assert_array_equal(checked.files.array(entry), value.numpy(), err_msg=names[0])
+                found.add(part)
+    wanted = {
+        "dora": {"magnitude"},
+        "lora_bias": {"lora_bias", "bias"},
+        "saved": {"weight"},
+        "tied ends": {"weight"},
+        "all at once": {"magnitude", "bias", "weight"},
+    }
+    assert found == wanted[form]
+    trained = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "base_layer.weight" not in name
+    }
+    assert len(trained) <= sum(len(list(adapted.tensors())) for adapted in checked.slices)
 
 
 REFUSED = {

@@ -261,6 +261,7 @@ def test_more_patterns_than_a_model_has_modules_are_refused():
 
 
 def test_text_that_cannot_be_encoded_is_escaped():
+    refusal(json.dumps(lora_config(rank_pattern={"?\ud800": 4})).encode()).message.encode()
     data = json.dumps(lora_config(base_model_name_or_path="\ud800\n")).encode()
     assert parse_peft_config(data).base_model == "\\ud800\\n"
     error = refusal(json.dumps(lora_config() | {"\ud800": 1}).encode())

@@ -146,3 +146,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
     settings = Settings.load({}, yaml_file(tmp_path, "# nothing yet\n"))
     assert settings.model_dump() == Settings.load({}).model_dump()
+
+
+def test_a_list_may_be_given_as_one_value_or_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORIKEET_STORE__ROOTS", "/adapters")
+    settings = Settings.load({"store": {"sources": "[s3://a/, hf://b/]"}})
+    assert settings.store.given() == {"roots": (Path("/adapters"),), "sources": ("s3://a/", "hf://b/")}
+    with pytest.raises(CliError, match=r"store\.sources"):
+        Settings.load({"store": {"sources": "[s3://a/}]"}})

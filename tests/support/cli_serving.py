@@ -47,6 +47,7 @@ class Serving:
 
     process: subprocess.Popen[str]
     target: str
+    admin_target: str
     adapters: list[str]
 
     def children(self) -> dict[str, Child]:
@@ -107,7 +108,9 @@ def serving(data_dir: Path, *flags: str) -> Iterator[Serving]:
         if not line:
             raise AssertionError(f"the server did not start: {process.communicate()[1]}")
         ready = json.loads(line)
-        yield Serving(process=process, target=ready["target"], adapters=ready["adapters"])
+        yield Serving(
+            process=process, **{field: ready[field] for field in ("target", "admin_target", "adapters")}
+        )
     finally:
         # Its children see the end of their stdin and go too.
         process.kill()

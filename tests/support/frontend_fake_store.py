@@ -36,6 +36,8 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         self.warm: set[str] = set()
         self.digests: dict[str, str] = {}
         self.tenants: dict[str, str] = {}
+        self.templates: dict[str, str] = {}
+        self.templates_asked = 0
         self.upload_messages: list[adapters_pb2.UploadAdapterRequest] = []
         self.uploads_running = 0
         self.revision = 1
@@ -89,7 +91,12 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
                 self.changed.notify_all()
 
     def _pointer(self, name: str, digest: str) -> store_pb2.AdapterPointer:
-        return store_pb2.AdapterPointer(name=name, digest=digest, tenant=self.tenants.get(name, ""))
+        return store_pb2.AdapterPointer(
+            name=name,
+            digest=digest,
+            tenant=self.tenants.get(name, ""),
+            has_chat_template=digest in self.templates,
+        )
 
     def _adapter(self, name: str) -> adapters_pb2.Adapter:
         return adapters_pb2.Adapter(
@@ -103,6 +110,12 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
     def _known(self, name: str) -> None:
         if name not in self.digests:
             raise not_found("ADAPTER_NOT_FOUND", f"the store knows no {name}", adapter=name)
+
+    async def GetChatTemplate(  # noqa: N802
+        self, request: store_pb2.GetChatTemplateRequest, context: grpc.aio.ServicerContext
+    ) -> store_pb2.ChatTemplate:
+        self.templates_asked += 1
+        return store_pb2.ChatTemplate(text=self.templates[request.digest])
 
     async def Load(  # noqa: N802
         self, request: adapters_pb2.LoadAdapterRequest, context: grpc.aio.ServicerContext

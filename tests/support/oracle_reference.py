@@ -36,7 +36,7 @@ class Oracle:
         # adapters get a base of their own.
         self._apart: dict[str, PeftModel] = {}
         for name, folder in adapters.items():
-            config = PeftConfig.from_pretrained(folder)
+            config = PeftConfig.from_pretrained(str(folder))
             assert isinstance(config, LoraConfig)
             if config.bias != "none" or config.modules_to_save:
                 own = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()

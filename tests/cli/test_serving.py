@@ -1,0 +1,57 @@
+"""What `lorikeet serve` makes of its settings, before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.errors import CliError
+from cli.serving import Plan, make_plan
+from cli.settings import Settings
+from tests.support.cli_serving import MODEL
+
+
+def plan_of(folder: Path, **flags: object) -> Plan:
+    settings = Settings.load({"model": MODEL, "listen": "127.0.0.1:0", **flags})
+    return make_plan(settings, runtime_dir=folder, arena_dir=folder)
+
+
+def test_adapters_may_be_urls_and_nothing_else_is_allowed_for_them(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    adapters = {
+        "bucket": "s3://adapters/alice/",
+        "web": "https://host/bob?key=secret",
+        "file": f"file://{folder}",
+        "folder": str(folder),
+    }
+    plan = plan_of(tmp_path, adapters=adapters, store={"sources": "hf://org/"})
+    assert plan.store.sources == ("hf://org/", "s3://adapters/alice", "https://host/bob")
+    assert plan.store.roots == (folder, folder)
+    assert plan.adapters == {**adapters, "file": str(folder)}
+
+
+def test_adapter_roots_are_added_to_those_of_the_store(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    plan = plan_of(
+        tmp_path,
+        adapter_roots=[tmp_path / "one"],
+        store={"roots": str(tmp_path / "two"), "watch_folder": str(tmp_path / "one")},
+    )
+    assert set(plan.store.roots) == {tmp_path / "one", tmp_path / "two"}
+
+
+@pytest.mark.parametrize("source", ["ftp://host/x", "s3://bucket/../x", "https://user:pass@host/x"])
+def test_urls_that_cannot_be_are_said(tmp_path: Path, source: str) -> None:
+    with pytest.raises(CliError, match="adapter alice: ") as caught:
+        plan_of(tmp_path, adapters={"alice": source})
+    assert "pass" not in str(caught.value).replace("password", "")
+
+
+def test_an_admin_address_gets_its_port_too(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, frontend={"admin_listen": "127.0.0.1:0"})
+    # The same as listen, as compose.yaml has it: one address.
+    assert plan.frontend.admin_listen == plan.frontend.listen
+    apart = plan_of(tmp_path, frontend={"admin_listen": "localhost:0"}).frontend
+    assert apart.admin_listen != apart.listen
+    assert not apart.admin_listen.endswith(":0")
