@@ -167,8 +167,9 @@ class Admin:
 
     async def _load_alone(self, request: LoadRequest) -> tuple[AdapterView, bool]:
         name, loading = request.name, self._unfinished(request, State.LOADING)
-        # Decided again when the name moves; this saves the work.
+        # Both are decided again when the name moves; this saves the work.
         self._catalog.check_expected(name, request.expected_digest)
+        self._catalog.check_owner(name, request.tenant)
         before = self._catalog.find(name)
 
         def report(progress: Progress) -> None:

@@ -13,7 +13,7 @@ from adapter_store.formats.strict_json import printable
 from adapter_store.history import Pointer, check_expected, roll_back, succeed
 from adapter_store.quota import Limits, check_limits
 from rpc.digests import is_digest
-from rpc.errors import LorikeetError, invalid_argument, not_found
+from rpc.errors import LorikeetError, invalid_argument, not_found, permission_denied
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 # A name may stand in a path or a URL, where these mean something else.
@@ -158,6 +158,23 @@ class Catalog:
         pointer = self._pointers.get(name)
         check_expected(name, expected, pointer.digest if pointer else "")
 
+    def check_owner(self, name: str, tenant: str) -> str:
+        """The tenant of a name that is loaded for a tenant. A name keeps its owner until it is unloaded.
+
+        Frontends refuse this too, by the catalog that they know: two loads of a new name both pass there.
+
+        Raises LorikeetError: PERMISSION_DENIED, for a name of another tenant or of none.
+        """
+        old = self._pointers.get(name)
+        if old is None:
+            return tenant
+        if tenant not in ("", old.tenant):
+            raise permission_denied(
+                "NAME_TAKEN",
+                f"{name} is not an adapter of that tenant: choose another name, or unload it first",
+            )
+        return old.tenant
+
     def plan_point(
         self,
         name: str,
@@ -171,12 +188,17 @@ class Catalog:
     ) -> Change | None:
         """Decides how a name comes to mean a version; None when it does already.
 
-        The same content on other terms (pinned, tenant) changes those and moves nothing.
+        The same content, pinned or not as before, moves nothing.
+
+        Args:
+            tenant: whose the name becomes; whose it is already, or "", leaves it with its owner.
 
         Raises:
-            LorikeetError: ABORTED (it does not point to what was expected), RESOURCE_EXHAUSTED (a limit).
+            LorikeetError: ABORTED (it does not point to what was expected), PERMISSION_DENIED (it is not that
+                tenant's), RESOURCE_EXHAUSTED (a limit).
         """
         self.check_expected(name, expected)
+        tenant = self.check_owner(name, tenant)
         old = self._pointers.get(name)
         revision = self._revision + 1
         if old is None or old.digest != version.digest:
@@ -189,8 +211,8 @@ class Catalog:
                 tenant=tenant,
                 pinned=pinned,
             )
-        elif (old.tenant, old.pinned) != (tenant, pinned):
-            new = replace(old, revision=revision, tenant=tenant, pinned=pinned)
+        elif old.pinned != pinned:
+            new = replace(old, revision=revision, pinned=pinned)
         else:
             return None
         new = succeed(old, new, self._limits.keep_versions)

@@ -25,6 +25,7 @@ from executor.model.layout import named_slices
 from executor.model.parameters import Parameters
 from executor.model.slots import AdapterPool
 from executor.runner import PendingStep, RunnerConfig, TorchRunner
+from kernels.lora import SlotRow
 from lorikeet.v1 import layout_pb2
 
 UNIT = 128
@@ -227,7 +228,7 @@ class _PackLoader:
 
     def __init__(self, pool: AdapterPool, packs: Mapping[str, Pack]) -> None:
         self._pool, self._packs = pool, packs
-        self._offsets: dict[str, int] = {}
+        self._rows: dict[str, SlotRow] = {}
         self._events: list[LoaderEvent] = []
 
     def prefetch(self, digest: str) -> None:
@@ -239,13 +240,11 @@ class _PackLoader:
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
         self._pool.write(unit_offset, self._packs[digest].data)
-        self._pool.derive(unit_offset, self._packs[digest].manifest)
-        self._offsets[digest] = unit_offset
+        self._rows[digest] = self._pool.prepare(unit_offset, self._packs[digest].manifest)
         self._events.append(Copied(digest=digest))
 
     def install(self, slot: int, digest: str) -> None:
-        manifest = self._packs[digest].manifest
-        self._pool.install_slot(slot, unit_offset=self._offsets[digest], manifest=manifest)
+        self._pool.install_slot(slot, self._rows[digest])
 
     def clear(self, slot: int) -> None:
         self._pool.clear_slot(slot)

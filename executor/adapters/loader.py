@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any, Generic
 
 import grpc
 
 from executor.adapters.arena_view import StalePackError
 from executor.adapters.lease_client import Lease, LeaseClient
 from executor.adapters.manifest import UNIT_BYTES
-from executor.adapters.pool import Pool
+from executor.adapters.pool import Pool, Row
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
 from lorikeet.v1 import layout_pb2
@@ -27,12 +28,12 @@ _COPY_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Report:
+class _Report(Generic[Row]):
     """An event on its way to the engine; dropped there when `load` is no longer the digest's current one."""
 
     event: LoaderEvent
     load: int | None = None
-    manifest: layout_pb2.PackManifest | None = None
+    row: Row | None = None
 
 
 class _Load:
@@ -46,12 +47,12 @@ class _Load:
         self.task: asyncio.Task[None] | None = None
 
 
-class StoreLoader:
+class StoreLoader(Generic[Row]):
     """Implements `executor.control.loader.AdapterLoader` with packs of the adapter store.
 
     The port's methods come from the engine's thread and hand over to the event loop; reports come back
     through a queue that holds at most a few entries per adapter, and `wake` tells the engine. Bytes are
-    copied, and what depends on the base is derived, by `copier`'s one thread.
+    copied and slots' rows prepared by `copier`'s one thread: the engine only shows them.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class StoreLoader:
         *,
         loop: asyncio.AbstractEventLoop,
         client: LeaseClient,
-        pool: Pool,
+        pool: Pool[Row],
         copier: Executor,
         wake: Callable[[], None],
     ) -> None:
@@ -69,11 +70,10 @@ class StoreLoader:
         self._copier = copier
         self._wake = wake
         self._numbers = itertools.count(1)
-        self._reports: deque[_Report] = deque()
-        # The engine's thread owns these three.
+        self._reports: deque[_Report[Row]] = deque()
+        # The engine's thread owns these two.
         self._current: dict[str, int] = {}
-        self._places: dict[str, int] = {}
-        self._manifests: dict[str, layout_pb2.PackManifest] = {}
+        self._rows: dict[str, Row] = {}
         # The loop's thread owns this one.
         self._loads: dict[int, _Load] = {}
 
@@ -96,11 +96,10 @@ class StoreLoader:
         self._loop.call_soon_threadsafe(self._start, number, digest)
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
-        self._places[digest] = unit_offset
         self._loop.call_soon_threadsafe(self._place, self._current[digest], unit_offset)
 
     def install(self, slot: int, digest: str) -> None:
-        self._pool.install_slot(slot, unit_offset=self._places[digest], manifest=self._manifests[digest])
+        self._pool.install_slot(slot, self._rows[digest])
 
     def clear(self, slot: int) -> None:
         self._pool.clear_slot(slot)
@@ -121,14 +120,13 @@ class StoreLoader:
                 continue
             if isinstance(event, LoadFailed):
                 self._forget(event.digest)
-            elif report.manifest is not None:
-                self._manifests[event.digest] = report.manifest
+            elif isinstance(event, Copied) and report.row is not None:
+                self._rows[event.digest] = report.row
             events.append(event)
         return events
 
     def _forget(self, digest: str) -> int:
-        self._places.pop(digest, None)
-        self._manifests.pop(digest, None)
+        self._rows.pop(digest, None)
         return self._current.pop(digest)
 
     # Below: the loop's thread.
@@ -150,15 +148,15 @@ class StoreLoader:
     def _on_retire(self, digest: str) -> None:
         self._post(_Report(Retire(digest=digest)))
 
-    def _post(self, report: _Report) -> None:
+    def _post(self, report: _Report[Row]) -> None:
         self._reports.append(report)
         self._wake()
 
     async def _run(self, load: _Load) -> None:
         try:
             manifest = await self._bring(load)
-            await self._derive(load, manifest)
-            self._post(_Report(Copied(digest=load.digest), load.number, manifest))
+            row = await self._prepare(load, manifest)
+            self._post(_Report(Copied(digest=load.digest), load.number, row))
         except LorikeetError as error:
             self._post(_Report(_failure(load.digest, error), load.number))
         except Exception:
@@ -199,15 +197,17 @@ class StoreLoader:
         else:
             await self._loop.run_in_executor(self._copier, _copy_leased, lease, self._pool, unit_offset)
 
-    async def _derive(self, load: _Load, manifest: layout_pb2.PackManifest) -> None:
+    async def _prepare(self, load: _Load, manifest: layout_pb2.PackManifest) -> Row:
         """By the thread that copies, so that a load given up never writes into its successor's range."""
         try:
-            await self._loop.run_in_executor(self._copier, self._pool.derive, load.place.result(), manifest)
+            return await self._loop.run_in_executor(
+                self._copier, self._pool.prepare, load.place.result(), manifest
+            )
         except ValueError as error:
             raise failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)) from error
 
 
-def _copy_leased(lease: Lease, pool: Pool, unit_offset: int) -> None:
+def _copy_leased(lease: Lease, pool: Pool[Any], unit_offset: int) -> None:
     view = lease.view
     assert view is not None
     view.check(lease.header_offset, lease.generation)

@@ -1,25 +1,30 @@
 """The port to the memory that resident packs live in, and one for runners that compute nothing."""
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from executor.adapters.manifest import UNIT_BYTES
 from lorikeet.v1 import layout_pb2
 
+Row = TypeVar("Row")
 
-class Pool(Protocol):
-    """`write` and, after it, `derive` may run on any thread, in a range that no slot shows; the rest comes
+
+class Pool(Protocol[Row]):
+    """`write` and, after it, `prepare` may run on any thread, in a range that no slot shows; the rest comes
     between launches.
     """
 
     def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None: ...
 
-    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
-        """Complete a pack that was written. Raises ValueError where it and the base do not go together."""
+    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> Row:
+        """Complete a pack that was written, and work out what a slot needs to show it.
+
+        Raises ValueError where it and the base do not go together.
+        """
         ...
 
-    def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None: ...
+    def install_slot(self, slot: int, row: Row) -> None: ...
 
     def clear_slot(self, slot: int) -> None: ...
 
@@ -39,11 +44,11 @@ class PlainPool:
             raise ValueError(f"a pack of {source.size} bytes at unit {unit_offset} does not fit the pool")
         self.bytes[start : start + source.size] = source
 
-    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
-        pass
+    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> tuple[int, str]:
+        return unit_offset, manifest.digest
 
-    def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
-        self.slots[slot] = unit_offset, manifest.digest
+    def install_slot(self, slot: int, row: tuple[int, str]) -> None:
+        self.slots[slot] = row
 
     def clear_slot(self, slot: int) -> None:
         self.slots.pop(slot, None)

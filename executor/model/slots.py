@@ -10,14 +10,14 @@ from executor.model.config import ModelConfig
 from executor.model.derivation import Derivation
 from executor.model.layout import named_slices
 from executor.model.parameters import Parameters
-from kernels.lora import UNIT_BYTES, LoraBatch, SliceEntry, SliceShape, SlotTable
+from kernels.lora import UNIT_BYTES, LoraBatch, SliceEntry, SliceShape, SlotRow, SlotTable
 from lorikeet.v1 import layout_pb2
 
 
 class AdapterPool:
     """Flat memory for packs of any rank, and one slot row for each resident adapter.
 
-    Which range and slot belong to whom is decided elsewhere. `write` and, after it, `derive` may run on any
+    Which range and slot belong to whom is decided elsewhere. `write` and, after it, `prepare` may run on any
     thread, in a range that no slot shows; `install_slot` and `clear_slot` come between launches, on the
     engine's thread.
     """
@@ -65,13 +65,27 @@ class AdapterPool:
             place.copy_(torch.frombuffer(pack, dtype=torch.uint8), non_blocking=True)
         self._copies.synchronize()
 
-    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
-        """Complete the pack that was written to `unit_offset` with what depends on the base as well.
+    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> SlotRow:
+        """Complete the pack that was written to `unit_offset` with what depends on the base as well, and work
+        out the row that shows it.
 
-        Raises ValueError where the base and this adapter do not go together.
+        Raises ValueError where the base and this adapter do not go together, or the manifest does not fit the
+        layout, the pack or the pool.
         """
-        if not any(p.HasField("magnitude_offset") or p.HasField("shift_offset") for p in manifest.slices):
-            return
+        row = self.table.row_of([self._entry(unit_offset, place, manifest) for place in manifest.slices])
+        if any(p.HasField("magnitude_offset") or p.HasField("shift_offset") for p in manifest.slices):
+            self._derive(unit_offset, manifest)
+        return row
+
+    def install_slot(self, slot: int, row: SlotRow) -> None:
+        """Make a slot show a pack."""
+        self.table.show(slot, row)
+
+    def clear_slot(self, slot: int) -> None:
+        """Make the slot show nothing."""
+        self.table.clear_row(slot)
+
+    def _derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
         if self._derivation is None:
             raise ValueError("a pool without the base's parameters takes plain LoRA only")
         if self._copies is None:
@@ -80,18 +94,6 @@ class AdapterPool:
         with torch.cuda.stream(self._copies):
             self._derivation.derive(unit_offset * UNIT_BYTES, manifest)
         self._copies.synchronize()
-
-    def install_slot(self, slot: int, *, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
-        """Point a slot at the pack that lies at `unit_offset`.
-
-        Raises ValueError, leaving the slot as it was, when the manifest does not fit the layout, the pack
-        or the pool.
-        """
-        self.table.set_row(slot, [self._entry(unit_offset, place, manifest) for place in manifest.slices])
-
-    def clear_slot(self, slot: int) -> None:
-        """Make the slot show nothing."""
-        self.table.clear_row(slot)
 
     def _entry(
         self, unit_offset: int, place: layout_pb2.SlicePlacement, manifest: layout_pb2.PackManifest

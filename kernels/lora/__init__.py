@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.lora import cpu
 from kernels.lora.batch import NO_LORA, LoraBatch, PackedSlice
 from kernels.lora.cpu import replace_embedding, replace_linear
-from kernels.lora.table import UNIT_BYTES, LoraWeights, SliceEntry, SliceShape, SlotTable
+from kernels.lora.table import UNIT_BYTES, LoraWeights, SliceEntry, SliceShape, SlotRow, SlotTable
 
 __all__ = [
     "NO_LORA",
@@ -22,6 +22,7 @@ __all__ = [
     "PackedSlice",
     "SliceEntry",
     "SliceShape",
+    "SlotRow",
     "SlotTable",
     "apply",
     "embed",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,14 +64,25 @@ class LoraWeights(NamedTuple):
     shift: Tensor | None = None
 
 
+class SlotRow(NamedTuple):
+    """What `SlotTable.show` needs of one adapter, worked out before; on the host, `fields` int64 `[L, 6]` and
+    `scaling` float32 `[L]`.
+    """
+
+    fields: Tensor
+    scaling: Tensor
+    views: list[LoraWeights | None]
+    saved: dict[int, Tensor]
+    rank: int
+
+
 class SlotTable:
     """Addresses of all resident adapters, as tensors for kernels and as views for plain torch.
 
     `rows_SL6` int64 holds (A unit, B unit, padded rank, gain unit, shift unit, weight unit), the last three
     plus one so that 0 means none, and `scaling_SL` float32 the scaling of each slice of each slot; zeros mean
-    untouched. `vectors` is the pool as
-    float32, where gains and shifts lie. The base model is slot -1 and has no row. Rows change only between
-    steps.
+    untouched. `vectors` is the pool as float32, where gains and shifts lie. The base model is slot -1 and has
+    no row. Rows change only between steps.
     """
 
     def __init__(self, *, pool: Tensor, shapes: Sequence[SliceShape], slots: int) -> None:
@@ -93,15 +105,15 @@ class SlotTable:
     def slots(self) -> int:
         return len(self._views)
 
-    def set_row(self, slot: int, entries: Sequence[SliceEntry]) -> None:
-        """Point a slot at weights that already lie in the pool; slices not named become untouched.
+    def row_of(self, entries: Sequence[SliceEntry]) -> SlotRow:
+        """Work out a row for weights that lie in the pool; slices not named become untouched. Any thread.
 
-        Raises ValueError, leaving the row as it was, when an entry does not fit its slice or the pool.
+        Raises ValueError when an entry does not fit its slice or the pool.
         """
         views: list[LoraWeights | None] = [None] * len(self.shapes)
         saved: dict[int, Tensor] = {}
-        rows_L6 = torch.zeros(len(self.shapes), _FIELDS, dtype=torch.int64)
-        scaling_L = torch.zeros(len(self.shapes), dtype=torch.float32)
+        fields_L6 = np.zeros((len(self.shapes), _FIELDS), dtype=np.int64)
+        scaling_L = np.zeros(len(self.shapes), dtype=np.float32)
         for entry in entries:
             if not 0 <= entry.slice < len(self.shapes):
                 raise ValueError(f"slice {entry.slice} is outside the layout of {len(self.shapes)} slices")
@@ -112,22 +124,30 @@ class SlotTable:
             else:
                 views[entry.slice] = self._view(entry)
             others = (entry.gain_unit, entry.shift_unit, entry.weight_unit)
-            rows_L6[entry.slice] = torch.tensor(
-                [
-                    entry.a_unit,
-                    entry.b_unit,
-                    entry.rank,
-                    *(0 if unit is None else unit + 1 for unit in others),
-                ]
+            fields_L6[entry.slice] = (
+                entry.a_unit,
+                entry.b_unit,
+                entry.rank,
+                *(0 if unit is None else unit + 1 for unit in others),
             )
             scaling_L[entry.slice] = entry.scaling
-        if self.pool.is_cuda:  # from pinned memory, so that nobody waits for the steps in flight
-            rows_L6, scaling_L = rows_L6.pin_memory(), scaling_L.pin_memory()
-        self.rows_SL6[slot].copy_(rows_L6, non_blocking=True)
-        self.scaling_SL[slot].copy_(scaling_L, non_blocking=True)
-        self._views[slot] = views
-        self._saved[slot] = saved
-        self._ranks[slot] = max((entry.rank for entry in entries), default=0)
+        fields, scaling = torch.from_numpy(fields_L6), torch.from_numpy(scaling_L)
+        if self.pool.is_cuda:  # pinned, so that showing it waits for no step in flight
+            fields, scaling = fields.pin_memory(), scaling.pin_memory()
+        rank = max((entry.rank for entry in entries), default=0)
+        return SlotRow(fields=fields, scaling=scaling, views=views, saved=saved, rank=rank)
+
+    def show(self, slot: int, row: SlotRow) -> None:
+        """Point a slot at an adapter."""
+        self.rows_SL6[slot].copy_(row.fields, non_blocking=True)
+        self.scaling_SL[slot].copy_(row.scaling, non_blocking=True)
+        self._views[slot] = row.views
+        self._saved[slot] = row.saved
+        self._ranks[slot] = row.rank
+
+    def set_row(self, slot: int, entries: Sequence[SliceEntry]) -> None:
+        """Both at once. Raises ValueError as `row_of` does, leaving the slot as it was."""
+        self.show(slot, self.row_of(entries))
 
     def clear_row(self, slot: int) -> None:
         self.rows_SL6[slot].zero_()

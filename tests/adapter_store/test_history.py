@@ -161,7 +161,23 @@ def test_limits_are_refused_by_name():
     assert refusal(point, catalog, "e", 4, tenant="v").reason == "MAX_ADAPTERS"
     # A name moves within its limits.
     point(catalog, "d", 4)
-    assert refusal(point, catalog, "d", 4, tenant="t").reason == "MAX_ADAPTERS_PER_TENANT"
+
+
+def test_a_name_stays_with_its_owner_until_it_is_unloaded():
+    catalog = Catalog()
+    point(catalog, "a", 1, tenant="t")
+    point(catalog, "shared", 1)
+    for name, tenant in (("a", "u"), ("shared", "t")):
+        error = refusal(point, catalog, name, 2, tenant=tenant)
+        assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "NAME_TAKEN")
+    # By an admin of all, or a watched folder: it stays as private as it was.
+    point(catalog, "a", 2)
+    assert catalog.get("a").tenant == "t"
+    point(catalog, "a", 2, pinned=True)
+    assert (catalog.get("a").tenant, catalog.get("a").pinned) == ("t", True)
+    catalog.apply(catalog.plan_remove("a"))
+    point(catalog, "a", 1, tenant="u")
+    assert catalog.get("a").tenant == "u"
 
 
 def test_what_was_there_before_a_limit_was_lowered_can_move_and_go():

@@ -49,6 +49,19 @@ async def test_a_rollback_is_told_to_all_and_survives_a_restart(tmp_path):
         await eventually(lambda: running.store.statistics().disk.objects == 0)
 
 
+async def test_of_two_tenants_that_load_a_new_name_at_once_one_gets_it(tmp_path):
+    async with running_store(tmp_path) as running:
+        await running.register()
+        calls = [load(running, "a", seed, tenant=tenant) for seed, tenant in ((0, "t"), (1, "u"))]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        (lost,) = [from_rpc(each) for each in ended if isinstance(each, Exception)]  # pyright: ignore[reportArgumentType]
+        (won,) = [each for each in ended if isinstance(each, adapters_pb2.Adapter)]
+        assert (lost.code.name, lost.reason) == ("PERMISSION_DENIED", "NAME_TAKEN")
+        adapter = await running.catalog.Get(adapters_pb2.GetAdapterRequest(name="a"))
+        assert (adapter.digest, adapter.tenant) == (won.digest, won.tenant)
+        assert won.tenant in ("t", "u")
+
+
 async def test_of_two_admins_with_the_same_condition_one_wins(tmp_path):
     async with running_store(tmp_path) as running:
         await running.register()

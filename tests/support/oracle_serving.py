@@ -21,6 +21,7 @@ from executor.model.layout import build_layout
 from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
 from executor.runner import PendingStep, RunnerConfig, TorchRunner
+from kernels.lora import SlotRow
 from rpc.digests import layout_digest
 from tests.support.oracle_adapters import Pack, pack_adapter
 
@@ -52,7 +53,7 @@ class PoolLoader:
 
     def __init__(self, pool: AdapterPool, packs: Mapping[str, Pack]) -> None:
         self._pool, self._packs = pool, packs
-        self._offsets: dict[str, int] = {}
+        self._rows: dict[str, SlotRow] = {}
         self._events: list[LoaderEvent] = []
         self.installs = 0
 
@@ -65,14 +66,12 @@ class PoolLoader:
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
         pack = self._packs[digest]
         self._pool.write(unit_offset, pack.data)
-        self._pool.derive(unit_offset, pack.manifest)
-        self._offsets[digest] = unit_offset
+        self._rows[digest] = self._pool.prepare(unit_offset, pack.manifest)
         self._events.append(Copied(digest=digest))
 
     def install(self, slot: int, digest: str) -> None:
         self.installs += 1
-        manifest = self._packs[digest].manifest
-        self._pool.install_slot(slot, unit_offset=self._offsets[digest], manifest=manifest)
+        self._pool.install_slot(slot, self._rows[digest])
 
     def clear(self, slot: int) -> None:
         self._pool.clear_slot(slot)

@@ -140,32 +140,33 @@ async def test_a_pack_moved_during_the_copy_is_asked_for_again(tmp_path: Path) -
         assert len(store.acquires) == 3
 
 
-class DerivingPool(PlainPool):
-    """Notes what is derived, and when; refuses where told to."""
+class PreparingPool(PlainPool):
+    """Notes what is prepared, and when; refuses where told to."""
 
     def __init__(self, *, units: int, refuses: bool = False) -> None:
         super().__init__(units=units)
         self.refuses = refuses
-        self.derived: list[tuple[int, str, bytes]] = []
+        self.prepared: list[tuple[int, str, bytes]] = []
 
-    def derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
+    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> tuple[int, str]:
         assert threading.current_thread() is not threading.main_thread()
         if self.refuses:
             raise ValueError("DoRA on m0 does not fit")
         start = unit_offset * 128
-        self.derived.append((unit_offset, manifest.digest, self.bytes[start : start + 4].tobytes()))
+        self.prepared.append((unit_offset, manifest.digest, self.bytes[start : start + 4].tobytes()))
+        return super().prepare(unit_offset, manifest)
 
 
 async def test_a_pack_is_completed_after_the_copy_and_before_it_counts(tmp_path: Path) -> None:
-    pool = DerivingPool(units=256)
+    pool = PreparingPool(units=256)
     async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
         digest = store.put("a")
         assert await engine.load(digest, unit_offset=5, slot=0) == Copied(digest=digest)
-        assert pool.derived == [(5, digest, b"aaaa")]
+        assert pool.prepared == [(5, digest, b"aaaa")]
 
 
 async def test_a_pack_that_does_not_fit_the_base_fails_by_name(tmp_path: Path) -> None:
-    pool = DerivingPool(units=256, refuses=True)
+    pool = PreparingPool(units=256, refuses=True)
     async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
         event = await engine.load(store.put("a"), unit_offset=0, slot=0)
         assert isinstance(event, LoadFailed)

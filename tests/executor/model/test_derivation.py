@@ -68,8 +68,7 @@ class Made:
         return offset
 
     def derive(self) -> None:
-        self.pool.derive(self.unit_offset, self.manifest)
-        self.pool.install_slot(0, unit_offset=self.unit_offset, manifest=self.manifest)
+        self.pool.install_slot(0, self.pool.prepare(self.unit_offset, self.manifest))
 
     def expected(self, module: str) -> tuple[Tensor | None, Tensor | None]:
         """Gain and shift in float64."""
@@ -141,5 +140,6 @@ def test_a_pool_without_a_base_takes_plain_lora_only(folder: Path) -> None:
     made = Made(folder, dtype=torch.float32)
     pool = AdapterPool(made.config, units=4000, slots=1, dtype=torch.float32)
     with pytest.raises(ValueError, match="plain LoRA"):
-        pool.derive(0, made.manifest)
-    pool.derive(0, layout_pb2.PackManifest(slices=[layout_pb2.SlicePlacement(slice=0, rank=8)]))
+        pool.prepare(0, made.manifest)
+    plain = layout_pb2.SlicePlacement(slice=0, rank=8, padded_rank=8)
+    pool.prepare(0, layout_pb2.PackManifest(slices=[plain], total_bytes=4000 * 128))

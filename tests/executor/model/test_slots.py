@@ -70,7 +70,7 @@ def test_layout_says_which_modules_have_a_bias(family: str, modules: str, tmp_pa
 def test_a_pack_is_found_where_it_was_written(config: ModelConfig, pack: Pack) -> None:
     pool = pool_of(config)
     pool.write(11, memoryview(pack.data).toreadonly())
-    pool.install_slot(2, unit_offset=11, manifest=pack.manifest)
+    pool.install_slot(2, pool.prepare(11, pack.manifest))
     place = pack.manifest.slices[0]
     weights = pool.table.weights(2, place.slice)
     assert weights is not None
@@ -106,13 +106,13 @@ def test_manifests_that_do_not_fit_are_refused(
     config: ModelConfig, pack: Pack, field: str, value: int, says: str
 ) -> None:
     pool = pool_of(config)
-    pool.install_slot(0, unit_offset=0, manifest=pack.manifest)
+    pool.install_slot(0, pool.prepare(0, pack.manifest))
     before = pool.table.rows_SL6.clone()
     lying = layout_pb2.PackManifest()
     lying.CopyFrom(pack.manifest)
     setattr(lying.slices[0], field, value)
     with pytest.raises(ValueError, match=says):
-        pool.install_slot(0, unit_offset=0, manifest=lying)
+        pool.prepare(0, lying)
     assert torch.equal(pool.table.rows_SL6, before)
 
 
@@ -120,4 +120,4 @@ def test_a_pack_of_another_base_is_refused(config: ModelConfig, pack: Pack) -> N
     lying = layout_pb2.PackManifest()
     lying.CopyFrom(pack.manifest)
     with pytest.raises(ValueError, match="outside the pool"):
-        pool_of(config).install_slot(0, unit_offset=390, manifest=lying)
+        pool_of(config).prepare(390, lying)
