@@ -47,19 +47,18 @@ def apply(
     if not tiles.count:
         return
     if not tiles.rank:  # only gains and shifts
-        nothing = y_TN.new_empty(1, dtype=torch.float32)
-        _expand(y_TN, nothing, slices, tiles, table, gathered=False)
+        _expand(y_TN, y_TN.new_empty(1, dtype=torch.float32), slices, tiles, table, gathered=False)
         return
     in_features = x_TK.shape[1]
     few, is_one_pass = len(x_TK) <= _FEW_TOKENS, tiles.block == 16 and len(x_TK) <= _FEW_TOKENS
     block_k, k_splits = 64 if x_TK.dtype == torch.float32 else 128, 1
     if is_one_pass:
-        block_k = _power_of_two(max(_SHARE_OF_K, -(-in_features // _MAX_K_SPLITS)))
+        block_k = 1 << (max(_SHARE_OF_K, -(-in_features // _MAX_K_SPLITS)) - 1).bit_length()
         k_splits = -(-in_features // block_k)
     elif few:
         k_splits = min(_MAX_K_SPLITS, -(-in_features // _SHARE_OF_K))
     rank_CTLR = y_TN.new_empty((k_splits, len(y_TN), len(slices), tiles.rank), dtype=torch.float32)
-    block_r = 16 if few else min(64, max(16, _power_of_two(tiles.rank)))
+    block_r = 16 if few else min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
     _shrink_kernel[(tiles.count, len(slices) * -(-tiles.rank // block_r), k_splits)](
         rank_CTLR,
         x_TK,
@@ -109,7 +108,7 @@ def _expand(
     """`source` is the shrunk `[C, T, L, R]` float32, or ids `[T]` int64 whose rows of lora_a to gather."""
     stops = [packed.stop for packed in slices] + [0] * (_MAX_SLICES - len(slices))
     block_n = 128 if tiles.block == 64 else 256 if tiles.count >= _MANY_TILES else 64
-    block_r = min(64, max(16, _power_of_two(tiles.rank)))
+    block_r = min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
     k_splits = source.shape[0] if source.dim() == 4 else 1
     columns = sum(-((packed.start - packed.stop) // block_n) for packed in slices)
     _expand_kernel[(columns, tiles.count)](
@@ -156,10 +155,6 @@ def _check(y_TN: Tensor, slices: Sequence[PackedSlice], table: SlotTable) -> Non
         raise ValueError(f"at most {_MAX_SLICES} slices that cover y's {y_TN.shape[1]} columns, got {slices}")
     if y_TN.stride(1) != 1 or y_TN.dtype != table.pool.dtype:
         raise ValueError(f"y needs a contiguous last dimension and the pool's dtype, got {y_TN.dtype}")
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length() if least > 0 else 1
 
 
 def _precision(tensor: Tensor) -> str:

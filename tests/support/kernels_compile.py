@@ -84,7 +84,7 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
         gpu._shrink_kernel,
         {"num_warps": 4, "num_stages": 3},
         types,
-        **common,
+        **(common | ({"BLOCK_R": 16} if block_t == 16 else {})),
         BLOCK_K=block_k,
         K_SPLITS=k_splits,
         IS_ONE_PASS=block_t == 16,
