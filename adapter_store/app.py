@@ -122,6 +122,7 @@ class AdapterStore:
             max_uploads=config.max_uploads,
             max_bytes=config.max_adapter_bytes,
             idle_seconds=config.upload_idle_seconds,
+            most_seconds=config.upload_seconds,
         )
         self.executors = Executors(
             arena=self.arena,

@@ -49,6 +49,7 @@ class StoreConfig:
         keep_versions: earlier versions of a name that stay on disk, to roll back to.
         max_uploads: uploads taken in at once; one more is refused.
         upload_idle_seconds: how long an upload may send nothing before it is given up.
+        upload_seconds: how long an upload may take to arrive.
         workers: threads that copy, check and pack; what they do at once.
         max_pending_loads: loads running or waiting; one more is refused.
         follower_seconds: how long a frontend may take to act by a change before its stream is cut.
@@ -76,6 +77,7 @@ class StoreConfig:
     keep_versions: int = 1
     max_uploads: int = 8
     upload_idle_seconds: float = 30.0
+    upload_seconds: float = 900.0
     workers: int = 2
     max_pending_loads: int = 64
     follower_seconds: float = 10.0
@@ -99,6 +101,7 @@ class StoreConfig:
             ("keep_versions", 0, 64),
             ("max_uploads", 1, 1024),
             ("upload_idle_seconds", 0.001, 3600),
+            ("upload_seconds", 0.001, 86_400),
             ("workers", 1, 256),
             ("max_pending_loads", 1, 1 << 16),
             ("follower_seconds", 0, 3600),

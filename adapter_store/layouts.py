@@ -60,7 +60,7 @@ class Layouts:
         if not 0 < self._max_rank < layout.max_rank:
             return layout
         # What packs are made for stays the same; only less is let in.
-        return replace(layout, max_rank=self._max_rank)
+        return replace(layout, max_rank=self._max_rank, is_max_rank_the_stores=True)
 
     def get(self, digest: str) -> PackLayout:
         """Raises LorikeetError: FAILED_PRECONDITION for a layout that nobody registered."""

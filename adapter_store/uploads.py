@@ -13,7 +13,7 @@ from adapter_store.tiers.files import disk_errors
 from adapter_store.upload_protocol import DATA_START, Chunk, UploadProtocol
 from adapter_store.watchers import AdapterView
 from lorikeet.v1 import adapters_pb2
-from rpc.errors import aborted, invalid_argument, resource_exhausted
+from rpc.errors import LorikeetError, aborted, invalid_argument, resource_exhausted
 
 Messages = AsyncIterator[adapters_pb2.UploadAdapterRequest]
 Load = Callable[[LoadRequest], Awaitable[tuple[AdapterView, bool]]]
@@ -29,6 +29,7 @@ class Uploads:
         max_uploads: taken in at once; one more is refused.
         max_bytes: of one upload.
         idle_seconds: how long one may say nothing before it is given up.
+        most_seconds: how long one may take to arrive.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Uploads:
         max_uploads: int,
         max_bytes: int,
         idle_seconds: float,
+        most_seconds: float,
     ) -> None:
         self._disk = disk
         self._worker = worker
@@ -47,6 +49,7 @@ class Uploads:
         self._max_uploads = max_uploads
         self._max_bytes = max_bytes
         self._idle_seconds = idle_seconds
+        self._most_seconds = most_seconds
         self._running = 0
 
     @property
@@ -68,9 +71,9 @@ class Uploads:
             )
         self._running += 1
         try:
-            messages = aiter(requests)
+            messages = self._timed(aiter(requests))
             protocol = UploadProtocol(max_bytes=self._max_bytes)
-            start = protocol.start(await self._next(messages))
+            start = protocol.start(await anext(messages, None))
             return await self._receive(protocol, start, messages)
         finally:
             self._running -= 1
@@ -102,7 +105,7 @@ class Uploads:
         self, protocol: UploadProtocol, spool: "_Spool", messages: Messages
     ) -> adapters_pb2.UploadCommit | None:
         """Spools one message; the commit when it is that."""
-        message = await self._next(messages)
+        message = await anext(messages, None)
         match message.WhichOneof("message") if message is not None else "end":
             case "tensor" if message is not None:
                 await self._worker.run(spool.append, protocol.tensor(message.tensor))
@@ -118,15 +121,32 @@ class Uploads:
                     "UNKNOWN_MESSAGE", "this store does not know that message: versions differ"
                 )
 
-    async def _next(self, messages: Messages) -> adapters_pb2.UploadAdapterRequest | None:
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await anext(messages, None)
-        except TimeoutError:
-            raise aborted(
+    async def _timed(self, messages: Messages) -> Messages:
+        """The same messages, as long as they come in time."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + self._most_seconds
+        while True:
+            idle_end = clock() + self._idle_seconds
+            try:
+                async with asyncio.timeout_at(min(idle_end, end)):
+                    message = await anext(messages, None)
+            except TimeoutError:
+                raise self._late(is_idle=idle_end < end) from None
+            if message is None:
+                return
+            yield message
+
+    def _late(self, *, is_idle: bool) -> LorikeetError:
+        if is_idle:
+            return aborted(
                 "UPLOAD_IDLE",
                 f"no message came for {self._idle_seconds:g} s: start the upload again and send faster",
-            ) from None
+            )
+        return aborted(
+            "UPLOAD_SLOW",
+            f"the upload did not end within {self._most_seconds:g} s (upload_seconds): start it again and "
+            "send faster, or let the store load it from a folder or bucket",
+        )
 
     async def _discard(self, spool: "_Spool") -> None:
         await self._worker.run(spool.close)

@@ -163,9 +163,14 @@ def _check_rank(module: str, rank: int, config: PeftConfig, layout: PackLayout) 
             module=module,
         )
     if rank > layout.max_rank:
+        limit = (
+            f"the store's max_rank of {layout.max_rank}; restart the store with a larger one"
+            if layout.is_max_rank_the_stores
+            else f"the executor's maximum of {layout.max_rank}; restart the executor with a larger one "
+            "(max_lora_rank)"
+        )
         raise invalid_argument(
             "RANK_TOO_LARGE",
-            f"{module}: rank {rank} is above the executor's maximum of {layout.max_rank}; "
-            "restart the executor with a larger one",
+            f"{module}: rank {rank} is above {limit}",
             module=module,
         )

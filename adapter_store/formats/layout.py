@@ -43,7 +43,10 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class PackLayout:
-    """A validated `Layout`; `digest` identifies it, `dtype` is the pack's, in safetensors' words."""
+    """A validated `Layout`; `digest` identifies it, `dtype` is the pack's, in safetensors' words.
+
+    `max_rank` is the executor's, or a lower one of the store's own.
+    """
 
     digest: str
     base_name: str
@@ -52,6 +55,7 @@ class PackLayout:
     max_rank: int
     max_pack_bytes: int
     slices: tuple[Slice, ...]
+    is_max_rank_the_stores: bool = False
 
     @cached_property
     def by_module(self) -> Mapping[str, Slice]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,25 @@ async def test_a_silent_client_is_given_up(tmp_path: Path) -> None:
         await assert_clean(running)
 
 
+async def test_a_client_that_always_says_a_little_is_given_up(tmp_path: Path) -> None:
+    async with running_store(tmp_path, upload_seconds=0.3) as running:
+        await running.register()
+        start, tensor, *_ = adapter()
+        byte = pb.UploadAdapterRequest(tensor=pb.UploadTensor(data=b"\0"))
+        tensor.tensor.shape[0] = 1 << 20
+        tensor.tensor.data = b""
+
+        async def trickle() -> AsyncIterator[pb.UploadAdapterRequest]:
+            yield start
+            yield tensor
+            while True:
+                yield byte
+
+        error = await error_of(running.catalog.Upload(trickle()))
+        assert (error.code, error.reason) == (Code.ABORTED, "UPLOAD_SLOW")
+        await assert_clean(running)
+
+
 async def test_a_flood_of_starts_is_bounded(tmp_path: Path) -> None:
     async with running_store(tmp_path, max_uploads=2) as running:
         await running.register()
@@ -187,6 +206,7 @@ async def test_the_stores_own_limits_hold(tmp_path: Path) -> None:
     async with running_store(tmp_path, max_rank=2) as running:
         error = await refusal(running, adapter())
         assert error.reason == "RANK_TOO_LARGE"
+        assert "the store's max_rank of 2" in error.message
         await assert_clean(running)
 
 

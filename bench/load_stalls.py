@@ -1,0 +1,317 @@
+"""What running streams feel while adapters load: inter-token times with and without cold loads beside them.
+
+    python -m bench.load_stalls                            # demo model, CPU
+    python -m bench.load_stalls --device cuda --dtype bfloat16 --model-dir DIR [--load-format dummy]
+
+Store, executor and frontend are three processes, this client a fourth. Streams decode without end. Windows of
+several kinds take turns, so that whatever else the machine does meets all of them:
+
+* quiet: nothing else;
+* rank N: adapters that the store does not know are loaded through the admin API and brought into the
+  executor's pool, one after another without a pause, and unloaded again some time later;
+* control: no loads, but a niced process of its own that burns, in bursts as often as loads came, the
+  CPU time that the store took for them: what any such work costs on this machine.
+
+An inter-token time is that between two messages of a stream, each of which brings one token or more.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bench import seeded_adapters
+from lorikeet.v1 import adapters_pb2, generation_pb2
+from tests.support.execsvc_stack import DEMO, Service, Stack, stack_at
+
+MODEL = DEMO / "qwen3-tiny"
+PROMPT = tuple(range(40, 72))
+_TICKS = os.sysconf("SC_CLK_TCK")
+# Seconds at the start of a window that do not count.
+_SETTLE = 0.3
+_BURN = """
+import os, sys, time
+os.nice(10)
+busy, period = float(sys.argv[1]), float(sys.argv[2])
+data = bytes(1 << 16)
+import hashlib
+while True:
+    began, cpu = time.monotonic(), time.process_time()
+    while time.process_time() - cpu < busy:
+        hashlib.sha256(data).digest()
+    time.sleep(max(0.0, period - (time.monotonic() - began)))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Milliseconds between tokens; CPU seconds of the store and the loads that it did meanwhile."""
+
+    kind: str
+    p50_ms: float
+    p99_ms: float
+    longest_ms: float
+    gaps: int
+    loads: int
+    load_ms: float
+    store_cpu_seconds: float
+    executor_cpu_seconds: float
+
+
+@dataclass
+class Streams:
+    """Clients that are always being answered, and what they see."""
+
+    stack: Stack
+    count: int
+    tokens: int
+    gaps: list[float] = field(default_factory=list)
+    running: int = 0
+
+    async def run(self, number: int) -> None:
+        request = generation_pb2.GenerateRequest(
+            tokens=generation_pb2.TokenIds(ids=PROMPT),
+            adapter=("", "running")[number % 2],
+            sampling=generation_pb2.SamplingParams(
+                temperature=0,
+                # The first ends early, so that they do not begin anew together.
+                max_tokens=self.tokens * (number + 1) // self.count,
+                ignore_eos=True,
+            ),
+        )
+        while True:
+            last = 0.0
+            async for response in self.stack.generation.Generate(request, timeout=600):
+                if not response.token_ids:
+                    continue
+                now = time.perf_counter()
+                if last:
+                    self.gaps.append(now - last)
+                else:
+                    self.running += 1
+                last = now
+            self.running -= 1
+            request.sampling.max_tokens = self.tokens
+
+
+class Loading:
+    """Loads adapters of one size, one after another, and takes them away again."""
+
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self._stack = stack
+        self._sources = sorted(folder.iterdir())
+        self._loaded: list[str] = []
+        self.seconds: list[float] = []
+        self.is_over = False
+
+    async def run(self) -> None:
+        self.seconds, self.is_over = [], False
+        for source in itertools.cycle(self._sources):
+            if self.is_over:
+                return
+            began = time.perf_counter()
+            request = adapters_pb2.LoadAdapterRequest(name=source.name, source=str(source))
+            self._loaded.append(source.name)
+            await self._stack.adapters.LoadAdapter(request, timeout=120)
+            await self._stack.adapters.PrefetchAdapter(
+                adapters_pb2.PrefetchAdapterRequest(adapter=source.name), timeout=120
+            )
+            self.seconds.append(time.perf_counter() - began)
+            if len(self._loaded) > len(self._sources) // 2:
+                # Gone from disk and memory long before its turn comes again.
+                await self._unload(self._loaded.pop(0))
+
+    async def undo(self) -> None:
+        for name in self._loaded:
+            await self._unload(name)
+        self._loaded.clear()
+        while (await self._stack.pack_statistics()).packs_cold > 1:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+
+    async def _unload(self, name: str) -> None:
+        await self._stack.adapters.UnloadAdapter(adapters_pb2.UnloadAdapterRequest(name=name), timeout=60)
+
+
+class Bench:
+    """One set of services, its streams, and windows over them."""
+
+    def __init__(self, stack: Stack, streams: Streams, loadings: dict[str, Loading], seconds: float) -> None:
+        self._stack = stack
+        self._streams = streams
+        self._loadings = loadings
+        self._seconds = seconds
+        self.windows: list[Window] = []
+
+    async def run(self, rounds: int) -> list[Window]:
+        tasks = [asyncio.create_task(self._streams.run(n)) for n in range(self._streams.count)]
+        try:
+            async with asyncio.timeout(120):
+                while self._streams.running < self._streams.count:  # noqa: ASYNC110 - other processes
+                    await asyncio.sleep(0.05)
+            for kind in ("quiet", *self._loadings):  # what starts only once
+                await self._window(kind)
+            for number in range(rounds):
+                kinds = ["quiet", *self._loadings, "control"]
+                # Every other round backwards, so that no kind always follows the same one.
+                for kind in kinds if number % 2 == 0 else reversed(kinds):
+                    window = await self._window(kind)
+                    self.windows.append(window)
+                    print(f"{kind:10} p50 {window.p50_ms:6.2f} p99 {window.p99_ms:7.2f} ms", flush=True)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [error for error in results if not isinstance(error, asyncio.CancelledError)]
+        assert not failed, failed
+        return self.windows
+
+    async def _window(self, kind: str) -> Window:
+        loading = self._loadings.get(kind)
+        work = asyncio.create_task(loading.run()) if loading is not None else None
+        burning = self._burn() if kind == "control" else None
+        try:
+            await asyncio.sleep(_SETTLE)
+            self._streams.gaps.clear()
+            before = self._cpu()
+            await asyncio.sleep(self._seconds)
+            gaps = 1e3 * np.array(self._streams.gaps)
+            store, executor = (now - then for now, then in zip(self._cpu(), before, strict=True))
+        finally:
+            if burning is not None:
+                burning.kill()
+                burning.wait()
+        if work is not None and loading is not None:
+            loading.is_over = True
+            await work
+            await loading.undo()
+        took = loading.seconds if loading is not None else []
+        p50, p99 = np.percentile(gaps, [50, 99])
+        return Window(
+            kind=kind,
+            p50_ms=float(p50),
+            p99_ms=float(p99),
+            longest_ms=float(gaps.max()),
+            gaps=len(gaps),
+            loads=round(len(took) * self._seconds / (self._seconds + _SETTLE)),
+            load_ms=1e3 * statistics.median(took) if took else 0.0,
+            store_cpu_seconds=store,
+            executor_cpu_seconds=executor,
+        )
+
+    def _burn(self) -> "subprocess.Popen[bytes]":
+        first = next(iter(self._loadings))
+        known = [window for window in self.windows if window.kind == first]
+        loads = max(1.0, statistics.mean(window.loads for window in known)) if known else 20.0
+        cpu = statistics.mean(window.store_cpu_seconds for window in known) if known else 0.5
+        return subprocess.Popen([sys.executable, "-c", _BURN, str(cpu / loads), str(self._seconds / loads)])
+
+    def _cpu(self) -> tuple[float, float]:
+        return cpu_seconds(self._stack.store), cpu_seconds(self._stack.executor)
+
+
+def cpu_seconds(service: Service) -> float:
+    """User and system time of all threads so far."""
+    fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def make_adapters(folder: Path, model_dir: Path, ranks: list[int], count: int) -> None:
+    """Writes `count` random adapters of each rank below folder/rank-N, and one that streams use."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir))
+    places = {
+        name: seeded_adapters.Place(inputs=linear.in_features, outputs=linear.out_features, std=0.02)
+        for name, linear in seeded_adapters.linears(model).items()
+    }
+    for rank in ranks:
+        for number in range(count):
+            made = seeded_adapters.weights(places, 1000 * rank + number, rank)
+            seeded_adapters.write(folder / f"rank-{rank}" / f"r{rank}-{number}", made, rank)
+    seeded_adapters.write(folder / "running", seeded_adapters.weights(places, 7, 8), 8)
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> list[Window]:
+    make_adapters(folder / "adapters", options.model_dir, options.ranks, options.adapters)
+    (folder / "services").mkdir()
+    flags = [f"--device={options.device}", f"--dtype={options.dtype}", f"--load-format={options.load_format}"]
+    flags += [f"--max-lora-rank={max(64, *options.ranks)}", f"--adapter-pool-bytes={options.pool_bytes}"]
+    async with stack_at(
+        folder / "services",
+        model_dir=options.model_dir,
+        roots=[folder / "adapters"],
+        executor_flags=flags,
+        store_flags=[f"--arena-bytes={options.arena_bytes}"],
+    ) as stack:
+        await stack.load("running", folder / "adapters" / "running")
+        streams = Streams(stack, options.streams, options.tokens)
+        loadings = {
+            f"rank {rank}": Loading(stack, folder / "adapters" / f"rank-{rank}") for rank in options.ranks
+        }
+        return await Bench(stack, streams, loadings, options.seconds).run(options.rounds)
+
+
+def summary(windows: list[Window]) -> dict[str, dict[str, float]]:
+    """Medians over the windows of each kind, and what they are of the quiet ones'."""
+    kinds: dict[str, list[Window]] = defaultdict(list)
+    for window in windows:
+        kinds[window.kind].append(window)
+    rows: dict[str, dict[str, float]] = {}
+    for kind, of_kind in kinds.items():
+        figures = [{k: v for k, v in asdict(window).items() if k != "kind"} for window in of_kind]
+        rows[kind] = {key: statistics.median(row[key] for row in figures) for key in figures[0]}
+    for row in rows.values():
+        row["p50_ratio"] = row["p50_ms"] / rows["quiet"]["p50_ms"]
+        row["p99_ratio"] = row["p99_ms"] / rows["quiet"]["p99_ms"]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=2000, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256])
+    parser.add_argument("--adapters", type=int, default=100, help="of each rank")
+    parser.add_argument("--model-dir", type=Path, default=MODEL)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--load-format", default="safetensors", choices=("safetensors", "dummy"))
+    parser.add_argument("--arena-bytes", type=int, default=64 << 20)
+    parser.add_argument("--pool-bytes", type=int, default=32 << 20)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lorikeet-stalls-") as folder:
+        windows = asyncio.run(measure(options, Path(folder)))
+    rows = summary(windows)
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, {options.streams} streams")
+    names = ("p50_ms", "p99_ms", "longest_ms", "p50_ratio", "p99_ratio", "loads", "load_ms")
+    names += ("store_cpu_seconds", "executor_cpu_seconds")
+    print(f"{'':10}" + "".join(f"{name.removesuffix('_seconds'):>14}" for name in names))
+    for kind, row in rows.items():
+        print(f"{kind:10}" + "".join(f"{row[name]:14.2f}" for name in names))
+    if options.json:
+        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+        machine = {"cores": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()}
+        record = {"settings": settings, "machine": machine, "summary": rows}
+        options.json.write_text(
+            json.dumps({**record, "windows": [asdict(window) for window in windows]}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
