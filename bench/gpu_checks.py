@@ -71,7 +71,7 @@ def run_all() -> list[Check]:
             (80, 8, 5),
         )
     ]
-    checks += [check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 300)]
+    checks += [check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 200, 300)]
     checks += [
         check_linear(dtype, tokens, outputs, inputs)
         for dtype in (torch.float16, torch.bfloat16)

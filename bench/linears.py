@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:protos python -m bench.linears --out linears.json
 
-With `--search`, other tiles are tried too and the best are printed as `kernels/linear/tiles.py` wants them.
-A candidate whose numbers are wrong is never timed.
+What is split is not summed, since the norm that follows does that. With `--search`, other tiles are tried
+too and the best printed, for `kernels/linear/tiles.py`. A candidate whose numbers are wrong is never timed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.linear.small_batch import multiply
+from kernels.linear.small_batch import multiply, parts
 from kernels.linear.tiles import Tile, choose
 
 PRODUCTS = {
@@ -40,15 +40,25 @@ def candidates(tokens: int) -> Iterator[Tile]:
         ):  # fmt: skip
             yield Tile(rows, 1, block_k, warps, 1, 1)
         return
-    least = max(8, tokens)
-    for rows, wide, block_k, warps, stages in (
-        (16, 16, 256, 4, 5), (16, 16, 512, 4, 3), (32, 16, 256, 4, 4), (64, 8, 128, 4, 6),
-        (64, 16, 128, 4, 6),
-        (64, 32, 128, 4, 5), (128, 32, 64, 4, 6), (32, 32, 128, 4, 6), (64, 16, 64, 4, 8),
-    ):  # fmt: skip
-        if least <= wide <= 4 * least:
-            for splits in (1, 2, 4):
-                yield Tile(rows, wide, block_k, warps, stages, splits)
+    least, prefetches = max(8, tokens), (0, 512)
+    for rows, wide, block_k, warps, stages, splits in (
+        (16, 16, 256, 4, 5, 1),
+        (16, 32, 256, 4, 4, 1),
+        (32, 16, 256, 4, 4, 1),
+        (32, 32, 256, 4, 4, 1),
+        (32, 16, 256, 4, 4, 2),
+        (32, 32, 128, 4, 5, 2),
+        (64, 8, 128, 4, 6, 4),
+        (64, 16, 128, 4, 4, 4),
+        (64, 16, 128, 4, 6, 2),
+        (64, 16, 128, 4, 6, 1),
+        (64, 32, 128, 4, 5, 1),
+        (64, 32, 128, 4, 5, 2),
+        (64, 32, 256, 4, 3, 2),
+    ):
+        if least <= wide <= 2 * least:
+            for prefetch in prefetches:
+                yield Tile(rows, wide, block_k, warps, stages, splits, prefetch)
 
 
 def measure(run: Callable[[int], None], copies: int) -> float:
@@ -81,7 +91,10 @@ def _cublas(out_TN: Tensor, x_TK: Tensor, weights: Tensor, copy: int) -> None:
 
 
 def _ours(out_TN: Tensor, x_TK: Tensor, weights: Tensor, tile: Tile, copy: int) -> None:
-    multiply(out_TN, x_TK, weights[copy], None, tile)
+    if tile.splits > 1 and tile.tokens > 1:
+        parts(x_TK, weights[copy], tile)
+    else:
+        multiply(out_TN, x_TK, weights[copy], None, tile)
 
 
 def main() -> None:

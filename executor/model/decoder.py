@@ -5,6 +5,7 @@ Legend: T tokens, N rows of logits, D hidden, H query heads, K KV heads, P = (H 
 intermediate, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -77,7 +78,8 @@ class Decoder:
         delta_TD: Tensor | None = None
         for layer in self._layers:
             delta_TD = layer.forward(x_TD, delta_TD, batch)
-        return x_TD if delta_TD is None else x_TD.add_(delta_TD)
+        assert delta_TD is not None, "a decoder has layers"
+        return x_TD.add_(delta_TD if delta_TD.dim() == 2 else delta_TD.sum(0))
 
     def logits(self, x_ND: Tensor, batch: LoraBatch, *, out_NV: Tensor | None = None) -> Tensor:
         """Score rows of the residual stream; `batch` says whose they are. Returns `[N, V]`, in `out_NV` where
@@ -138,7 +140,7 @@ class _Layer:
             qkv_TP, self._kv, batch.kv_tokens, self._rotary, batch.positions, self._norms, self._eps
         )
         out_TE = self._attention(q_THd, self._index, batch.attention[self._window])
-        o_TD = self._steps.linear(out_TE, weights.o.weight, weights.o.bias)
+        o_TD = self._linear_to_add(batch)(out_TE, weights.o.weight, weights.o.bias)
         self._add_lora(o_TD, out_TE, self._slices.o, batch)
         return o_TD
 
@@ -147,9 +149,13 @@ class _Layer:
         gate_up_T2I = self._steps.linear(x_TD, weights.gate_up.weight, weights.gate_up.bias)
         self._add_lora(gate_up_T2I, x_TD, self._slices.gate_up, batch)
         wide_TI = self._steps.silu_mul(gate_up_T2I)
-        down_TD = self._steps.linear(wide_TI, weights.down.weight, weights.down.bias)
+        down_TD = self._linear_to_add(batch)(wide_TI, weights.down.weight, weights.down.bias)
         self._add_lora(down_TD, wide_TI, self._slices.down, batch)
         return down_TD
+
+    def _linear_to_add(self, batch: Batch) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """Adapters want a product whole; the norm that follows can sum its parts."""
+        return self._steps.linear_to_add if batch.lora.empty else self._steps.linear
 
     def _add_lora(self, y: Tensor, x: Tensor, slices: tuple[PackedSlice, ...], batch: Batch) -> None:
         if not batch.lora.empty:

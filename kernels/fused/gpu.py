@@ -32,6 +32,15 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tenso
     return out_TN
 
 
+def linear_to_add(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    tokens, (outputs, inputs) = len(x_TK), weight_NK.shape
+    if bias_N is None and 0 < tokens <= MOST_TOKENS and x_TK.dtype.itemsize == 2:
+        tile = choose(tokens, outputs, inputs)
+        if tile.splits > 1:
+            return small_batch.parts(x_TK, weight_NK, tile)
+    return linear(x_TK, weight_NK, bias_N)
+
+
 def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
     tokens, hidden = x_TD.shape
     out_TD = torch.empty_like(x_TD)
@@ -45,9 +54,10 @@ def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
             x_TD if delta_TD is None else delta_TD,
             weight_D,
             eps,
+            x_TD.numel(),
             HIDDEN=hidden,
             BLOCK=block,
-            ADD=delta_TD is not None,
+            PARTS=0 if delta_TD is None else 1 if delta_TD.dim() == 2 else len(delta_TD),
             num_warps=min(16, max(1, block // 512)),
             **overlapping(),
         )
@@ -144,9 +154,10 @@ def _add_norm_kernel(
     delta_ptr,
     weight_ptr,
     eps,
+    stride_part,
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
-    ADD: tl.constexpr,
+    PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     d_D = tl.arange(0, BLOCK)
@@ -155,8 +166,11 @@ def _add_norm_kernel(
     weight_D = tl.load(weight_ptr + d_D, mask=inside_D, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
     x_D = tl.load(x_ptr + place_D, mask=inside_D, other=0.0).to(tl.float32)
-    if ADD:
-        x_D += tl.load(delta_ptr + place_D, mask=inside_D, other=0.0).to(tl.float32)
+    if PARTS > 0:
+        delta_D = tl.load(delta_ptr + place_D, mask=inside_D, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            delta_D += tl.load(delta_ptr + part * stride_part + place_D, mask=inside_D, other=0.0)
+        x_D += delta_D.to(x_ptr.dtype.element_ty).to(tl.float32)
         rounded_D = x_D.to(x_ptr.dtype.element_ty)
         tl.store(x_ptr + place_D, rounded_D, mask=inside_D)
         x_D = rounded_D.to(tl.float32)

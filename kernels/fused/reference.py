@@ -19,13 +19,19 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tenso
     return torch.addmm(bias_N, x_TK, weight_NK.t(), out=out_TN)
 
 
+def linear_to_add(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    """What `add_norm` takes as delta: `[T, N]`, or float32 `[C, T, N]` that is still to be summed."""
+    return linear(x_TK, weight_NK, bias_N)
+
+
 def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
-    """Semantics: `x += delta` in place, then `x / rms(x) * weight` of the sum.
+    """Semantics: `x += delta` in place, then `x / rms(x) * weight` of the sum. A delta of three dimensions is
+    summed over the first and rounded to x's dtype before.
 
     Root-mean-square norm (Zhang and Sennrich 2019), in float32, rounded to x's dtype before the weight.
     """
     if delta_TD is not None:
-        x_TD.add_(delta_TD)
+        x_TD.add_(delta_TD.sum(0).to(x_TD.dtype) if delta_TD.dim() == 3 else delta_TD)
     return rms_norm(x_TD, weight_D, eps)
 
 

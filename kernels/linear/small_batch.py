@@ -21,8 +21,28 @@ from kernels.launch import overlapping, wait_for_inputs
 from kernels.linear.tiles import MOST_BLOCKS, Tile
 
 
+def parts(x_TK: Tensor, weight_NK: Tensor, tile: Tile) -> Tensor:
+    """The product as float32 `[C, T, N]`, still to be summed over C, the splits of the tile."""
+    outputs = weight_NK.shape[0]
+    parts_CTN = torch.empty(tile.splits, len(x_TK), outputs, dtype=torch.float32, device=x_TK.device)
+    _multiply(parts_CTN[0], x_TK, weight_NK, None, tile, parts_CTN)
+    return parts_CTN
+
+
 def multiply(out_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, tile: Tile) -> None:
     """Raises ValueError for what does not fit."""
+    _multiply(out_TN, x_TK, weight_NK, bias_N, tile, None)
+
+
+def _multiply(
+    out_TN: Tensor,
+    x_TK: Tensor,
+    weight_NK: Tensor,
+    bias_N: Tensor | None,
+    tile: Tile,
+    parts_CTN: Tensor | None,
+) -> None:
+    """With `parts`, these are left there and nothing is summed."""
     tokens, (outputs, inputs) = len(x_TK), weight_NK.shape
     if out_TN.shape != (tokens, outputs) or x_TK.shape[1] != inputs or not 0 < tokens <= tile.tokens:
         raise ValueError(f"shapes do not fit: {out_TN.shape=}, {x_TK.shape=}, {weight_NK.shape=}, {tile}")
@@ -47,16 +67,18 @@ def multiply(out_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | N
         return
     if tile.splits > 1 and blocks > MOST_BLOCKS:
         raise ValueError(f"{blocks} blocks cannot be split")
-    parts = arrived = out_TN
-    if tile.splits > 1:
-        parts = torch.empty(tile.splits, tokens, outputs, dtype=torch.float32, device=x_TK.device)
-        arrived = _arrived(x_TK.device)
+    summed, arrived = parts_CTN is None, out_TN
+    if parts_CTN is None:
+        parts_CTN = out_TN
+        if tile.splits > 1:
+            parts_CTN = torch.empty(tile.splits, tokens, outputs, dtype=torch.float32, device=x_TK.device)
+            arrived = _arrived(x_TK.device)
     _matrix_kernel[(blocks, tile.splits)](
         out_TN,
         x_TK,
         weight_NK,
         bias_N if bias_N is not None else weight_NK,
-        parts,
+        parts_CTN,
         arrived,
         tokens,
         outputs,
@@ -67,6 +89,8 @@ def multiply(out_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | N
         TOKENS=tile.tokens,
         BLOCK_K=tile.block_k,
         SPLITS=tile.splits,
+        IS_SUMMED=summed,
+        PREFETCH=tile.prefetch,
         HAS_BIAS=has_bias,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -130,6 +154,8 @@ def _matrix_kernel(
     TOKENS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
+    IS_SUMMED: tl.constexpr,
+    PREFETCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -145,6 +171,19 @@ def _matrix_kernel(
     begin = split * share
     end = tl.minimum(begin + share, IN)
     acc_NT = tl.zeros([ROWS, TOKENS], tl.float32)
+    if PDL and PREFETCH > 0:
+        # One address for each line of 128 bytes.
+        line_NL = (weight_ptr + tl.minimum(n_N, outputs - 1).to(tl.int64)[:, None] * IN) + (
+            begin + tl.arange(0, PREFETCH // 64) * 64
+        )[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [line_NL.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
     wait_for_inputs(PDL)
     for first in range(begin, end, BLOCK_K):
         if IN % BLOCK_K == 0:
@@ -156,10 +195,13 @@ def _matrix_kernel(
             a_KT = tl.load(x_KT + first, mask=inside_T[None, :] & inside_K[:, None], other=0.0)
         acc_NT = tl.dot(w_NK, a_KT, acc_NT)
     inside_NT = inside_N[:, None] & inside_T[None, :]
-    if SPLITS > 1:
+    if SPLITS > 1 or not IS_SUMMED:
         part_NT = parts_ptr + t_T.to(tl.int64)[None, :] * outputs + n_N[:, None]
         stride = tokens.to(tl.int64) * outputs
         tl.store(part_NT + split * stride, acc_NT, mask=inside_NT)
+    if not IS_SUMMED:
+        return
+    if SPLITS > 1:
         tl.debug_barrier()
         if tl.atomic_add(arrived_ptr + block, 1, sem="acq_rel") < SPLITS - 1:
             return

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launch import overlapping, wait_for_inputs
 from kernels.lora.batch import PackedSlice
 from kernels.lora.table import UNIT_BYTES, SlotTable
 from kernels.lora.tiles import Tiles
@@ -27,6 +28,10 @@ from kernels.lora.tiles import Tiles
 _MAX_SLICES = 3
 _SHARE_OF_K = 512
 _MAX_K_SPLITS = 16
+# Tokens up to which programs wait for memory: more of them, each with all its weights on their way at once.
+_FEW_TOKENS = 256
+# Tiles from which on programs of an expand may be fewer and larger.
+_MANY_TILES = 8
 
 
 def apply(
@@ -42,15 +47,18 @@ def apply(
     if not tiles.count:
         return
     if not tiles.rank:  # only gains and shifts
-        nothing = y_TN.new_empty(1, dtype=torch.float32)
-        _expand(y_TN, nothing, slices, tiles, table, gathered=False)
+        _expand(y_TN, y_TN.new_empty(1, dtype=torch.float32), slices, tiles, table, gathered=False)
         return
     in_features = x_TK.shape[1]
-    k_splits = 1
-    if tiles.block == 16:  # few tokens: more programs, so that together they use the memory's bandwidth
+    few, is_one_pass = len(x_TK) <= _FEW_TOKENS, tiles.block == 16 and len(x_TK) <= _FEW_TOKENS
+    block_k, k_splits = 64 if x_TK.dtype == torch.float32 else 128, 1
+    if is_one_pass:
+        block_k = 1 << (max(_SHARE_OF_K, -(-in_features // _MAX_K_SPLITS)) - 1).bit_length()
+        k_splits = -(-in_features // block_k)
+    elif few:
         k_splits = min(_MAX_K_SPLITS, -(-in_features // _SHARE_OF_K))
     rank_CTLR = y_TN.new_empty((k_splits, len(y_TN), len(slices), tiles.rank), dtype=torch.float32)
-    block_r = min(64, max(16, 1 << (tiles.rank - 1).bit_length()))
+    block_r = 16 if few else min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
     _shrink_kernel[(tiles.count, len(slices) * -(-tiles.rank // block_r), k_splits)](
         rank_CTLR,
         x_TK,
@@ -69,11 +77,13 @@ def apply(
         SLICES=len(slices),
         BLOCK_T=tiles.block,
         BLOCK_R=block_r,
-        BLOCK_K=64 if x_TK.dtype == torch.float32 else 128,
+        BLOCK_K=block_k,
         K_SPLITS=k_splits,
+        IS_ONE_PASS=is_one_pass,
         PRECISION=_precision(x_TK),
         num_warps=4,
         num_stages=3,
+        **overlapping(),
     )
     _expand(y_TN, rank_CTLR, slices, tiles, table, gathered=False)
 
@@ -97,7 +107,9 @@ def _expand(
 ) -> None:
     """`source` is the shrunk `[C, T, L, R]` float32, or ids `[T]` int64 whose rows of lora_a to gather."""
     stops = [packed.stop for packed in slices] + [0] * (_MAX_SLICES - len(slices))
-    block_n = 128 if tiles.block == 64 else 64
+    block_n = 128 if tiles.block == 64 else 256 if tiles.count >= _MANY_TILES else 64
+    block_r = min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
+    k_splits = source.shape[0] if source.dim() == 4 else 1
     columns = sum(-((packed.start - packed.stop) // block_n) for packed in slices)
     _expand_kernel[(columns, tiles.count)](
         y_TN,
@@ -118,14 +130,17 @@ def _expand(
         VECTOR_UNIT=UNIT_BYTES // 4,
         SLICES=len(slices),
         BLOCK_T=tiles.block,
-        BLOCK_R=min(64, max(16, 1 << (tiles.rank - 1).bit_length())),
+        BLOCK_R=block_r,
         BLOCK_N=block_n,
-        K_SPLITS=1 if gathered else source.shape[0],
+        K_SPLITS=k_splits,
         GATHERED=gathered,
         HALVES=y_TN.dtype != torch.float32,
+        IS_ONE_PASS=tiles.rank <= block_r,
         PRECISION=_precision(y_TN),
         num_warps=4,
-        num_stages=2,
+        # The splits of a block would not fit in shared memory twice.
+        num_stages=2 if k_splits == 1 else 1,
+        **overlapping(),
     )
 
 
@@ -168,7 +183,9 @@ def _shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_SPLITS: tl.constexpr,
+    IS_ONE_PASS: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """rank[c, t, i] = scaling * x[t, share c] @ lora_a[:, share c].T; untouched slices are not written."""
     tile, index, split = tl.program_id(0), tl.program_id(1) % SLICES, tl.program_id(2)
@@ -177,8 +194,7 @@ def _shrink_kernel(
     count = tl.load(places_ptr + 2 * tiles + tile)
     entry = slot * table_slices + first_slice + index
     rank = tl.load(rows_ptr + entry * 6 + 2).to(tl.int32)
-    if (first_rank >= rank) | (count == 0):
-        return
+    rank = tl.where(count > 0, rank, 0)
     token = tl.load(places_ptr + tiles + tile).to(tl.int64)
     a_ptr = pool_ptr + tl.multiple_of(tl.load(rows_ptr + entry * 6) * UNIT, UNIT)
 
@@ -189,6 +205,24 @@ def _shrink_kernel(
     begin = split * share
     end = tl.minimum(begin + share, in_features)
     acc_TR = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
+    if IS_ONE_PASS:
+        # Weights are on their way before x is there.
+        inside_K = begin + k_K < end
+        a_RK = tl.load(
+            a_R[:, None] + (begin + k_K)[None, :], mask=(r_R < rank)[:, None] & inside_K[None, :], other=0.0
+        )
+        wait_for_inputs(PDL)
+        if first_rank >= rank:
+            return
+        x_TK = tl.load(
+            x_T[:, None] + (begin + k_K)[None, :], mask=(t_T < count)[:, None] & inside_K[None, :], other=0.0
+        )
+        acc_TR = tl.dot(x_TK, tl.trans(a_RK), acc_TR, input_precision=PRECISION)
+        end = begin
+    else:
+        wait_for_inputs(PDL)
+        if first_rank >= rank:
+            return
     for first in range(begin, end, BLOCK_K):
         inside_K = first + k_K < end
         x_TK = tl.load(
@@ -233,7 +267,9 @@ def _expand_kernel(
     K_SPLITS: tl.constexpr,
     GATHERED: tl.constexpr,
     HALVES: tl.constexpr,
+    IS_ONE_PASS: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """y[t, columns of slice i] = gain[i] * (y + rank[t, i] @ lora_b.T) + shift[i], the splits of rank summed
     first.
@@ -256,15 +292,21 @@ def _expand_kernel(
     rank = tl.load(rows_ptr + entry * 6 + 2).to(tl.int32)
     # Plus one; 0 means none.
     gain_unit, shift_unit = tl.load(rows_ptr + entry * 6 + 3), tl.load(rows_ptr + entry * 6 + 4)
-    if (count == 0) | ((rank == 0) & (gain_unit == 0) & (shift_unit == 0)):
-        return
-    rank = tl.multiple_of(rank, 8)
+    is_idle = (count == 0) | ((rank == 0) & (gain_unit == 0) & (shift_unit == 0))
+    rank = tl.multiple_of(tl.where(is_idle, 0, rank), 8)
     token = tl.load(places_ptr + tiles + tile).to(tl.int64)
     b_ptr = pool_ptr + tl.multiple_of(tl.load(rows_ptr + entry * 6 + 1) * UNIT, UNIT)
 
     t_T, r_R = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_R)
     n_N = block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside_T, inside_N = t_T < count, n_N < stop - start
+    b_N = b_ptr + n_N.to(tl.int64) * rank
+    if IS_ONE_PASS:
+        # Weights are on their way before the shrunk rows are there.
+        b_NR = tl.load(b_N[:, None] + r_R[None, :], mask=inside_N[:, None] & (r_R < rank)[None, :], other=0.0)
+    wait_for_inputs(PDL)
+    if is_idle:
+        return
     if GATHERED:
         id_T = tl.load(source_ptr + token + t_T, mask=inside_T, other=0)
         row_T = pool_ptr + tl.load(rows_ptr + entry * 6) * UNIT + id_T * rank
@@ -283,11 +325,12 @@ def _expand_kernel(
                 tl.float32
             )
         rank_TR *= scaling
-        b_NR = tl.load(
-            b_ptr + (n_N.to(tl.int64) * rank)[:, None] + (first + r_R)[None, :],
-            mask=inside_N[:, None] & inside_R[None, :],
-            other=0.0,
-        )
+        if not IS_ONE_PASS:
+            b_NR = tl.load(
+                b_N[:, None] + (first + r_R)[None, :],
+                mask=inside_N[:, None] & inside_R[None, :],
+                other=0.0,
+            )
         if HALVES:
             # Two products in half precision keep what rounding the first factor would lose.
             high_TR = rank_TR.to(b_NR.dtype)

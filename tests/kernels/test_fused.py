@@ -15,6 +15,16 @@ def near(out: torch.Tensor, expected: torch.Tensor, what: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_delta_in_parts_is_summed(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, delta = torch.randn(3, 77, device=DEVICE).to(dtype), torch.randn(4, 3, 77, device=DEVICE)
+    weight, expected_x = torch.randn(77, device=DEVICE).to(dtype), x.clone()
+    expected = reference.add_norm(expected_x, delta, weight, 1e-5)
+    near(gpu.add_norm(x, delta, weight, 1e-5), expected, "norm")
+    near(x, expected_x, "sum")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("adds", [True, False])
 def test_add_norm(dtype: torch.dtype, adds: bool) -> None:
     torch.manual_seed(0)

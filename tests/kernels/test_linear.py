@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.linear import tiles
-from kernels.linear.small_batch import multiply
+from kernels.linear.small_batch import multiply, parts
 from kernels.linear.tiles import Tile, choose
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,6 +29,10 @@ def test_multiply(dtype: torch.dtype, tile: Tile, outputs: int, inputs: int, bia
     for _ in range(2):  # the counters are left as they were found
         multiply(out.fill_(float("nan")), x, weight, bias, tile)
         torch.testing.assert_close(out.double(), expected, rtol=limit, atol=2 * limit)
+    if tile.tokens > 1 and not biased:
+        whole = parts(x, weight, tile)
+        assert whole.shape == (tile.splits, tokens, outputs)
+        torch.testing.assert_close(whole.double().sum(0), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -77,26 +77,29 @@ def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool 
     types = LORA | {"pool_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}
     common: dict[str, Any] = {"UNIT": 64, "SLICES": slices, "BLOCK_T": block_t, "BLOCK_R": block_r}
     common["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
+    common["PDL"] = True
     k_splits = 16 if block_t == 16 else 1
-    block_k = 64 if dtype == "fp32" else 128
+    block_k = 1024 if block_t == 16 else 64 if dtype == "fp32" else 128
     compile_kernel(
         gpu._shrink_kernel,
         {"num_warps": 4, "num_stages": 3},
         types,
-        **common,
+        **(common | ({"BLOCK_R": 16} if block_t == 16 else {})),
         BLOCK_K=block_k,
         K_SPLITS=k_splits,
+        IS_ONE_PASS=block_t == 16,
     )
     compile_kernel(
         gpu._expand_kernel,
-        {"num_warps": 4, "num_stages": 2},
+        {"num_warps": 4, "num_stages": 2 if gathered or k_splits == 1 else 1},
         types | {"source_ptr": "*i64" if gathered else "*fp32"},
         **common,
         VECTOR_UNIT=32,
-        BLOCK_N=128 if block_t == 64 else 64,
+        BLOCK_N=128 if block_t == 64 else 256 if block_t == 16 else 64,
         K_SPLITS=1 if gathered else k_splits,
         GATHERED=gathered,
         HALVES=dtype != "fp32",
+        IS_ONE_PASS=block_t == 16,
     )
 
 
@@ -107,7 +110,7 @@ def fused(dtype: str) -> None:
     types |= {"eps": "fp32", "tokens_ptr": "*i64"}
     heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "BLOCK_HEADS": 8, "BLOCK_HALF": 64, "NORM": True}
     for kernel, warps, constexprs in (
-        (fused_kernels._add_norm_kernel, 8, {"HIDDEN": 4096, "BLOCK": 4096, "ADD": True}),
+        (fused_kernels._add_norm_kernel, 8, {"HIDDEN": 4096, "BLOCK": 4096, "PARTS": 1}),
         (fused_kernels._rotate_store_kernel, 4, heads),
         (fused_kernels._silu_mul_kernel, 4, {"WIDE": 12288, "BLOCK": 1024}),
         (fused_kernels._chunk_argmax_kernel, 8, {"BLOCK": 4096}),
@@ -124,7 +127,7 @@ def linear(tokens: int, outputs: int, inputs: int) -> None:
     if tile.tokens == 1:
         compile_kernel(small_batch._vector_kernel, options, types, **common)
     else:
-        more = {"TOKENS": tile.tokens, "SPLITS": tile.splits}
+        more = {"TOKENS": tile.tokens, "SPLITS": tile.splits, "IS_SUMMED": True, "PREFETCH": 512}
         compile_kernel(small_batch._matrix_kernel, options, types, **common, **more)
 
 
@@ -139,6 +142,7 @@ def main() -> None:
             attention(dtype, group=4, head_dim=head_dim, queries=1, splits=8)
         lora(dtype, slices=3, block_t=16, block_r=16)
         lora(dtype, slices=2, block_t=64, block_r=64)
+        lora(dtype, slices=2, block_t=16, block_r=64)
         lora(dtype, slices=1, block_t=32, block_r=32, gathered=True)
 
 
