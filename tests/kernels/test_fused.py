@@ -46,7 +46,8 @@ def test_rotate_store(dtype: torch.dtype, normed: bool, heads: int, kv_heads: in
         torch.randn(9, head_dim, device=DEVICE).to(dtype),
         torch.randn(9, head_dim, device=DEVICE).to(dtype),
     )
-    norms = tuple(torch.randn(2, head_dim, device=DEVICE).to(dtype)) if normed else None
+    q_norm, k_norm = torch.randn(2, head_dim, device=DEVICE).to(dtype)
+    norms = (q_norm, k_norm) if normed else None
     kv = torch.full((12, 2, kv_heads, head_dim), 7.0, dtype=dtype, device=DEVICE)
     places, positions = (torch.tensor(ids, device=DEVICE) for ids in ([5, -1, 0, 11], [8, 0, 0, 3]))
     expected_kv = kv.clone()

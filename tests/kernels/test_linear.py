@@ -24,7 +24,9 @@ def test_multiply(dtype: torch.dtype, tile: Tile, outputs: int, inputs: int, bia
     weight = torch.randn(outputs, inputs, device=DEVICE).to(dtype) * inputs**-0.5
     bias = torch.randn(outputs, device=DEVICE).to(dtype) if biased else None
     out = torch.full((tokens, outputs), float("nan"), dtype=dtype, device=DEVICE)
-    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double() if biased else None)
+    expected = torch.nn.functional.linear(
+        x.double(), weight.double(), bias.double() if bias is not None else None
+    )
     limit = 2e-6 if dtype == torch.float32 else 2e-3
     for _ in range(2):  # the counters are left as they were found
         multiply(out.fill_(float("nan")), x, weight, bias, tile)
