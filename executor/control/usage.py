@@ -50,7 +50,8 @@ class UsageTable:
     def admitted(self, event: Admitted) -> None:
         usage = self._of(event.digest)
         usage.requests += 1
-        usage.pool_hits += event.was_resident
+        # The base needs no pool.
+        usage.pool_hits += event.was_resident and event.digest != BASE_DIGEST
         usage.slot_wait_seconds += event.slot_wait_seconds
         usage.load_wait_seconds += event.load_wait_seconds
         usage.queue_wait_seconds += event.queue_wait_seconds
