@@ -1,0 +1,139 @@
+"""What README and docs/ say that can be checked: links, commands, flags, settings and metrics exist."""
+
+import asyncio
+import dataclasses
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from typer.main import get_command
+
+from adapter_store.config import StoreConfig
+from adapter_store.counters import Counters
+from adapter_store.metrics import StoreMetrics
+from adapter_store.statistics import StoreStatistics
+from cli.app import app
+from cli.services import service_app
+from executor.config import ExecutorConfig
+from executor.service.metrics import ExecutorMetrics
+from frontend.catalog import Catalog
+from frontend.config import FrontendConfig
+from frontend.metrics import FrontendMetrics
+from frontend.usage import UsageTable
+from lorikeet.v1 import executor_pb2
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SECTIONS = {"frontend": FrontendConfig, "executor": ExecutorConfig, "store": StoreConfig}
+
+each_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)) if isinstance(path, Path) else None
+)
+
+
+def pieces_of_code(text: str) -> Iterator[str]:
+    """Lines of blocks of code, continued ones joined, and what stands between single backticks."""
+    fences = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    blocks = [*fences.findall(text), *re.findall(r"^    \S.*$", text, re.MULTILINE)]
+    for block in blocks:
+        yield from block.replace("\\\n", " ").splitlines()
+    yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", fences.sub("", text)))
+
+
+@functools.cache
+def the_command(service: str = "") -> Any:
+    """`lorikeet`, or `lorikeet frontend` and its like, whose flags are only made when they run."""
+    return get_command(service_app(service) if service else app)
+
+
+def check_command(arguments: list[str]) -> list[str]:
+    """What is wrong with the arguments of `lorikeet`, as far as they were written out."""
+    command = the_command()
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            options = {name: option for option in command.params for name in option.opts}
+            name = word.partition("=")[0]
+            if name not in options and name not in ("--help", "-h"):
+                return [f"{command.name} has no {name}"]
+            if name in options and not options[name].is_flag and "=" not in word:
+                next(words, None)
+        elif hasattr(command, "commands") and re.fullmatch(r"[a-z]+", word):
+            if word not in command.commands:
+                return [f"{command.name} has no command {word}"]
+            command = the_command(word) if word in SECTIONS else command.commands[word]
+    return []
+
+
+@functools.cache
+def all_flags() -> set[str]:
+    found: set[str] = set()
+    commands: list[Any] = [the_command(), *map(the_command, SECTIONS)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        found |= {name for option in command.params for name in option.opts}
+    return found
+
+
+@each_document
+def test_commands_and_flags_exist(document: Path) -> None:
+    wrong: list[str] = []
+    flags = all_flags()
+    for code in pieces_of_code(document.read_text()):
+        if match := re.match(r"(?:\w+=\S+ )*(?:\.venv/bin/)?lorikeet (.*)", code.strip()):
+            wrong += check_command(shlex.split(re.sub(r"[][]", " ", match[1]), comments=True))
+        elif match := re.match(r"--[a-z-]+", code):
+            wrong += [] if match[0] in flags else [f"no command has {match[0]}"]
+    assert not wrong
+
+
+@each_document
+def test_settings_exist(document: Path) -> None:
+    for code in pieces_of_code(document.read_text()):
+        for section, field in re.findall(r"\b(frontend|executor|store)\.([a-z_]+)\b(?!\()", code):
+            fields = {field.name for field in dataclasses.fields(SECTIONS[section])}
+            assert field in fields | {"proto", "py"}, f"{section} has no setting {field}"
+
+
+@each_document
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+        if "://" not in link:
+            assert (document.parent / link).exists(), link
+
+
+@each_document
+def test_files_that_are_named_exist(document: Path) -> None:
+    for code in pieces_of_code(document.read_text()):
+        # A path of one part may be anything.
+        if re.fullmatch(r"(?:[a-z_]+/)+[a-z_]+\.py", code):
+            places = [ROOT, ROOT / "executor", ROOT / "adapter_store"]
+            assert any((place / code).exists() for place in places), code
+
+
+def metric_names() -> set[str]:
+    """The names that the three services export, as Prometheus shows them."""
+    gather = (
+        FrontendMetrics(usage=UsageTable(), catalog=Catalog(has_store=True), queues=dict).gather,
+        ExecutorMetrics(lambda _: executor_pb2.ExecutorStatistics()).gather,
+        StoreMetrics(lambda: _zeros(StoreStatistics), Counters()).gather,
+    )
+    families = [family for each in gather for family in asyncio.run(each())]
+    return {family.name + ("_total" if family.type == "counter" else "") for family in families}
+
+
+def _zeros(kind: type[Any]) -> Any:
+    if not dataclasses.is_dataclass(kind):
+        return kind()
+    hints = get_type_hints(kind)
+    return kind(**{field.name: _zeros(hints[field.name]) for field in dataclasses.fields(kind)})
+
+
+def test_metrics_are_those_of_the_services() -> None:
+    written = set(re.findall(r"`(lorikeet_\w+)`", (ROOT / "docs" / "adapters.md").read_text()))
+    assert written == metric_names()
