@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rpc.healthcheck import is_serving
 from tests.support.certificates import Pki
 from tests.support.cli_runner import Finished, lorikeet
 from tests.support.cli_serving import DEMO, Serving, adapter, serving, until
@@ -73,6 +74,10 @@ def test_a_server_with_everything_set_serves_its_adapters(guarded: Guarded) -> N
     assert guarded.server.adapters == ["attention"]
     assert guarded.server.admin_target != guarded.server.target
     assert PASSWORDS["attention"] in guarded.call("acme", *QUESTION, "--adapter", "attention").out
+    # As containers ask whether it is healthy.
+    local = guarded.server.children()["frontend"].flags["local-listen"]
+    assert is_serving(local)
+    assert not is_serving(guarded.server.target)
 
 
 def test_a_client_without_token_or_certificate_authority_is_told(guarded: Guarded) -> None:
