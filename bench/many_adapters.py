@@ -17,7 +17,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench import seeded_adapters
+from bench.seeded_adapters import Place
 from lorikeet.v1 import adapters_pb2, generation_pb2
 from tests.support.execsvc_stack import DEMO, Stack, stack_at
 
@@ -56,14 +57,27 @@ def zipf(count: int, adapters: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).choice(adapters, size=count, p=shares / shares.sum()).tolist()
 
 
-def pack_bytes(model_dir: Path, rank: int, element_bytes: int) -> int:
+def pack_bytes(at: Mapping[str, Place], rank: int, element_bytes: int) -> int:
     """Of one of our adapters in the executor's layout."""
     padded = -(-rank // 8) * 8
     total = 0
-    for place in seeded_adapters.places(seeded_adapters.load_base(model_dir)).values():
+    for place in at.values():
         for features in (place.inputs, place.outputs):
             total += -(-padded * features * element_bytes // ALIGNMENT) * ALIGNMENT
     return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crowd:
+    """The adapters, where they lie, and what each must answer."""
+
+    folder: Path
+    places: dict[str, Place]
+    expected: list[list[int]]
+
+    @property
+    def distinct(self) -> int:
+        return len({tuple(answer) for answer in self.expected})
 
 
 class Traffic:
@@ -147,10 +161,10 @@ async def load_all(stack: Stack, folder: Path, count: int) -> float:
     return time.perf_counter() - started
 
 
-async def measure(options: argparse.Namespace, folder: Path, *, arithmetic: bool) -> list[Run]:
+async def measure(options: argparse.Namespace, crowd: Crowd, *, arithmetic: bool) -> list[Run]:
     """Both traffics on one set of services."""
     element_bytes = 2 if options.dtype == "bfloat16" else 4
-    pack = pack_bytes(MODEL, options.rank, element_bytes)
+    pack = pack_bytes(crowd.places, options.rank, element_bytes)
     flags = [
         f"--device={options.device}",
         f"--dtype={options.dtype}",
@@ -161,7 +175,7 @@ async def measure(options: argparse.Namespace, folder: Path, *, arithmetic: bool
     ]
     if arithmetic:
         flags += ["--runner=arithmetic", f"--arithmetic-step-seconds={options.step_seconds}"]
-    expected = [] if arithmetic else json.loads((folder / "expected.json").read_text())
+    expected = [] if arithmetic or options.dtype != "float32" else crowd.expected
     store_flags = [
         # A pack's header comes on top.
         f"--arena-bytes={options.memory * (pack + ALIGNMENT) + (1 << 20)}",
@@ -169,9 +183,13 @@ async def measure(options: argparse.Namespace, folder: Path, *, arithmetic: bool
     ]
     with tempfile.TemporaryDirectory() as scratch:
         async with stack_at(
-            Path(scratch), model_dir=MODEL, roots=[folder], executor_flags=flags, store_flags=store_flags
+            Path(scratch),
+            model_dir=MODEL,
+            roots=[crowd.folder],
+            executor_flags=flags,
+            store_flags=store_flags,
         ) as stack:
-            seconds = await load_all(stack, folder, options.adapters)
+            seconds = await load_all(stack, crowd.folder, options.adapters)
             print(f"loaded {options.adapters} adapters of {pack >> 10} KiB in {seconds:.1f} s", flush=True)
             traffic = Traffic(stack, tokens=options.tokens, concurrency=options.clients, expected=expected)
             draws = zipf(options.requests + SETTLE_REQUESTS, options.adapters, seed=1)
@@ -182,25 +200,31 @@ async def measure(options: argparse.Namespace, folder: Path, *, arithmetic: bool
             return [one, many]
 
 
-def prepare(options: argparse.Namespace, folder: Path) -> None:
-    """Makes the adapters and their answers, unless the folder has them from an earlier run."""
-    if (folder / "expected.json").exists():
-        return
+def prepare(options: argparse.Namespace, folder: Path) -> Crowd:
+    """Works out the answers, or takes those of an earlier run, and writes the adapters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "crowd.json"
+    if not record.exists():
 
-    def progress(done: int) -> None:
-        if done % 250 == 0:
-            print(f"made {done} of {options.adapters} adapters and their answers", flush=True)
+        def progress(done: int) -> None:
+            if done % 250 == 0:
+                print(f"{done} of {options.adapters} adapters have their answers", flush=True)
 
-    expected = seeded_adapters.make(
-        folder,
-        MODEL,
-        count=options.adapters,
-        rank=options.rank,
-        prompt_ids=PROMPT,
-        max_tokens=options.tokens,
-        progress=progress,
-    )
-    (folder / "expected.json").write_text(json.dumps(expected))
+        at, expected = seeded_adapters.answers(
+            MODEL,
+            count=options.adapters,
+            rank=options.rank,
+            prompt_ids=PROMPT,
+            max_tokens=options.tokens,
+            progress=progress,
+        )
+        places = {name: asdict(place) for name, place in at.items()}
+        record.write_text(json.dumps({"places": places, "expected": expected}))
+    known = json.loads(record.read_text())
+    at = {name: Place(**place) for name, place in known["places"].items()}
+    if not (folder / "0").exists():
+        seeded_adapters.write_all(folder, at, count=options.adapters, rank=options.rank)
+    return Crowd(folder=folder, places=at, expected=known["expected"])
 
 
 def report(runs: Sequence[Run]) -> None:
@@ -236,24 +260,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--pool-eviction", default="gdsf")
     parser.add_argument("--memory-eviction", default="gdsf")
-    parser.add_argument("--folder", type=Path, help="keep the adapters here and use them again")
+    parser.add_argument("--folder", type=Path, help="keep adapters and answers here, and use them again")
     parser.add_argument("--output", type=Path, help="write JSON here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or Path(scratch) / "adapters"
-        prepare(options, folder)
-        expected = json.loads((folder / "expected.json").read_text())
-        distinct = len({tuple(answer) for answer in expected})
-        print(f"{distinct} of {len(expected)} answers are distinct")
+        crowd = prepare(options, options.folder or Path(scratch) / "adapters")
+        print(f"{crowd.distinct} of {len(crowd.expected)} answers are distinct")
         runs: list[Run] = []
         kinds = {"model": False, "no arithmetic": True}
         for arithmetic in [kinds[options.only]] if options.only else kinds.values():
-            runs += asyncio.run(measure(options, folder, arithmetic=arithmetic))
+            runs += asyncio.run(measure(options, crowd, arithmetic=arithmetic))
         report(runs)
     if options.output:
         record: dict[str, Any] = {
             "settings": {name: str(value) for name, value in vars(options).items()},
-            "distinct_answers": distinct,
+            "distinct_answers": crowd.distinct,
             "runs": [asdict(run) for run in runs],
         }
         options.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 Weights = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -23,6 +22,8 @@ STRENGTH = 0.6
 
 def load_base(model_dir: Path) -> Any:
     """The base in float32, as transformers computes it."""
+    from transformers import AutoModelForCausalLM  # where answers are known already, it need not be there
+
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
@@ -114,8 +115,13 @@ class Reference:
         return ids
 
 
-def make(
-    folder: Path,
+def write_all(folder: Path, at: Mapping[str, Place], *, count: int, rank: int) -> None:
+    """Writes adapters `folder/0`, `folder/1`, ..."""
+    for seed in range(count):
+        write(folder / str(seed), weights(at, seed, rank), rank)
+
+
+def answers(
     model_dir: Path,
     *,
     count: int,
@@ -124,15 +130,13 @@ def make(
     max_tokens: int,
     margin: float = 1e-3,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[tuple[int, ...]]:
-    """Writes adapters `folder/0`, `folder/1`, ... and returns what each must answer."""
+) -> tuple[dict[str, Place], list[tuple[int, ...]]]:
+    """The places that adapters touch, and what each adapter must answer."""
     model = load_base(model_dir)
     at = places(model)
     reference = Reference(model, prompt_ids, max_tokens, margin=margin)
-    answers: list[tuple[int, ...]] = []
+    made: list[tuple[int, ...]] = []
     for seed in range(count):
-        made = weights(at, seed, rank)
-        write(folder / str(seed), made, rank)
-        answers.append(reference.answer(made))
+        made.append(reference.answer(weights(at, seed, rank)))
         progress(seed + 1)
-    return answers
+    return at, made

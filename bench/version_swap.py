@@ -181,9 +181,10 @@ async def measure(
     warm_up: float = WARM_UP_SECONDS,
 ) -> Outcome:
     """Makes the versions and their reference answers below `folder`, starts the services and swaps."""
-    answers = seeded_adapters.make(
-        folder / "adapters", MODEL, count=versions, rank=rank, prompt_ids=PROMPT, max_tokens=tokens
+    places, answers = seeded_adapters.answers(
+        MODEL, count=versions, rank=rank, prompt_ids=PROMPT, max_tokens=tokens
     )
+    seeded_adapters.write_all(folder / "adapters", places, count=versions, rank=rank)
     assert len(set(answers)) == versions, "two versions answer alike: nothing could be told apart"
     (folder / "services").mkdir()
     async with stack_at(folder / "services", roots=[folder / "adapters"]) as stack:
