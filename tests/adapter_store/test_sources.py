@@ -149,6 +149,16 @@ def test_sources_that_hold_no_adapter_are_refused(root, source, code, reason):
     assert len(error.message) < 6000
 
 
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "lora.ckpt"])
+def test_pickles_are_refused_saying_how_to_convert_them(root, name):
+    folder = write_adapter(root / "a")
+    (folder / "adapter_model.safetensors").rename(folder / name)
+    error = refusal("a", root)
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PICKLE")
+    assert f"{name} is a pickle" in error.message
+    assert "load it with PEFT and save it again with save_pretrained" in error.message
+
+
 def test_a_pickle_beside_safetensors_is_ignored(root, tmp_path):
     folder = write_adapter(root / "a")
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
