@@ -133,6 +133,16 @@ def test_what_is_not_in_a_bucket_is_said(tmp_path, source, code, reason):
 
 
 @pytest.mark.usefixtures("s3")
+def test_a_pickle_in_a_bucket_is_refused_and_not_fetched(s3, tmp_path):
+    folder = write_adapter(tmp_path / "a")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    put_folder(s3, "pickled", folder)
+    error = refusal("s3://adapters/pickled", tmp_path / "out", "s3://adapters")
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PICKLE")
+    assert "save_pretrained" in error.message
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_an_endpoint_that_is_away_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     error = refusal("s3://adapters/a", tmp_path / "out", "s3://adapters")
