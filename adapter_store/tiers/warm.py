@@ -212,6 +212,8 @@ class WarmTier:
         with clock.stage("open_object"):
             opened = await self._open(key, layout, way)
         pack = await self._room(key, opened.pack_bytes, way)
+        if pack is None:
+            return
         try:
             with clock.stage("fill_object"):
                 checked = await self._run(way, self._fill, pack, opened, way.urgency)
@@ -257,9 +259,12 @@ class WarmTier:
             finally:
                 self.release(pack)
 
-    async def _room(self, key: PackKey, pack_bytes: int, way: Way) -> ArenaPack:
+    async def _room(self, key: PackKey, pack_bytes: int, way: Way) -> ArenaPack | None:
+        """None when a load of the same content has brought the pack meanwhile."""
         deadline = asyncio.get_running_loop().time() + self._room_seconds
-        while (pack := self._arena.begin(key, pack_bytes)) is None:
+        while self._arena.find(key) is None:
+            if (pack := self._arena.begin(key, pack_bytes)) is not None:
+                return pack
             if not way.urgency:
                 raise self._no_room()
             self._freed.clear()
@@ -268,7 +273,7 @@ class WarmTier:
                     await self._freed.wait()
             except TimeoutError as error:
                 raise self._no_room() from error
-        return pack
+        return None
 
     def _run(self, way: Way, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         run = self._workers.run if way.urgency else self._hints.run

@@ -6,6 +6,7 @@ import threading
 import grpc
 import pytest
 
+from adapter_store.tiers.building import open_object
 from lorikeet.v1 import layout_pb2, store_pb2
 from rpc.digests import layout_digest
 from rpc.errors import from_rpc
@@ -78,7 +79,7 @@ async def test_a_lease_leads_to_the_packs_bytes(ready):
     await ready.leases(1)
     await executor.release(1)
     await ready.leases(0)
-    assert ready.store.statistics().arena.leases == 0
+    await ready.arena_leases(0)
 
 
 async def test_a_digest_that_nobody_loaded_is_refused(ready):
@@ -102,7 +103,7 @@ async def test_a_stream_takes_its_leases_with_it(ready):
     await second.call.done_writing()
     await ready.leases(0)
     await eventually(lambda: len(ready.store.executors) == 0)
-    assert ready.store.statistics().arena.leases == 0
+    await ready.arena_leases(0)
 
 
 async def test_a_question_can_be_taken_back(ready, monkeypatch):
@@ -121,7 +122,29 @@ async def test_a_question_can_be_taken_back(ready, monkeypatch):
     go.set()
     assert (await executor.next()).lease == 7
     await ready.leases(1)
-    assert ready.store.statistics().arena.leases == 1
+    await ready.arena_leases(1)
+
+
+async def test_a_load_may_bring_what_a_lease_was_about_to(ready, monkeypatch):
+    digest = await ready.load("a")
+    await ready.running.settled()
+    ready.store.warm.drop(digest)
+    go, begun = threading.Event(), threading.Event()
+
+    def slowly(*arguments):
+        begun.set()
+        go.wait(20)
+        return open_object(*arguments)
+
+    monkeypatch.setattr("adapter_store.tiers.warm.open_object", slowly)
+    executor = await ready.executor()
+    await executor.ask(1, digest)
+    await asyncio.to_thread(begun.wait, 20)
+    source = ready.running.config.roots[0] / "a-0-4"
+    assert (await ready.running.load("b", source)).adapter.digest == digest
+    go.set()
+    assert executor.copy(await executor.next()) == ready.pack_of(digest)
+    assert ready.store.statistics().arena.packs == 1
 
 
 @pytest.mark.parametrize("what", ["lease twice", "no hello", "second hello", "unknown layout", "empty"])
@@ -149,7 +172,7 @@ async def test_streams_that_break_the_protocol_are_ended(ready, what):
     }[what]
     assert (await error_of(executor.call)).reason == reason
     await ready.leases(0)
-    assert ready.store.statistics().arena.leases == 0
+    await ready.arena_leases(0)
 
 
 async def test_releasing_what_is_not_held_is_harmless(ready):
@@ -172,7 +195,7 @@ async def test_a_moved_name_retires_the_old_version_in_executors(ready):
     await eventually(lambda: not ready.store.catalog.retiring)
     # Its leases hold the pack in place all the same.
     executor.copy(grant)
-    assert ready.store.statistics().arena.leases == 2
+    await ready.arena_leases(2)
     for lease in (1, 2):
         await executor.release(lease)
     await eventually(lambda: ready.store.statistics().arena.packs == 1)
@@ -219,7 +242,7 @@ async def test_a_full_arena_evicts_the_idle_and_waits_for_the_leased(ready):
         assert (await executor.acquire(lease, digests[lease])).lease == lease
     await executor.ask(100, digests[-1])
     await ready.leases(fits + 1)
-    assert ready.store.statistics().arena.leases == fits
+    await ready.arena_leases(fits)
     await executor.release(3)
     grant = await executor.next()
     assert grant.lease == 100
@@ -243,7 +266,7 @@ async def test_many_executors_copy_right_bytes_while_the_arena_churns(ready):
 
     await asyncio.gather(*(use(seed) for seed in range(6)))
     await ready.leases(0)
-    assert ready.store.statistics().arena.leases == 0
+    await ready.arena_leases(0)
     assert ready.store.statistics().arena.evictions > 20
     ready.store.check_integrity()
 

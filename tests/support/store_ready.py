@@ -34,6 +34,10 @@ class Ready:
     async def leases(self, count: int) -> None:
         await eventually(lambda: self.store.executors.leases == count)
 
+    async def arena_leases(self, count: int) -> None:
+        """Waits: for as long as it takes a new pack's checksum, the store itself holds it too."""
+        await eventually(lambda: self.store.statistics().arena.leases == count)
+
 
 def pack_of(running: RunningStore, digest: str, layout: str) -> bytes:
     """The pack of an object on disk, made by the test."""

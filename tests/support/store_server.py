@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -126,10 +126,19 @@ class FollowerClient:
         await self.call.write(request)
 
 
+class Leasable(Protocol):
+    """Where an executor leases: a PackService's stub, and the arena's bytes as they are now."""
+
+    packs: Any
+
+    @property
+    def arena(self) -> bytes: ...
+
+
 class ExecutorClient:
     """An executor's side of Lease, over the arena's file."""
 
-    def __init__(self, running: RunningStore, layout_digest: str, held: Any = ()) -> None:
+    def __init__(self, running: Leasable, layout_digest: str, held: Any = ()) -> None:
         self._running = running
         self._hello = store_pb2.LeaseHello(layout_digest=layout_digest, incarnation="test", held=held)
         self.call = running.packs.Lease()
