@@ -186,7 +186,8 @@ def overlapping(folder: Path) -> None:
 def wrong_shape(folder: Path) -> None:
     def change(header: dict[str, Any]) -> None:
         name = next(name for name in header if "lora_A" in name)
-        header[name]["shape"] = header[name]["shape"][::-1]
+        rank, width = header[name]["shape"]
+        header[name]["shape"] = [2 * rank, width // 2]
 
     rewrite(folder, change)
 
@@ -239,9 +240,11 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], None], grpc.StatusCode]] = {
     "pickle-in-disguise": (pickle_in_disguise, Code.INVALID_ARGUMENT),
     "config-no-json": (no_json, Code.INVALID_ARGUMENT),
     "rank-too-high": (configured(r=100_000), Code.INVALID_ARGUMENT),
-    "dora": (configured(use_dora=True), Code.UNIMPLEMENTED),
-    "bias": (configured(bias="all"), Code.UNIMPLEMENTED),
-    "modules-to-save": (configured(modules_to_save=["lm_head"]), Code.UNIMPLEMENTED),
+    "dora-without-magnitudes": (configured(use_dora=True), Code.INVALID_ARGUMENT),
+    "unknown-bias": (configured(bias="some"), Code.INVALID_ARGUMENT),
+    "saved-weight-missing": (configured(modules_to_save=["lm_head"]), Code.INVALID_ARGUMENT),
+    "alora": (configured(alora_invocation_tokens=[1]), Code.UNIMPLEMENTED),
+    "trained-tokens": (configured(trainable_token_indices=[1]), Code.UNIMPLEMENTED),
     "another-method": (configured(peft_type="IA3"), Code.UNIMPLEMENTED),
 }
 
