@@ -14,6 +14,7 @@ from adapter_store.config import StoreConfig
 from adapter_store.counters import Counters
 from adapter_store.crew import Crew
 from adapter_store.database import Database
+from adapter_store.disk_room import DiskRoom
 from adapter_store.executors import Executors
 from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
@@ -102,6 +103,7 @@ class AdapterStore:
             holds=holds,
             counters=self.counters,
             max_bytes=config.max_adapter_bytes,
+            make_room=DiskRoom(catalog=self.catalog, ledger=self._ledger, disk=disk).make,
         )
         self.admin = Admin(
             catalog=self.catalog,

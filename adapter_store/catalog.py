@@ -1,7 +1,5 @@
 """Names and the versions that they point to. Decides; what must be written down is somebody else's work."""
 
-import base64
-import binascii
 import math
 import re
 from bisect import bisect_right
@@ -11,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from adapter_store.formats.strict_json import printable
 from adapter_store.history import Pointer, check_expected, roll_back, succeed
+from adapter_store.page_tokens import read_token, write_token
 from adapter_store.quota import Limits, check_limits
 from rpc.digests import is_digest
 from rpc.errors import LorikeetError, invalid_argument, not_found, permission_denied
@@ -18,7 +17,6 @@ from rpc.errors import LorikeetError, invalid_argument, not_found, permission_de
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 # A name may stand in a path or a URL, where these mean something else.
 _BAD_SEGMENTS = frozenset(("", ".", ".."))
-_TOKEN_PREFIX = b"names:"
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 
 
@@ -145,10 +143,10 @@ class Catalog:
                 "PAGE_SIZE", f"page_size is {size}; at most {_LARGEST_PAGE} are given at once"
             )
         pointers = self.pointers()
-        start = bisect_right(pointers, _read_token(token), key=lambda pointer: pointer.name) if token else 0
+        start = bisect_right(pointers, read_token(token), key=lambda pointer: pointer.name) if token else 0
         page = pointers[start : start + (size or _DEFAULT_PAGE)]
         more = start + len(page) < len(pointers)
-        return page, _write_token(page[-1].name) if more else ""
+        return page, write_token(page[-1].name) if more else ""
 
     def find(self, name: str) -> Pointer | None:
         return self._pointers.get(name)
@@ -242,6 +240,27 @@ class Catalog:
         self.check_expected(name, expected)
         return Change(revision=self._revision + 1, removed=name, retired=self._orphans(old, None))
 
+    def only_earlier(self) -> list[str]:
+        """Digests that names can go back to and none points to, the one loaded longest ago first."""
+        times: dict[str, int] = {}
+        for pointer in self._pointers.values():
+            for earlier in pointer.previous:
+                times[earlier.digest] = max(earlier.load_time_ns, times.get(earlier.digest, 0))
+        return sorted(times.keys() - self._pointed.keys(), key=lambda digest: (times[digest], digest))
+
+    def plan_forget(self, digest: str) -> Change | None:
+        """Decides how one of the names that can go back to a digest no longer can; None without any."""
+        for old in self._pointers.values():
+            previous = tuple(earlier for earlier in old.previous if earlier.digest != digest)
+            if previous != old.previous:
+                revision = self._revision + 1
+                new = replace(old, revision=revision, previous=previous)
+                version = self._versions[new.digest]
+                return Change(
+                    revision=revision, pointer=new, version=version, retired=self._orphans(old, new)
+                )
+        return None
+
     def apply(self, change: Change) -> None:
         """Takes a planned step, once it is written down."""
         assert change.revision == self._revision + 1, "a change was planned before another was applied"
@@ -320,18 +339,3 @@ def unknown_name(name: str) -> LorikeetError:
         f"no adapter is loaded as {printable(name, 150)!r}: load it, or list what there is",
         adapter=printable(name),
     )
-
-
-def _write_token(name: str) -> str:
-    return base64.urlsafe_b64encode(_TOKEN_PREFIX + name.encode()).decode()
-
-
-def _read_token(token: str) -> str:
-    try:
-        data = base64.b64decode(token, altchars=b"-_", validate=True)
-        name = data.removeprefix(_TOKEN_PREFIX).decode()
-    except (binascii.Error, ValueError):
-        data, name = b"", ""
-    if not data.startswith(_TOKEN_PREFIX) or not _NAME.fullmatch(name):
-        raise invalid_argument("PAGE_TOKEN", "page_token is not one that this list returned")
-    return name

@@ -73,7 +73,8 @@ def roll_back(pointer: Pointer, digest: str, revision: int, keep: int) -> Pointe
         raise failed_precondition(
             "VERSION_NOT_KEPT",
             f"{pointer.name} cannot go back to {wanted}: kept are {kept}; load the version from its source "
-            "instead (the store's keep_versions says how many are kept)",
+            "instead (the store keeps as many as its keep_versions says, and drops the oldest when its "
+            "disk_bytes are full)",
         )
     new = Pointer(
         name=pointer.name,

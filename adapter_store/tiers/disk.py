@@ -97,6 +97,11 @@ class DiskTier:
         with self._mutex:
             self._moving.discard(path)
 
+    def bytes_of(self, digest: str) -> int:
+        """A probe: of an object; 0 when it is not there."""
+        with self._mutex:
+            return self._sizes.get(digest, 0)
+
     def missing_bytes(self, staged: Path, digest: str) -> int:
         """A probe: by how much a staged object would exceed the quota."""
         if not self._quota or digest in self._sizes:
