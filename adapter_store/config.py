@@ -24,7 +24,7 @@ class StoreConfig:
     Raises ValueError, saying what to change, for values that cannot work.
 
     Args:
-        data_dir: the disk tier: catalog, adapters and packs. Belongs to one store at a time.
+        data_dir: the disk tier: catalog and adapters. Belongs to one store at a time.
         listen: `host:port` (port 0 takes a free one) or `unix:/path`.
         metrics_listen: `host:port` for metrics in Prometheus' format over HTTP; empty serves none.
         roots: folders that adapters may be loaded from; nothing is loaded from anywhere else.

@@ -92,6 +92,20 @@ def test_commands_and_flags_exist(document: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "adapters lode x",
+        "adapters load x y --pinned",
+        "--tokens x generate y",
+        "store --root=x",
+        "--token store serve --roots x",
+    ],
+)
+def test_what_does_not_exist_is_found(line: str) -> None:
+    assert check_command(line.split())
+
+
 @each_document
 def test_settings_exist(document: Path) -> None:
     for code in pieces_of_code(document.read_text()):
@@ -100,11 +114,20 @@ def test_settings_exist(document: Path) -> None:
             assert field in fields | {"proto", "py"}, f"{section} has no setting {field}"
 
 
+def anchors(text: str) -> set[str]:
+    """What a link may name after its #, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @each_document
 def test_links_lead_somewhere(document: Path) -> None:
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         if "://" not in link:
-            assert (document.parent / link).exists(), link
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
 
 
 @functools.cache
