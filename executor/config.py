@@ -38,7 +38,9 @@ class ExecutorConfig:
         max_step_tokens: tokens computed in one step, prompt chunks and decoding together.
         page_size: tokens of a KV page.
         kv_pages: pages of the KV cache; None takes as many as `kv_bytes` hold.
-        kv_bytes: budget of the KV cache when `kv_pages` is None.
+        kv_bytes: budget of the KV cache when `kv_pages` is None. Where both are None, a GPU gives what the
+            largest step leaves of `gpu_memory_utilization`, and the CPU 1 GiB.
+        gpu_memory_utilization: share of the GPU's memory for everything: weights, adapters, steps and KV.
         adapter_slots: adapters resident at once.
         adapter_pool_bytes: memory for resident adapters.
         max_lora_rank: adapters of a higher rank are refused by the store.
@@ -66,7 +68,8 @@ class ExecutorConfig:
     max_step_tokens: int = 512
     page_size: int = 16
     kv_pages: int | None = None
-    kv_bytes: int = 1 * GIB
+    kv_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
     adapter_slots: int = 32
     adapter_pool_bytes: int = GIB // 2
     max_lora_rank: int = 256
@@ -105,12 +108,21 @@ class ExecutorConfig:
         """What clients see as the model's name."""
         return self.model_name or self.model_dir.resolve().name
 
+    @property
+    def measures_kv(self) -> bool:
+        """Whether the KV cache is as large as a run on the GPU shows that it may be."""
+        return (
+            self.device == "cuda"
+            and self.runner == "torch"
+            and self.kv_pages is None
+            and self.kv_bytes is None
+        )
+
     def _check_numbers(self) -> None:
         for name, least, most in (
             ("max_running", 1, 4096),
             ("max_waiting", 1, 1 << 20),
             ("max_step_tokens", 1, 1 << 20),
-            ("kv_bytes", 1, 1 << 50),
             ("adapter_slots", 0, 1 << 16),
             ("adapter_pool_bytes", 0, 1 << 50),
             ("max_lora_rank", 0, 4096),
@@ -127,6 +139,12 @@ class ExecutorConfig:
             raise ValueError(f"page_size is {self.page_size}: choose 8, 16, 32, 64 or 128 (16 suits most)")
         if self.kv_pages is not None and self.kv_pages < 1:
             raise ValueError(f"kv_pages is {self.kv_pages}: give at least 1, or leave it out to use kv_bytes")
+        if self.kv_bytes is not None and not 1 <= self.kv_bytes <= 1 << 50:
+            raise ValueError(f"kv_bytes is {self.kv_bytes}: choose from 1 to {1 << 50}, or leave it out")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}: give a share above 0, at most 1"
+            )
         if self.max_step_tokens < self.max_running:
             raise ValueError(
                 f"max_step_tokens ({self.max_step_tokens}) is below max_running ({self.max_running}): "

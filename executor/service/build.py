@@ -1,5 +1,7 @@
 """From settings to the parts that compute: reads the model folder, allocates, and touches no network."""
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 
 from executor.adapters.manifest import UNIT_BYTES
 from executor.adapters.pool import PlainPool, Pool
-from executor.config import ExecutorConfig
+from executor.config import GIB, ExecutorConfig
 from executor.control.arithmetic_runner import ArithmeticRunner
 from executor.control.config import SchedulerConfig
 from executor.control.runner import Runner
@@ -20,9 +22,12 @@ from executor.model.slots import AdapterPool
 from executor.model.weights import DTYPES, load_parameters
 from executor.runner import RunnerConfig, TorchRunner
 from executor.service.identity import base_digest
+from executor.service.kv_sizing import CudaMemory, LargestStep, measured_pages
 from executor.service.paced_runner import PacedRunner
 from lorikeet.v1 import layout_pb2
 from rpc.digests import file_digest
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -48,12 +53,9 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
     tokenizer = config.model_dir / "tokenizer.json"
     if not tokenizer.is_file():
         raise ValueError(f"{config.model_dir} holds no tokenizer.json: frontends and executor both need it")
-    scheduling = _scheduling(config, model)
     dtype = DTYPES[config.dtype]
-    runner, pool = (
-        _torch(config, model, scheduling, progress)
-        if config.runner == "torch"
-        else _arithmetic(config, model, scheduling)
+    scheduling, runner, pool = (
+        _torch(config, model, progress) if config.runner == "torch" else _arithmetic(config, model)
     )
     layout = build_layout(
         model,
@@ -73,11 +75,11 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
     )
 
 
-def _scheduling(config: ExecutorConfig, model: ModelConfig) -> SchedulerConfig:
+def _scheduling(config: ExecutorConfig, model: ModelConfig, pages: int) -> SchedulerConfig:
     adapters = bool(config.store)
     return SchedulerConfig(
         context=model.context_length,
-        pages=config.kv_pages or _affordable_pages(config, model),
+        pages=pages,
         page_size=config.page_size,
         max_running=config.max_running,
         max_waiting=config.max_waiting,
@@ -90,28 +92,38 @@ def _scheduling(config: ExecutorConfig, model: ModelConfig) -> SchedulerConfig:
     )
 
 
-def _affordable_pages(config: ExecutorConfig, model: ModelConfig) -> int:
-    """As many pages as the budget holds, but no more than all rows can ever fill."""
+def _given_pages(config: ExecutorConfig, model: ModelConfig) -> int:
+    """As many pages as the settings say, but no more than all rows can ever fill."""
+    if config.kv_pages is not None:
+        return config.kv_pages
     one = page_bytes(model, page_size=config.page_size, dtype=DTYPES[config.dtype])
-    if config.kv_bytes < one:
-        raise ValueError(f"kv_bytes is {config.kv_bytes}, but one KV page takes {one}: give more")
-    usable = config.max_running * -(-model.context_length // config.page_size)
-    return min(config.kv_bytes // one, usable)
+    budget = GIB if config.kv_bytes is None else config.kv_bytes
+    if budget < one:
+        raise ValueError(f"kv_bytes is {budget}, but one KV page takes {one}: give more")
+    return min(budget // one, _usable_pages(config, model))
+
+
+def _usable_pages(config: ExecutorConfig, model: ModelConfig) -> int:
+    return config.max_running * -(-model.context_length // config.page_size)
 
 
 def _torch(
-    config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig, progress: Progress
-) -> tuple[Runner[Any], Pool]:
+    config: ExecutorConfig, model: ModelConfig, progress: Progress
+) -> tuple[SchedulerConfig, Runner[Any], Pool]:
     dtype, device = DTYPES[config.dtype], torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "device is 'cuda', but torch finds no GPU: install a torch built for CUDA and its driver, "
             "or use device 'cpu'"
         )
+    # Mistakes in the settings are told before weights are read.
+    scheduling = _scheduling(config, model, 1 if config.measures_kv else _given_pages(config, model))
+    begun = time.monotonic()
     if config.load_format == "dummy":
         parameters = dummy_parameters(model, dtype=dtype, device=device)
     else:
         parameters = load_parameters(config.model_dir, model, dtype=dtype, device=device, progress=progress)
+    log.info("weights are on the device after %.1f s", time.monotonic() - begun)
     pool = AdapterPool(
         model,
         units=scheduling.pool_units,
@@ -120,18 +132,46 @@ def _torch(
         device=device,
         parameters=parameters,
     )
-    runner_config = RunnerConfig(
-        max_rows=scheduling.max_running,
-        pages=scheduling.pages,
-        page_size=scheduling.page_size,
-        max_context=scheduling.longest,
+
+    def make_runner(pages: int, context: int) -> TorchRunner:
+        runner_config = RunnerConfig(
+            max_rows=config.max_running, pages=pages, page_size=config.page_size, max_context=context
+        )
+        return TorchRunner(model, parameters, pool=pool, config=runner_config)
+
+    if config.measures_kv:
+        begun = time.monotonic()
+        pages = _measured_pages(config, model, lambda pages: make_runner(pages, model.context_length), pool)
+        scheduling = _scheduling(config, model, pages)
+        log.info("the KV cache was sized in %.1f s", time.monotonic() - begun)
+    begun = time.monotonic()
+    runner = make_runner(scheduling.pages, scheduling.longest)
+    log.info("the runner was made in %.1f s", time.monotonic() - begun)
+    return scheduling, runner, pool
+
+
+def _measured_pages(
+    config: ExecutorConfig, model: ModelConfig, make_runner: Callable[[int], Runner[Any]], pool: AdapterPool
+) -> int:
+    return measured_pages(
+        make_runner,
+        pool=pool,
+        max_rank=config.max_lora_rank,
+        largest=LargestStep(
+            tokens=config.max_step_tokens,
+            rows=config.max_running,
+            context=model.context_length,
+            page_size=config.page_size,
+        ),
+        memory=CudaMemory(),
+        utilization=config.gpu_memory_utilization,
+        page_bytes=page_bytes(model, page_size=config.page_size, dtype=DTYPES[config.dtype]),
+        most=_usable_pages(config, model),
     )
-    return TorchRunner(model, parameters, pool=pool, config=runner_config), pool
 
 
-def _arithmetic(
-    config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig
-) -> tuple[Runner[Any], Pool]:
+def _arithmetic(config: ExecutorConfig, model: ModelConfig) -> tuple[SchedulerConfig, Runner[Any], Pool]:
+    scheduling = _scheduling(config, model, _given_pages(config, model))
     runner = ArithmeticRunner(
         rows=scheduling.max_running,
         columns=-(-scheduling.longest // scheduling.page_size),
@@ -143,4 +183,4 @@ def _arithmetic(
     )
     pool = PlainPool(units=scheduling.pool_units)
     seconds = config.arithmetic_step_seconds
-    return (PacedRunner(runner, seconds) if seconds else runner), pool
+    return scheduling, (PacedRunner(runner, seconds) if seconds else runner), pool

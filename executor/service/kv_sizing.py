@@ -1,0 +1,215 @@
+"""How large a GPU's KV cache may be: what a run of the largest steps leaves of the memory.
+
+The arithmetic is by itself; `measured_pages` does the run, with a cache that is just large enough.
+"""
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from executor.control.plan import BASE_SLOT, RowInstall, StepPlan
+from executor.control.request import SamplingParams, no_ids
+from executor.control.runner import Runner
+from executor.model.slots import AdapterPool
+from kernels.lora import UNIT_BYTES, SliceEntry
+
+log = logging.getLogger(__name__)
+
+# Every option that takes memory.
+_SAMPLING = SamplingParams(
+    max_tokens=2,
+    temperature=1.0,
+    top_k=50,
+    top_p=0.9,
+    min_p=0.01,
+    repetition_penalty=1.1,
+    frequency_penalty=0.1,
+    ignore_eos=True,
+    logprobs=20,
+    prompt_logprobs=20,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Bytes of a device: in all, the most that our process took while it computed with `cache`'s bytes of KV,
+    and what others and the driver take.
+    """
+
+    total: int
+    peak: int
+    cache: int
+    others: int
+
+
+def affordable_pages(measured: Measured, *, utilization: float, page_bytes: int, most: int) -> int:
+    """Pages that fit `utilization` of the device besides everything else, `most` at most.
+
+    Raises ValueError, saying what to do, where not one fits.
+    """
+    taken = measured.peak - measured.cache + measured.others
+    left = int(measured.total * utilization) - taken
+    # The cache has a page that belongs to nobody.
+    pages = left // page_bytes - 1
+    if pages < 1:
+        raise ValueError(
+            f"no GPU memory is left for the KV cache: weights, adapters and the largest step take "
+            f"{taken >> 20} MiB of the {int(measured.total * utilization) >> 20} MiB that "
+            f"gpu_memory_utilization {utilization} allows; lower max_step_tokens, max_running or "
+            "adapter_pool_bytes, raise gpu_memory_utilization, or take a larger GPU"
+        )
+    return min(pages, most)
+
+
+class DeviceMemory(Protocol):
+    """What a device says of its memory."""
+
+    def begin(self) -> None:
+        """Give back what is not in use, and measure the peak from here on."""
+        ...
+
+    def measure(self, cache: int) -> Measured:
+        """Since `begin`, with `cache` bytes of KV among them."""
+        ...
+
+
+class CudaMemory:
+    """The first GPU that is visible."""
+
+    def begin(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+    def measure(self, cache: int) -> Measured:
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        return Measured(
+            total=total,
+            peak=torch.cuda.max_memory_reserved(),
+            cache=cache,
+            others=total - free - torch.cuda.memory_reserved(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LargestStep:
+    """Limits that bound a step: tokens in all, rows, tokens of a row."""
+
+    tokens: int
+    rows: int
+    context: int
+    page_size: int
+
+    @property
+    def pages(self) -> int:
+        """Enough for any row of `plans`; all rows share them, since nobody reads what is computed."""
+        return -(-min(self.context, self.tokens + 1) // self.page_size)
+
+    def plans(self, slot: int) -> tuple[StepPlan, StepPlan]:
+        """A step of prompts, in which all rows are sampled, and one that decodes them."""
+        lengths = np.full(self.rows, min(self.tokens // self.rows, self.context - 1))
+        left = self.tokens - int(lengths.sum())
+        # One row is as long as can be: what attention takes may grow with it.
+        lengths[0] += min(left, self.context - 1 - int(lengths[0]))
+        installs = tuple(
+            RowInstall(
+                row=row,
+                sampling=_SAMPLING,
+                prompt_ids=np.zeros(length, dtype=np.int32),
+                emitted_ids=no_ids(),
+            )
+            for row, length in enumerate(lengths.tolist())
+        )
+        prompts = self._plan(0, lengths, np.zeros(self.rows), slot, installs)
+        return prompts, self._plan(1, np.ones(self.rows), lengths, slot, ())
+
+    def _plan(
+        self,
+        step: int,
+        lengths: np.ndarray,
+        starts: np.ndarray,
+        slot: int,
+        installs: tuple[RowInstall, ...],
+    ) -> StepPlan:
+        columns = -(-(lengths + starts).astype(np.int64) // self.page_size)
+        page_columns = np.concatenate([np.arange(count) for count in columns]).astype(np.int32)
+        splits = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        return StepPlan(
+            step=step,
+            installs=installs,
+            rows=np.arange(self.rows, dtype=np.int32),
+            query_splits=splits,
+            input_ids=np.zeros(splits[-1], dtype=np.int32),
+            start_positions=starts.astype(np.int32),
+            slots=np.full(self.rows, slot, dtype=np.int32),
+            samples=np.ones(self.rows, dtype=np.bool_),
+            page_rows=np.repeat(np.arange(self.rows), columns).astype(np.int32),
+            page_columns=page_columns,
+            page_ids=page_columns,
+        )
+
+
+def measured_pages(
+    make_runner: Callable[[int], Runner],
+    *,
+    pool: AdapterPool,
+    max_rank: int,
+    largest: LargestStep,
+    memory: DeviceMemory,
+    utilization: float,
+    page_bytes: int,
+    most: int,
+) -> int:
+    """Pages for a cache beside the largest steps. `make_runner` makes the runner to measure, of so many
+    pages; it is gone afterwards. Weights and pool must have been allocated.
+
+    Raises ValueError, saying what to do, where there is no room.
+    """
+    memory.begin()
+    try:
+        _run(make_runner(largest.pages), largest, pool, max_rank)
+        measured = memory.measure((largest.pages + 1) * page_bytes)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            "the GPU's memory does not hold the largest step: lower max_step_tokens, max_running or "
+            "adapter_pool_bytes, or take a larger GPU"
+        ) from error
+    memory.begin()
+    pages = affordable_pages(measured, utilization=utilization, page_bytes=page_bytes, most=most)
+    log.info(
+        "KV cache: %d pages, %d MiB of %d MiB; everything else takes %d MiB",
+        pages,
+        pages * page_bytes >> 20,
+        measured.total >> 20,
+        (measured.peak - measured.cache + measured.others) >> 20,
+    )
+    return pages
+
+
+def _run(runner: Runner, largest: LargestStep, pool: AdapterPool, max_rank: int) -> None:
+    """Both steps, without adapters and with one of the highest rank in every row."""
+    row = pool.table.row_of(_everywhere(pool, max_rank)) if len(pool.table.rows_SL6) else None
+    for slot in (BASE_SLOT,) if row is None else (BASE_SLOT, 0):
+        if row is not None and slot == 0:
+            pool.install_slot(0, row)
+        for plan in largest.plans(slot):
+            runner.collect(runner.launch(plan))
+    if row is not None:
+        pool.clear_slot(0)
+
+
+def _everywhere(pool: AdapterPool, max_rank: int) -> list[SliceEntry]:
+    """Adapts all slices that the pool has room for; all of them by the same zeros."""
+    room = pool.units * UNIT_BYTES // pool.table.pool.element_size()
+    entries = []
+    for index, shape in enumerate(pool.table.shapes):
+        rank = min(max_rank, room // max(shape.in_features, shape.out_features)) // 8 * 8
+        if rank:
+            entries.append(SliceEntry(slice=index, rank=rank, scaling=1.0))
+    return entries
