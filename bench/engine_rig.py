@@ -31,6 +31,9 @@ from lorikeet.v1 import layout_pb2
 UNIT = 128
 PAGE_SIZE = 16
 
+# Of DoRA with a bias: part of a pack, and the range of its values; the executor works out the shift.
+_VECTORS = (("magnitude", 0.5, 1.5), ("bias", -0.2, 0.2), ("shift", 0.0, 0.0))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
@@ -48,8 +51,11 @@ def random_pack(
     seed: int = 0,
     ends: bool = False,
     strength: float = 0.3,
+    forms: bool = False,
 ) -> Pack:
-    """An adapter of one rank on all linear slices; with `ends` on embedding and head too."""
+    """An adapter of one rank on all linear slices; with `ends` on embedding and head too, with `forms` of
+    DoRA and with a bias on every linear.
+    """
     generator = torch.Generator().manual_seed(seed)
     places, parts, offset = [], [], 0
     slices = named_slices(model) if ends else named_slices(model)[:-2]
@@ -62,6 +68,13 @@ def random_pack(
             offsets.append(offset)
             parts.append(raw + bytes(-len(raw) % UNIT))
             offset += len(parts[-1])
+        vectors: dict[str, int] = {}
+        for name, low, high in _VECTORS if forms and named.shape.kind == "linear" else ():
+            values = torch.empty(named.shape.out_features).uniform_(low, high, generator=generator)
+            raw = values.numpy().tobytes()
+            vectors[f"{name}_offset"] = offset
+            parts.append(raw + bytes(-len(raw) % UNIT))
+            offset += len(parts[-1])
         places.append(
             layout_pb2.SlicePlacement(
                 slice=index,
@@ -70,6 +83,7 @@ def random_pack(
                 rank=rank,
                 padded_rank=rank,
                 scaling=0.5 + (index % 7) / 7,
+                **vectors,
             )
         )
     manifest = layout_pb2.PackManifest(digest=f"rank {rank}", total_bytes=offset, slices=places)

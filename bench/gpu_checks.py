@@ -170,12 +170,14 @@ def check_lora(dtype: torch.dtype, tokens: int) -> Check:
 
 
 def check_engine() -> list[Check]:
-    """Mixed greedy and seeded requests over six adapters, chunked, cached, preempted: as the CPU does."""
+    """Mixed greedy and seeded requests over six adapters, two of them DoRA with biases; chunked, cached,
+    preempted: as the CPU does.
+    """
     model = ModelConfig.parse(TINY, {})
     cpu = dummy_parameters(model, dtype=torch.float32, device=torch.device("cpu"))
     gpu = _moved(cpu, model, torch.device("cuda"))
     packs = {
-        f"{i}": random_pack(model, rank=rank, dtype=torch.float32, seed=i, ends=i % 2 == 0)
+        f"{i}": random_pack(model, rank=rank, dtype=torch.float32, seed=i, ends=i % 2 == 0, forms=i % 3 == 1)
         for i, rank in enumerate((*_RANKS, 8))
     }
     asks = _asks(model, list(packs))
@@ -208,7 +210,9 @@ def _check_rounded(
     checks = []
     for graphs in (True, False):
         packs = {
-            f"{i}": random_pack(model, rank=rank, dtype=torch.bfloat16, seed=i, ends=i % 2 == 0)
+            f"{i}": random_pack(
+                model, rank=rank, dtype=torch.bfloat16, seed=i, ends=i % 2 == 0, forms=i % 3 == 1
+            )
             for i, rank in enumerate((*_RANKS, 8))
         }
         rig = Rig(
