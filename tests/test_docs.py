@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from adapter_store.metrics import StoreMetrics
 from adapter_store.statistics import StoreStatistics
 from cli.app import app
 from cli.services import service_app
+from cli.settings import Settings
 from executor.config import ExecutorConfig
 from executor.service.metrics import ExecutorMetrics
 from frontend.catalog import Catalog
@@ -128,6 +130,24 @@ def test_links_lead_somewhere(document: Path) -> None:
             target = document.parent / path if path else document
             assert target.exists(), link
             assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_decision_is_numbered_and_listed() -> None:
+    index = (ROOT / "docs" / "adr" / "README.md").read_text()
+    for decision in (ROOT / "docs" / "adr").glob("[0-9]*.md"):
+        assert decision.read_text().startswith(f"# {decision.name[:4]}: "), decision.name
+        assert f"- [{decision.name[:4]}]({decision.name})" in index, decision.name
+
+
+def test_settings_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("LORIKEET_")]:
+        monkeypatch.delenv(name)
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        file = tmp_path / "settings.yaml"
+        file.write_text(block)
+        Settings.load({}, file)
 
 
 @functools.cache
