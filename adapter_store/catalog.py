@@ -107,7 +107,10 @@ class Catalog:
 
     def knows(self, digest: str) -> bool:
         """True for a digest that can be leased: a name points to it, or it is retiring."""
-        return digest in self._retiring or self._pointed[digest] > 0
+        return digest in self._retiring or self.is_pointed_to(digest)
+
+    def is_pointed_to(self, digest: str) -> bool:
+        return self._pointed[digest] > 0
 
     def keeps(self, digest: str) -> bool:
         """True for a digest whose files stay: it can be leased, or a name can go back to it."""

@@ -133,11 +133,12 @@ class LeaseSession:
     async def _acquire(self, lease: int, digest: str) -> None:
         try:
             if not is_digest(digest) or not self._catalog.knows(digest):
-                raise not_found(
-                    "UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)!r} is loaded"
-                )
+                raise _not_loaded(digest)
             pack, manifest = await self._warm.acquire(digest, self.layout)
         except LorikeetError as error:
+            if error.reason == "ADAPTER_LOST" and not self._catalog.is_pointed_to(digest):
+                # Not damage: its retirement ended meanwhile, or with an earlier life of the store.
+                error = _not_loaded(digest)
             self.outbox.put(Refusal(lease=lease, error=error))
         except Exception:
             log.exception("adapter %s could not be leased", digest)
@@ -150,6 +151,10 @@ class LeaseSession:
             # The number may be in use again, if this question was taken back.
             if self._asked.get(lease) is asyncio.current_task():
                 del self._asked[lease]
+
+
+def _not_loaded(digest: str) -> LorikeetError:
+    return not_found("UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)!r} is loaded")
 
 
 class Executors:

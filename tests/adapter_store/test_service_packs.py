@@ -232,6 +232,18 @@ async def test_an_executor_that_comes_late_is_told_what_retires(ready):
     await eventually(lambda: not ready.store.catalog.retiring)
 
 
+async def test_what_retired_while_it_was_asked_for_is_unknown_not_lost(ready):
+    executor = await ready.executor()
+    digest = await ready.load("a")
+    await ready.running.settled()
+    await ready.running.unload("a")
+    # As far as a retirement gets before its store is killed.
+    ready.store.warm.drop(digest)
+    ready.store._disk.discard(ready.store._disk.set_aside(digest))
+    assert (await executor.acquire(1, digest)).reason == "UNKNOWN_DIGEST"
+    assert ready.store.catalog.retiring == {digest}
+
+
 async def test_a_full_arena_evicts_the_idle_and_waits_for_the_leased(ready):
     digests = [await ready.load(f"n{seed}", seed, rank=64) for seed in range(32)]
     pack_bytes = len(ready.pack_of(digests[0]))
