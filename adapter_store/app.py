@@ -93,6 +93,8 @@ class AdapterStore:
             followers=self.followers,
             executor_grace_seconds=config.executor_grace_seconds,
         )
+        # What is pinned is in memory for the latest layout.
+        self.layouts.on_registered(lambda: self.warm.set_pinned(self.catalog.pinned))
         self._sources = Sources(roots=config.roots, prefixes=config.sources)
         loader = Loader(
             disk=disk,

@@ -37,7 +37,7 @@ ALTER TABLE pointers ADD COLUMN previous TEXT NOT NULL DEFAULT '[]';
 """,
 }
 _POINTER_COLUMNS = "name, digest, source, revision, load_time_ns, tenant, pinned, previous"
-_KEPT_LAYOUTS = 8
+KEPT_LAYOUTS = 8
 
 
 class DatabaseError(ValueError):
@@ -134,7 +134,7 @@ class Database:
             execute(
                 "DELETE FROM layouts WHERE digest NOT IN "
                 "(SELECT digest FROM layouts ORDER BY registered DESC LIMIT ?)",
-                (_KEPT_LAYOUTS,),
+                (KEPT_LAYOUTS,),
             )
 
     def _prepare(self, path: Path) -> None:

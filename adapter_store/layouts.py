@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from adapter_store.concurrency import Workers
-from adapter_store.database import Database
+from adapter_store.database import KEPT_LAYOUTS, Database
 from adapter_store.formats.layout import PackLayout, read_layout
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, failed_precondition
@@ -27,7 +28,8 @@ class Layouts:
         self._writer = writer
         self._max_rank = max_rank
         self._lock = asyncio.Lock()
-        # In the order of registration.
+        self._listeners: list[Callable[[], None]] = []
+        # In the order of registration, no more than the database keeps.
         self._known: dict[str, PackLayout] = {}
         for data in database.read_layouts():
             try:
@@ -36,6 +38,10 @@ class Layouts:
                 log.warning("a layout of an earlier run is not understood any more: %s", error)
                 continue
             self._known[layout.digest] = layout
+
+    def on_registered(self, listener: Callable[[], None]) -> None:
+        """`listener` hears of each registration, when the layout is the latest already."""
+        self._listeners.append(listener)
 
     @property
     def digests(self) -> frozenset[str]:
@@ -79,4 +85,8 @@ class Layouts:
             await self._writer.run(self._database.save_layout, layout.digest, data)
             self._known.pop(layout.digest, None)
             self._known[layout.digest] = layout
+            while len(self._known) > KEPT_LAYOUTS:
+                del self._known[next(iter(self._known))]
+        for listener in self._listeners:
+            listener()
         return layout

@@ -4,13 +4,15 @@ import asyncio
 import shutil
 import threading
 
+import grpc
 import pytest
 
 from adapter_store.app import AdapterStore
 from adapter_store.catalog import Change
 from adapter_store.config import StoreConfig
-from adapter_store.database import Database
+from adapter_store.database import KEPT_LAYOUTS, Database
 from adapter_store.formats.reading import read_adapter
+from adapter_store.tiers.key import PackKey
 from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_adapters import lora_tensors, toy_layout, toy_pack_layout, write_adapter
 from tests.support.store_ready import pack_of
@@ -137,6 +139,24 @@ async def test_a_store_that_is_stopped_while_it_writes_a_change_down_keeps_its_f
         (pointer,) = running.store.catalog.pointers()
         assert pointer.digest == read_adapter(new, toy_pack_layout()).digest
         assert (running.config.data_dir / "objects" / pointer.digest).is_dir()
+
+
+async def test_pinned_packs_come_in_for_a_new_layout_and_few_layouts_are_known(tmp_path):
+    async with running_store(tmp_path) as running:
+        await running.register()
+        source = write_adapter(tmp_path / "adapters/a", lora_tensors())
+        request = adapters_pb2.LoadAdapterRequest(name="a", source=str(source), pinned=True)
+        digest = (await running.catalog.Load(request, timeout=20)).adapter.digest
+        other = toy_layout()
+        registered = []
+        for max_rank in range(65, 75):
+            other.max_rank = max_rank
+            registered.append((await running.register(other)).layout_digest)
+        key = PackKey(layout=registered[-1], digest=digest)
+        await eventually(lambda: running.store.warm.is_warm(key))
+        assert running.store.layouts.digests == set(registered[-KEPT_LAYOUTS:])
+        with pytest.raises(grpc.aio.AioRpcError, match="RegisterLayout"):
+            await (await ExecutorClient(running, registered[0]).start()).call.read()
 
 
 async def test_two_stores_never_share_a_folder(tmp_path):
