@@ -239,12 +239,18 @@ class World:
 async def soak(folder: Path, *, seed: int, kills: int, changes: int) -> World:
     world = World(folder, seed)
     lives = 0
-    while lives < kills or world.changes < changes:
-        await world.life()
-        lives += 1
-        if world.generator.random() < 0.5:
-            await world.recover_here()
-    await world.end()
+    try:
+        while lives < kills or world.changes < changes:
+            await world.life()
+            lives += 1
+            if world.generator.random() < 0.5:
+                await world.recover_here()
+        await world.end()
+    finally:
+        # After a failure.
+        if world.process.returncode is None:
+            world.process.kill()
+            await world.process.wait()
     return world
 
 
