@@ -143,11 +143,14 @@ class Gate:
         self._inner = inner
         self._permits = threading.Semaphore(0)
         self._closed = True
+        self.begun = 0
+        """Steps that were launched and wait for their permit, or have had it."""
 
     def launch(self, plan: StepPlan) -> Any:
         return self._inner.launch(plan)
 
     def collect(self, pending: Any) -> StepResult:
+        self.begun += 1
         if self._closed:
             self._permits.acquire()
         return self._inner.collect(pending)

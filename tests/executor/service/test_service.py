@@ -164,6 +164,7 @@ async def test_an_abort_frees_the_pages_within_two_steps(tmp_path: Path) -> None
         while not connection.answers.get(1) or len(connection.answers[1].token_ids) < 3:
             await connection.receive()
         # A step is under way, so the abort waits for the next.
+        await running.until(lambda _: running.gate.begun == 4)
         await connection.send(aborts=[1])
         at_abort = await running.until(lambda statistics: statistics.commands_queued == 1)
         assert at_abort.pages_held > 0
