@@ -6,6 +6,8 @@ model, with adapters of many ranks, against the same engine on the CPU.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,10 +59,10 @@ class Check:
         return self.error <= self.limit  # so that NaN is not
 
 
-def run_all() -> list[Check]:
-    """All checks; takes well under a minute but for the compilation of kernels."""
+def run_all() -> Iterator[Check]:
+    """All checks, as they end; takes well under a minute but for the compilation of kernels."""
     torch.manual_seed(0)
-    checks = [
+    yield from (
         check_attention(dtype, head_dim=head_dim, heads=heads, window=window)
         for dtype in _ERRORS
         for head_dim, heads, window in (
@@ -70,15 +72,15 @@ def run_all() -> list[Check]:
             (256, 4, None),
             (80, 8, 5),
         )
-    ]
-    checks += [check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 200, 300)]
-    checks += [
+    )
+    yield from (check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 200, 300))
+    yield from (
         check_linear(dtype, tokens, outputs, inputs)
         for dtype in (torch.float16, torch.bfloat16)
         for tokens in (1, 2, 8, 13, 31, 32)
         for outputs, inputs in ((6144, 4096), (4096, 4096), (24_576, 4096), (4096, 12_288), (1000, 96))
-    ]
-    return checks + check_engine()
+    )
+    yield from check_engine()
 
 
 def check_linear(dtype: torch.dtype, tokens: int, outputs: int, inputs: int) -> Check:
@@ -169,7 +171,7 @@ def check_lora(dtype: torch.dtype, tokens: int) -> Check:
     )
 
 
-def check_engine() -> list[Check]:
+def check_engine() -> Iterator[Check]:
     """Mixed greedy and seeded requests over six adapters, two of them DoRA with biases; chunked, cached,
     preempted: as the CPU does.
     """
@@ -190,24 +192,22 @@ def check_engine() -> list[Check]:
         "without graphs": Rig(model, gpu, pages=2000, graphs=False, **limits),
         "two slots for six adapters": Rig(model, gpu, pages=2000, slots=2, **limits),
     }
-    checks = []
     for name, rig in rigs.items():
-        checks += _compare(f"engine {name}", rig.serve(asks), expected)
+        yield from _compare(f"engine {name}", rig.serve(asks), expected)
         if name == "preempted" and not rig.scheduler.statistics().preemptions:
             raise RuntimeError("nothing was preempted: give this check fewer pages")
         if name == "overlapping":
-            checks += _compare(f"engine {name}, cached", rig.serve(asks), expected)
-    return checks + _check_rounded(model, cpu, asks, expected)
+            yield from _compare(f"engine {name}, cached", rig.serve(asks), expected)
+    yield from _check_rounded(model, cpu, asks, expected)
 
 
 def _check_rounded(
     model: ModelConfig, cpu: Parameters, asks: list[Ask], expected: list[Answer]
-) -> list[Check]:
+) -> Iterator[Check]:
     """In bfloat16, with and without graphs: log probabilities of the first tokens, where nothing has gone
     apart yet, and of base rows after them.
     """
     gpu = _moved(cpu, model, torch.device("cuda"), torch.bfloat16)
-    checks = []
     for graphs in (True, False):
         packs = {
             f"{i}": random_pack(
@@ -232,9 +232,8 @@ def _check_rounded(
             pairs = zip(mine.logprobs[:count], theirs.logprobs[:count], strict=True)
             errors += [abs(a - b) for a, b in pairs]
         name = f"engine bfloat16, graphs {graphs}: mean error of {len(errors)} logprobs"
-        checks.append(Check(name=name, error=float(np.mean(errors)), limit=0.05))
-        checks.append(Check(name="  number of logprobs to compare, below", error=-len(errors), limit=-200))
-    return checks
+        yield Check(name=name, error=float(np.mean(errors)), limit=0.05)
+        yield Check(name="  number of logprobs to compare, below", error=-len(errors), limit=-200)
 
 
 def _asks(model: ModelConfig, adapters: list[str]) -> list[Ask]:
@@ -294,10 +293,13 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def main() -> None:
-    checks = run_all()
-    for check in checks:
-        print(f"{'ok ' if check.good else 'BAD'} {check.error:9.2e} (limit {check.limit:.0e})  {check.name}")
-    if not all(check.good for check in checks):
+    started, good = time.perf_counter(), True
+    for check in run_all():
+        good = good and check.good
+        seconds = time.perf_counter() - started
+        said = f"{'ok ' if check.good else 'BAD'} {check.error:9.2e} (limit {check.limit:.0e})"
+        print(f"{seconds:6.1f} s  {said}  {check.name}", flush=True)
+    if not good:
         raise SystemExit("a check failed")
 
 
