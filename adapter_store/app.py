@@ -96,22 +96,11 @@ class AdapterStore:
         # What is pinned is in memory for the latest layout.
         self.layouts.on_registered(lambda: self.warm.set_pinned(self.catalog.pinned))
         self._sources = Sources(roots=config.roots, prefixes=config.sources)
-        loader = Loader(
-            disk=disk,
-            arena=self.arena,
-            warm=self.warm,
-            workers=self._load_workers,
-            crew=self._crew,
-            holds=holds,
-            counters=self.counters,
-            max_bytes=config.max_adapter_bytes,
-            make_room=DiskRoom(catalog=self.catalog, ledger=self._ledger, disk=disk).make,
-        )
         self.admin = Admin(
             catalog=self.catalog,
             ledger=self._ledger,
             layouts=self.layouts,
-            loader=loader,
+            loader=self._make_loader(disk, holds),
             warm=self.warm,
             followers=self.followers,
             watchers=self.watchers,
@@ -119,15 +108,7 @@ class AdapterStore:
         )
         self._resolver = Resolver(admin=self.admin, sources=self._sources, place=config.resolve_from)
         self._watching = self._watch(config.watch_folder) if config.watch_folder is not None else None
-        self.uploads = Uploads(
-            disk=disk,
-            worker=self._spooler,
-            load=self.admin.load,
-            max_uploads=config.max_uploads,
-            max_bytes=config.max_adapter_bytes,
-            idle_seconds=config.upload_idle_seconds,
-            most_seconds=config.upload_seconds,
-        )
+        self.uploads = self._make_uploads(disk)
         self.executors = Executors(
             arena=self.arena,
             catalog=self.catalog,
@@ -136,6 +117,30 @@ class AdapterStore:
             grace_seconds=config.executor_grace_seconds,
         )
         self._recover()
+
+    def _make_loader(self, disk: DiskTier, holds: Holds) -> Loader:
+        return Loader(
+            disk=disk,
+            arena=self.arena,
+            warm=self.warm,
+            workers=self._load_workers,
+            crew=self._crew,
+            holds=holds,
+            counters=self.counters,
+            max_bytes=self._config.max_adapter_bytes,
+            make_room=DiskRoom(catalog=self.catalog, ledger=self._ledger, disk=disk).make,
+        )
+
+    def _make_uploads(self, disk: DiskTier) -> Uploads:
+        return Uploads(
+            disk=disk,
+            worker=self._spooler,
+            load=self.admin.load,
+            max_uploads=self._config.max_uploads,
+            max_bytes=self._config.max_adapter_bytes,
+            idle_seconds=self._config.upload_idle_seconds,
+            most_seconds=self._config.upload_seconds,
+        )
 
     @classmethod
     def open(cls, config: StoreConfig) -> Self:
