@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import adapters, auth, models
+from cli import adapters, auth, bench, models
 from cli.adapter_upload import upload
 from cli.chat import chat
 from cli.generate import generate
@@ -107,4 +107,5 @@ app.command(rich_help_panel=USING)(chat)
 adapters.app.command("upload")(upload)
 app.add_typer(adapters.app, name="adapters", rich_help_panel=USING)
 app.add_typer(models.app, name="models", rich_help_panel=USING)
+app.add_typer(bench.app, name="bench", rich_help_panel=USING)
 app.add_typer(auth.app, name="auth", rich_help_panel=SERVING)

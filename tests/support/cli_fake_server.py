@@ -53,7 +53,9 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
             fail(context, not_found("ADAPTER_NOT_FOUND", f"no adapter {request.adapter!r}: load it first"))
         if request.text == "overload":
             fail(context, resource_exhausted("QUEUE_FULL", "the queue is full", retry_after=2.0))
-        prompt = request.text or request.chat.messages[-1].content
+        prompt = request.text or " ".join(str(token) for token in request.tokens.ids)
+        if request.HasField("chat"):
+            prompt = request.chat.messages[-1].content
         words = [f"{request.adapter or 'base'}:", *reversed(prompt.split())]
         for index in range(max(request.n, 1)):
             for position, word in enumerate(words):
