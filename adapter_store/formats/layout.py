@@ -1,6 +1,7 @@
 """The layout that an executor published, in the form that checks and packing use."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,8 +12,12 @@ from rpc.errors import LorikeetError, invalid_argument, unimplemented
 PACK_FORMAT_VERSION = 2
 ALIGNMENT_BYTES = 128
 
+EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+"""An expert's, in the order of its slices."""
+
 _MAX_SLICES = 1_000_000
 _MAX_FEATURES = 1 << 24
+_EXPERT = re.compile(r".+\.experts\.\d+\.[a-z_]+")
 _DTYPES = {
     layout_pb2.TENSOR_TYPE_FLOAT32: "F32",
     layout_pb2.TENSOR_TYPE_BFLOAT16: "BF16",
@@ -34,11 +39,27 @@ class Slice:
     outputs: int
     has_bias: bool = False
     is_replaceable: bool = False
+    is_expert: bool = False
 
     @property
     def weight_shape(self) -> tuple[int, int]:
         """Of the base's weight: [outputs, inputs]; of an embedding [vocabulary, hidden]."""
         return (self.inputs, self.outputs) if self.is_embedding else (self.outputs, self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experts:
+    """A layer's experts: `slices[e]` are expert e's gate, up and down projection; all experts are alike.
+
+    `module` is the path of them all, for example "model.layers.0.mlp.experts".
+    """
+
+    module: str
+    slices: tuple[tuple[Slice, Slice, Slice], ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.slices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +81,11 @@ class PackLayout:
     @cached_property
     def by_module(self) -> Mapping[str, Slice]:
         return {slice_.module: slice_ for slice_ in self.slices}
+
+    @cached_property
+    def experts(self) -> Mapping[str, Experts]:
+        """By their module."""
+        return {experts.module: experts for experts in _experts(self.slices)}
 
     def padded(self, rank: int) -> int:
         return -(-rank // self.rank_multiple) * self.rank_multiple
@@ -100,6 +126,7 @@ def read_layout(layout: layout_pb2.Layout) -> PackLayout:
     )
     if len(result.by_module) != len(result.slices):
         raise _bad("two slices have the same module")
+    _ = result.experts  # refuses what is out of order
     return result
 
 
@@ -116,7 +143,30 @@ def _slice(index: int, spec: layout_pb2.SliceSpec) -> Slice:
         outputs=spec.out_features,
         has_bias=spec.has_bias,
         is_replaceable=spec.is_replaceable,
+        is_expert=_EXPERT.fullmatch(spec.module) is not None,
     )
+
+
+def _experts(slices: Sequence[Slice]) -> Iterator[Experts]:
+    found: dict[str, list[Slice]] = {}
+    for slice_ in slices:
+        if slice_.is_expert:
+            found.setdefault(slice_.module.rsplit(".", 2)[0], []).append(slice_)
+    for module, members in found.items():
+        if len(members) % 3:
+            raise _bad(f"the experts of {module} have not three projections each")
+        triples = tuple(zip(members[::3], members[1::3], members[2::3], strict=True))
+        _check_experts(module, triples)
+        yield Experts(module=module, slices=triples)
+
+
+def _check_experts(module: str, triples: Sequence[tuple[Slice, Slice, Slice]]) -> None:
+    hidden, width = triples[0][0].inputs, triples[0][0].outputs
+    shapes = ((hidden, width), (hidden, width), (width, hidden))
+    for number, triple in enumerate(triples):
+        for slice_, name, shape in zip(triple, EXPERT_PROJECTIONS, shapes, strict=True):
+            if slice_.module != f"{module}.{number}.{name}" or (slice_.inputs, slice_.outputs) != shape:
+                raise _bad(f"{slice_.module} is not in the order of experts, or not of their shape")
 
 
 def _bad(what: str) -> LorikeetError:
