@@ -96,6 +96,7 @@ class TorchRunner:
             attention=attention,
             adapters=pool.table,
             steps=steps,
+            triton=pool.triton,
             max_context=config.max_context,
         )
         self._windows = tuple(set(model.windows))

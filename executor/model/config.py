@@ -4,38 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from executor.model.expert_options import EXPERT_FAMILIES, ExpertsConfig
+from executor.model.families import FAMILIES, Family, QkNorm
 from executor.model.options import flag, integer, number
 from executor.model.rope import RopeConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Family:
-    """Where the supported families differ from one another."""
-
-    attention_bias: Literal["option", "qkv", "none"]
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    window: Literal["none", "all_layers", "by_layer"] = "none"
-    default_head_dim: int | None = None  # None: hidden_size // num_attention_heads
-    default_kv_heads: int | None = None  # None: as many as query heads
-    default_window: int | None = None
-
-
-_FAMILIES = {
-    "llama": _Family(attention_bias="option", mlp_bias=True),
-    "mistral": _Family(attention_bias="none", window="all_layers", default_kv_heads=8, default_window=4096),
-    "qwen2": _Family(attention_bias="qkv", window="by_layer", default_kv_heads=32, default_window=4096),
-    "qwen3": _Family(
-        attention_bias="option",
-        qk_norm=True,
-        window="by_layer",
-        default_head_dim=128,
-        default_kv_heads=32,
-        default_window=4096,
-    ),
-}
 
 # Options of other architectures that would change the arithmetic here, each with its values that change
 # nothing.
@@ -43,23 +17,23 @@ _INACTIVE: dict[str, tuple[Any, ...]] = {
     "attention_chunk_size": (None, 0),
     "attention_multiplier": (None,),
     "attn_logit_softcapping": (None,),
-    "clip_qkv": (None,),
     "embedding_multiplier": (None, 1.0),
     "final_logit_softcapping": (None,),
     "layernorm_zero_centered": (None, False),
     "logit_scale": (None, 1.0),
     "logits_scaling": (None, 1.0),
     "no_rope_layers": (None, []),
-    "num_experts": (None, 0),
-    "num_local_experts": (None, 0),
     "quantization_config": (None,),
     "query_pre_attn_scalar": (None,),
     "residual_multiplier": (None, 1.0),
     "use_mrope": (None, False),
 }
 
+_EXPERTS_INACTIVE: dict[str, tuple[Any, ...]] = {"num_experts": (None, 0), "num_local_experts": (None, 0)}
+
 _HONOURED = {
     "attention_bias",
+    "clip_qkv",
     "dtype",
     "eos_token_id",
     "head_dim",
@@ -76,6 +50,7 @@ _HONOURED = {
     "num_key_value_heads",
     "original_max_position_embeddings",
     "partial_rotary_factor",
+    "qkv_bias",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",
@@ -104,8 +79,9 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A dense decoder, whatever family it came from. `windows` holds each layer's sliding window, None for
-    all.
+    """A decoder, whatever family it came from. `windows` holds each layer's sliding window, None for all;
+    queries, keys and values are clipped to `clip_qkv` either way; `experts` is None where all layers are
+    dense, of `intermediate_size`.
     """
 
     family: str
@@ -122,9 +98,11 @@ class ModelConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: QkNorm
+    clip_qkv: float | None
     tied_head: bool
     windows: tuple[int | None, ...]
+    experts: ExpertsConfig | None
     dtype: str
     eos_ids: tuple[int, ...]
     unrecognised: tuple[str, ...] = ()
@@ -139,6 +117,10 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         return self.kv_heads * self.head_dim
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """What takes the place of a layer's MLP, or None where it is dense."""
+        return self.experts if self.experts is not None and self.experts.layers[layer] else None
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
@@ -156,9 +138,9 @@ class ModelConfig:
     def parse(cls, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> "ModelConfig":
         """From the two files' contents. Raises ValueError as `load` does."""
         name = raw.get("model_type")
-        family = _FAMILIES.get(str(name))
+        family = FAMILIES.get(str(name))
         if family is None:
-            raise ValueError(f"model_type {name!r} is not supported; supported are {', '.join(_FAMILIES)}")
+            raise ValueError(f"model_type {name!r} is not supported; supported are {', '.join(FAMILIES)}")
         _refuse_active(raw, str(name), family)
         layers = integer(raw, "num_hidden_layers")
         hidden_size, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
@@ -171,10 +153,17 @@ class ModelConfig:
         if head_dim % 2:
             raise ValueError(f"head_dim {head_dim} is odd; rotary embedding needs pairs")
         max_positions = integer(raw, "max_position_embeddings")
-        rope = RopeConfig.parse(raw, max_positions=max_positions)
+        rope = RopeConfig.parse(raw, max_positions=max_positions, default_theta=family.default_theta)
         eos = generation.get("eos_token_id")
         vocab_size = integer(raw, "vocab_size")
         attention_bias = family.attention_bias == "option" and flag(raw, "attention_bias")
+        qkv_bias = family.attention_bias == "qkv" or (
+            family.attention_bias == "qkv_option" and flag(raw, "qkv_bias", default=True)
+        )
+        if family.qk_norm == "whole" and heads * head_dim != hidden_size:
+            raise ValueError(
+                f"head_dim {head_dim} is not supported for {name} checkpoints; remove the option"
+            )
         return cls(
             family=str(name),
             vocab_size=vocab_size,
@@ -184,18 +173,20 @@ class ModelConfig:
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            norm_eps=number(raw, "rms_norm_eps", default=1e-6, above=0),
+            norm_eps=number(raw, "rms_norm_eps", default=family.default_eps, above=0),
             rope=rope,
             context_length=_context_length(rope, max_positions),
-            qkv_bias=attention_bias or family.attention_bias == "qkv",
+            qkv_bias=attention_bias or qkv_bias,
             o_bias=attention_bias,
             mlp_bias=family.mlp_bias and flag(raw, "mlp_bias"),
             qk_norm=family.qk_norm,
+            clip_qkv=number(raw, "clip_qkv", above=0) if raw.get("clip_qkv") is not None else None,
             tied_head=flag(raw, "tie_word_embeddings"),
             windows=_windows(raw, str(name), family, layers),
+            experts=ExpertsConfig.parse(raw, str(name), layers),
             dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
             eos_ids=_eos_ids(eos if eos is not None else raw.get("eos_token_id"), vocab_size),
-            unrecognised=tuple(sorted(raw.keys() - _HONOURED - _WITHOUT_EFFECT - _INACTIVE.keys())),
+            unrecognised=_unrecognised(raw, str(name)),
         )
 
 
@@ -209,23 +200,35 @@ def _read_object(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _refuse_active(raw: Mapping[str, Any], name: str, family: _Family) -> None:
-    for option, inactive in _INACTIVE.items():
+def _unrecognised(raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    known = _HONOURED | _WITHOUT_EFFECT | _INACTIVE.keys() | _EXPERTS_INACTIVE.keys()
+    return tuple(sorted(raw.keys() - known - ExpertsConfig.options_of(name)))
+
+
+def _refuse_active(raw: Mapping[str, Any], name: str, family: Family) -> None:
+    refused = _INACTIVE if name in EXPERT_FAMILIES else _INACTIVE | _EXPERTS_INACTIVE
+    for option, inactive in refused.items():
         if raw.get(option) not in inactive:
             raise ValueError(
                 f"{option} = {raw[option]!r} is not supported for {name} checkpoints; remove the option"
             )
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {raw['hidden_act']!r} is not supported; supported is silu")
-    if family.attention_bias == "none" and flag(raw, "attention_bias"):
-        raise ValueError(f"attention_bias is not supported for {name} checkpoints, which have no biases")
+    if family.attention_bias in ("none", "qkv_option") and flag(raw, "attention_bias"):
+        raise ValueError(f"attention_bias is not supported for {name} checkpoints")
+    if family.attention_bias in ("none", "option") and flag(raw, "qkv_bias"):
+        raise ValueError(f"qkv_bias is not supported for {name} checkpoints")
+    if not family.clips_qkv and raw.get("clip_qkv") is not None:
+        raise ValueError(f"clip_qkv is not supported for {name} checkpoints; remove the option")
     if not family.mlp_bias and flag(raw, "mlp_bias"):
         raise ValueError(f"mlp_bias is not supported for {name} checkpoints")
 
 
-def _windows(raw: Mapping[str, Any], name: str, family: _Family, layers: int) -> tuple[int | None, ...]:
+def _windows(raw: Mapping[str, Any], name: str, family: Family, layers: int) -> tuple[int | None, ...]:
     """Each layer's window. Raises ValueError where the window options contradict each other or the family."""
     window = raw.get("sliding_window", family.default_window)
+    if family.window_is_optional and not flag(raw, "use_sliding_window"):
+        window = None
     if window is not None:
         window = integer({"sliding_window": window}, "sliding_window")
     if family.window == "none":
@@ -235,7 +238,7 @@ def _windows(raw: Mapping[str, Any], name: str, family: _Family, layers: int) ->
     elif family.window == "all_layers":
         expected = "full_attention" if window is None else "sliding_attention"
     else:
-        return _windows_by_layer(raw, window, layers)
+        return _windows_by_layer(raw, window, layers, early=family.windows_early_layers)
     kinds = raw.get("layer_types")
     if kinds is not None and list(kinds) != [expected] * layers:
         raise ValueError(
@@ -244,13 +247,16 @@ def _windows(raw: Mapping[str, Any], name: str, family: _Family, layers: int) ->
     return (window if family.window == "all_layers" else None,) * layers
 
 
-def _windows_by_layer(raw: Mapping[str, Any], window: int | None, layers: int) -> tuple[int | None, ...]:
-    if not flag(raw, "use_sliding_window"):
-        window = None
+def _windows_by_layer(
+    raw: Mapping[str, Any], window: int | None, layers: int, *, early: bool
+) -> tuple[int | None, ...]:
     kinds = raw.get("layer_types")
     if kinds is None:
-        first = integer(raw, "max_window_layers", default=28, least=0)
-        return tuple(window if layer >= first else None for layer in range(layers))
+        bound = integer(raw, "max_window_layers", default=28, least=0)
+        return tuple(
+            window if (layer < bound and layer % 2 == 0 if early else layer >= bound) else None
+            for layer in range(layers)
+        )
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ValueError(f"layer_types must name a kind for each of {layers} layers, got {kinds!r}")
     unknown = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})

@@ -1,11 +1,9 @@
-"""One decoder for all dense families: what differs between them is in `ModelConfig` and in which tensors
-exist.
+"""One decoder for all families: what differs between them is in `ModelConfig` and in which tensors exist.
 
-Legend: T tokens, N rows of logits, D hidden, H query heads, K KV heads, P = (H + 2 K) x head dimension, I
-intermediate, V vocabulary.
+Legend: T tokens, N rows of logits, D hidden, H query heads, K KV heads, P = (H + 2 K) x head dimension, V
+vocabulary.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -14,12 +12,15 @@ from torch.nn.functional import embedding
 from executor.model.attention import Attention
 from executor.model.batch import Batch
 from executor.model.config import ModelConfig
+from executor.model.experts import SparseMlp
 from executor.model.kv_cache import KvCache
-from executor.model.layout import embedding_index, head_slices, layer_slices
-from executor.model.parameters import Parameters
+from executor.model.layout import MlpSlices, embedding_index, head_slices, layer_slices
+from executor.model.mlp import DenseMlp
+from executor.model.parameters import MlpParameters, Parameters
 from executor.model.rope import rotary_tables
 from kernels import lora
 from kernels.fused import FusedSteps
+from kernels.fused.reference import rms_norm
 from kernels.lora import LoraBatch, PackedSlice, SlotTable
 
 
@@ -37,8 +38,10 @@ class Decoder:
         attention: Attention[Any],
         adapters: SlotTable,
         steps: FusedSteps,
+        triton: bool,
         max_context: int,
     ) -> None:
+        """`triton`: experts are computed with Triton's kernels, as `steps` and `attention` are by theirs."""
         self.config = config
         self._parameters = parameters
         self._adapters = adapters
@@ -56,6 +59,7 @@ class Decoder:
                 attention=attention,
                 adapters=adapters,
                 steps=steps,
+                triton=triton,
                 rotary=rotary,
             )
             for index in range(config.layers)
@@ -108,6 +112,7 @@ class _Layer:
         attention: Attention[Any],
         adapters: SlotTable,
         steps: FusedSteps,
+        triton: bool,
         rotary: tuple[Tensor, Tensor],
     ) -> None:
         self._index = index
@@ -120,9 +125,22 @@ class _Layer:
         self._slices = layer_slices(config, index)
         self._eps = config.norm_eps
         self._window = config.windows[index]
-        self._norms: tuple[Tensor, Tensor] | None = None
+        self._clip = config.clip_qkv
+        self._head_norms = self._whole_norms = None
         if weights.q_norm is not None and weights.k_norm is not None:
-            self._norms = weights.q_norm, weights.k_norm
+            norms = weights.q_norm, weights.k_norm
+            if config.qk_norm == "heads":
+                self._head_norms = norms
+            else:
+                self._whole_norms = norms
+        mlp, slices, experts = weights.mlp, self._slices.mlp, config.experts_of(index)
+        if isinstance(mlp, MlpParameters):
+            assert isinstance(slices, MlpSlices)
+            self._mlp = DenseMlp(mlp, slices, adapters=adapters, steps=steps)
+        else:
+            assert experts is not None
+            assert not isinstance(slices, MlpSlices)
+            self._mlp = SparseMlp(experts, mlp, slices, adapters=adapters, steps=steps, triton=triton)
 
     def forward(self, x_TD: Tensor, delta_TD: Tensor | None, batch: Batch) -> Tensor:
         """Add `delta`, what the layer before returned, and the attention's output to the residual stream, in
@@ -130,32 +148,35 @@ class _Layer:
         """
         add_norm, weights = self._steps.add_norm, self._weights
         delta_TD = self._attend(add_norm(x_TD, delta_TD, weights.input_norm, self._eps), batch)
-        return self._mlp(add_norm(x_TD, delta_TD, weights.post_attention_norm, self._eps), batch)
+        x_TD = add_norm(x_TD, delta_TD, weights.post_attention_norm, self._eps)
+        if isinstance(self._mlp, DenseMlp):
+            return self._mlp.forward(x_TD, batch.lora)
+        return self._mlp.forward(x_TD, batch.lora, padding_T=batch.kv_tokens < 0)
 
     def _attend(self, x_TD: Tensor, batch: Batch) -> Tensor:
         weights = self._weights
         qkv_TP = self._steps.linear(x_TD, weights.qkv.weight, weights.qkv.bias)
         self._add_lora(qkv_TP, x_TD, self._slices.qkv, batch)
+        self._norm_and_clip(qkv_TP)
         q_THd = self._steps.rotate_store(
-            qkv_TP, self._kv, batch.kv_tokens, self._rotary, batch.positions, self._norms, self._eps
+            qkv_TP, self._kv, batch.kv_tokens, self._rotary, batch.positions, self._head_norms, self._eps
         )
         out_TE = self._attention(q_THd, self._index, batch.attention[self._window])
-        o_TD = self._linear_to_add(batch)(out_TE, weights.o.weight, weights.o.bias)
+        # Adapters want a product whole; the norm that follows can sum its parts.
+        product = self._steps.linear_to_add if batch.lora.empty else self._steps.linear
+        o_TD = product(out_TE, weights.o.weight, weights.o.bias)
         self._add_lora(o_TD, out_TE, self._slices.o, batch)
         return o_TD
 
-    def _mlp(self, x_TD: Tensor, batch: Batch) -> Tensor:
-        weights = self._weights
-        gate_up_T2I = self._steps.linear(x_TD, weights.gate_up.weight, weights.gate_up.bias)
-        self._add_lora(gate_up_T2I, x_TD, self._slices.gate_up, batch)
-        wide_TI = self._steps.silu_mul(gate_up_T2I)
-        down_TD = self._linear_to_add(batch)(wide_TI, weights.down.weight, weights.down.bias)
-        self._add_lora(down_TD, wide_TI, self._slices.down, batch)
-        return down_TD
-
-    def _linear_to_add(self, batch: Batch) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """Adapters want a product whole; the norm that follows can sum its parts."""
-        return self._steps.linear_to_add if batch.lora.empty else self._steps.linear
+    def _norm_and_clip(self, qkv_TP: Tensor) -> None:
+        """What few families do to whole projections, in place."""
+        if self._whole_norms is not None:
+            q_norm, k_norm = self._whole_norms
+            q, k = len(q_norm), len(k_norm)
+            for part, weight in ((qkv_TP[:, :q], q_norm), (qkv_TP[:, q : q + k], k_norm)):
+                part.copy_(rms_norm(part, weight, self._eps))
+        if self._clip is not None:
+            qkv_TP.clamp_(-self._clip, self._clip)
 
     def _add_lora(self, y: Tensor, x: Tensor, slices: tuple[PackedSlice, ...], batch: Batch) -> None:
         if not batch.lora.empty:

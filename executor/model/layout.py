@@ -1,29 +1,26 @@
-"""Every place of the decoder that LoRA can touch: seven linear slices per layer, then embedding and head.
+"""Every place of the decoder that LoRA can touch, and the index of each.
 
-The order is part of the pack format: index `7 * layer + j` with j in the order of `LAYER_MODULES`, then
-`embed_tokens`, then `lm_head`.
+The order is part of the pack format. Layer by layer: q, k, v, o of the attention, then
+
+    dense         mlp.gate_proj, up_proj, down_proj
+    with experts  mlp.gate (the router), then gate_proj, up_proj, down_proj of each of mlp.experts, then those
+                  of mlp.shared_expert and mlp.shared_expert_gate, where the family has them
+
+and after the last layer `model.embed_tokens` and `lm_head`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from executor.model.config import ModelConfig
+from executor.model.expert_options import ExpertsConfig
 from kernels.lora import UNIT_BYTES, PackedSlice, SliceShape
 from kernels.lora.table import RANK_MULTIPLE
 from lorikeet.v1 import layout_pb2
 
 PACK_FORMAT_VERSION = 2
-
-LAYER_MODULES = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
 
 REPLACEABLE_MODULES = ("model.embed_tokens", "lm_head")
 """Those for which an adapter may bring a whole weight of its own."""
@@ -38,11 +35,33 @@ _KINDS = {"linear": layout_pb2.SLICE_KIND_LINEAR, "embedding": layout_pb2.SLICE_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedSlice:
-    """A slice and the checkpoint's path of its module, and whether that has a bias in the base."""
+    """A slice and the checkpoint's path of its module, and whether that has a bias in the base.
+
+    `is_plain`: it takes LoRA and nothing else, no magnitude and no bias.
+    """
 
     module: str
     shape: SliceShape
-    has_bias: bool
+    has_bias: bool = False
+    is_plain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpSlices:
+    """A dense MLP's slices as columns of its packed projections."""
+
+    gate_up: tuple[PackedSlice, ...]
+    down: tuple[PackedSlice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSlices:
+    """Expert e's gate, up and down are slices `first_expert + 3 e + (0, 1, 2)`."""
+
+    router: tuple[PackedSlice, ...]
+    first_expert: int
+    shared: MlpSlices | None
+    shared_gate: tuple[PackedSlice, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,61 +70,111 @@ class LayerSlices:
 
     qkv: tuple[PackedSlice, ...]
     o: tuple[PackedSlice, ...]
-    gate_up: tuple[PackedSlice, ...]
-    down: tuple[PackedSlice, ...]
+    mlp: MlpSlices | ExpertSlices
 
 
 def named_slices(config: ModelConfig) -> tuple[NamedSlice, ...]:
     """All slices, by index."""
-    hidden, wide = config.hidden_size, config.intermediate_size
-    modules = {
-        "self_attn.q_proj": (hidden, config.q_size, config.qkv_bias),
-        "self_attn.k_proj": (hidden, config.kv_size, config.qkv_bias),
-        "self_attn.v_proj": (hidden, config.kv_size, config.qkv_bias),
-        "self_attn.o_proj": (config.q_size, hidden, config.o_bias),
-        "mlp.gate_proj": (hidden, wide, config.mlp_bias),
-        "mlp.up_proj": (hidden, wide, config.mlp_bias),
-        "mlp.down_proj": (wide, hidden, config.mlp_bias),
-    }
+    hidden, vocabulary = config.hidden_size, config.vocab_size
     slices = [
         NamedSlice(
-            module=f"model.layers.{layer}.{module}",
-            shape=SliceShape(kind="linear", in_features=inputs, out_features=outputs),
-            has_bias=has_bias,
+            module=f"model.layers.{layer}.{named.module}",
+            shape=named.shape,
+            has_bias=named.has_bias,
+            is_plain=named.is_plain,
         )
         for layer in range(config.layers)
-        for module in LAYER_MODULES
-        for inputs, outputs, has_bias in (modules[module],)
+        for named in _layer(config, layer)
     ]
-    embedding = SliceShape(kind="embedding", in_features=config.vocab_size, out_features=hidden)
-    head = SliceShape(kind="linear", in_features=hidden, out_features=config.vocab_size)
-    slices.append(NamedSlice(module="model.embed_tokens", shape=embedding, has_bias=False))
-    slices.append(NamedSlice(module="lm_head", shape=head, has_bias=False))
+    embedding = SliceShape(kind="embedding", in_features=vocabulary, out_features=hidden)
+    slices.append(NamedSlice(module="model.embed_tokens", shape=embedding))
+    slices.append(NamedSlice(module="lm_head", shape=_linear(hidden, vocabulary)))
     return tuple(slices)
 
 
 def layer_slices(config: ModelConfig, layer: int) -> LayerSlices:
     """A layer's slices, grouped as the decoder's matrices pack them."""
-    first = len(LAYER_MODULES) * layer
-    q, kv, wide = config.q_size, config.kv_size, config.intermediate_size
+    first = _first_slice(config, layer)
+    q, kv, hidden = config.q_size, config.kv_size, config.hidden_size
+    experts, mlp = config.experts_of(layer), first + 4
     return LayerSlices(
         qkv=(
             PackedSlice(first, 0, q),
             PackedSlice(first + 1, q, q + kv),
             PackedSlice(first + 2, q + kv, q + 2 * kv),
         ),
-        o=(PackedSlice(first + 3, 0, config.hidden_size),),
-        gate_up=(PackedSlice(first + 4, 0, wide), PackedSlice(first + 5, wide, 2 * wide)),
-        down=(PackedSlice(first + 6, 0, config.hidden_size),),
+        o=(PackedSlice(first + 3, 0, hidden),),
+        mlp=_mlp_slices(config, mlp, config.intermediate_size)
+        if experts is None
+        else _expert_slices(config, experts, mlp),
     )
 
 
 def embedding_index(config: ModelConfig) -> int:
-    return len(LAYER_MODULES) * config.layers
+    return _first_slice(config, config.layers)
 
 
 def head_slices(config: ModelConfig) -> tuple[PackedSlice, ...]:
     return (PackedSlice(embedding_index(config) + 1, 0, config.vocab_size),)
+
+
+def _mlp_slices(config: ModelConfig, first: int, width: int) -> MlpSlices:
+    return MlpSlices(
+        gate_up=(PackedSlice(first, 0, width), PackedSlice(first + 1, width, 2 * width)),
+        down=(PackedSlice(first + 2, 0, config.hidden_size),),
+    )
+
+
+def _expert_slices(config: ModelConfig, experts: ExpertsConfig, first: int) -> ExpertSlices:
+    shared = first + 1 + 3 * experts.count
+    width = experts.shared_width
+    return ExpertSlices(
+        router=(PackedSlice(first, 0, experts.count),),
+        first_expert=first + 1,
+        shared=None if width is None else _mlp_slices(config, shared, width),
+        shared_gate=() if width is None else (PackedSlice(shared + 3, 0, 1),),
+    )
+
+
+def _first_slice(config: ModelConfig, layer: int) -> int:
+    """Of a layer; of the one after the last, the number of slices before the embedding."""
+    sparse = sum(config.experts.layers[:layer]) if config.experts is not None else 0
+    return 7 * (layer - sparse) + (_slices_with_experts(config.experts) * sparse if config.experts else 0)
+
+
+def _slices_with_experts(experts: ExpertsConfig) -> int:
+    return 5 + 3 * experts.count + (0 if experts.shared_width is None else 4)
+
+
+def _layer(config: ModelConfig, layer: int) -> Iterator[NamedSlice]:
+    """A layer's slices in order; modules by their path in the layer."""
+    hidden, q, kv, bias = config.hidden_size, config.q_size, config.kv_size, config.qkv_bias
+    yield NamedSlice(module="self_attn.q_proj", shape=_linear(hidden, q), has_bias=bias)
+    yield NamedSlice(module="self_attn.k_proj", shape=_linear(hidden, kv), has_bias=bias)
+    yield NamedSlice(module="self_attn.v_proj", shape=_linear(hidden, kv), has_bias=bias)
+    yield NamedSlice(module="self_attn.o_proj", shape=_linear(q, hidden), has_bias=config.o_bias)
+    experts = config.experts_of(layer)
+    if experts is None:
+        yield from _mlp("mlp", hidden, config.intermediate_size, has_bias=config.mlp_bias)
+        return
+    yield NamedSlice(module="mlp.gate", shape=_linear(hidden, experts.count))
+    for e in range(experts.count):
+        yield from _mlp(f"mlp.experts.{e}", hidden, experts.width, is_plain=True)
+    if experts.shared_width is not None:
+        yield from _mlp("mlp.shared_expert", hidden, experts.shared_width, has_bias=config.mlp_bias)
+        yield NamedSlice(module="mlp.shared_expert_gate", shape=_linear(hidden, 1))
+
+
+def _mlp(
+    path: str, hidden: int, width: int, *, has_bias: bool = False, is_plain: bool = False
+) -> Iterator[NamedSlice]:
+    wide, narrow = _linear(hidden, width), _linear(width, hidden)
+    for name, shape in (("gate_proj", wide), ("up_proj", wide), ("down_proj", narrow)):
+        yield NamedSlice(module=f"{path}.{name}", shape=shape, has_bias=has_bias, is_plain=is_plain)
+
+
+def _linear(inputs: int, outputs: int) -> SliceShape:
+    return SliceShape(kind="linear", in_features=inputs, out_features=outputs)
 
 
 def build_layout(
@@ -135,6 +204,7 @@ def build_layout(
                 out_features=named.shape.out_features,
                 has_bias=named.has_bias,
                 is_replaceable=named.module in REPLACEABLE_MODULES,
+                is_plain=named.is_plain,
             )
             for named in named_slices(config)
         ],

@@ -52,7 +52,9 @@ class RopeConfig:
     attention_factor: float = 1.0
 
     @classmethod
-    def parse(cls, raw: Mapping[str, Any], *, max_positions: int) -> "RopeConfig":
+    def parse(
+        cls, raw: Mapping[str, Any], *, max_positions: int, default_theta: float = 10_000.0
+    ) -> "RopeConfig":
         """Read either spelling: `rope_parameters`, or `rope_theta` beside `rope_scaling`.
 
         Raises ValueError naming the option where it is malformed or not supported.
@@ -67,7 +69,9 @@ class RopeConfig:
             raise ValueError(
                 f"partial_rotary_factor {partial} is not supported; only whole heads are rotated (1.0)"
             )
-        theta = number(options, "rope_theta", default=number(raw, "rope_theta", default=10_000.0), above=1)
+        theta = number(
+            options, "rope_theta", default=number(raw, "rope_theta", default=default_theta), above=1
+        )
         if rope_type == "default":
             return cls(rope_type=rope_type, theta=theta)
         if rope_type == "linear":

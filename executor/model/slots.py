@@ -13,6 +13,8 @@ from executor.model.parameters import Parameters
 from kernels.lora import UNIT_BYTES, LoraBatch, SliceEntry, SliceShape, SlotRow, SlotTable
 from lorikeet.v1 import layout_pb2
 
+_NOT_PLAIN = ("magnitude", "lora_bias", "bias", "shift", "weight")
+
 
 class AdapterPool:
     """Flat memory for packs of any rank, and one slot row for each resident adapter.
@@ -38,7 +40,8 @@ class AdapterPool:
         """
         pool = torch.zeros(units * UNIT_BYTES // dtype.itemsize, dtype=dtype, device=device)
         self.units = units
-        self.table = SlotTable(pool=pool, shapes=[named.shape for named in named_slices(config)], slots=slots)
+        self._slices = named_slices(config)
+        self.table = SlotTable(pool=pool, shapes=[named.shape for named in self._slices], slots=slots)
         self._bytes = pool.view(torch.uint8)
         self._copies = torch.cuda.Stream(pool.device) if pool.is_cuda else None
         self._derivation = Derivation(config, parameters, pool) if parameters is not None else None
@@ -99,6 +102,9 @@ class AdapterPool:
         self, unit_offset: int, place: layout_pb2.SlicePlacement, manifest: layout_pb2.PackManifest
     ) -> SliceEntry:
         if place.slice < len(self.table.shapes):
+            named = self._slices[place.slice]
+            if named.is_plain and any(place.HasField(f"{part}_offset") for part in _NOT_PLAIN):
+                raise ValueError(f"{named.module} takes plain LoRA alone: no magnitude and no bias")
             for end in _ends(place, self.table.shapes[place.slice], self.table.pool.element_size()):
                 if end > manifest.total_bytes:
                     raise ValueError(f"slice {place.slice} reaches beyond pack {manifest.digest}")

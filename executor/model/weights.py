@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from executor.model.checkpoint_names import canonical_names, stacked_layers
 from executor.model.config import ModelConfig
 from executor.model.parameters import Parameters
 
@@ -36,14 +37,16 @@ def load_parameters(
     `config` makes of them; the message names the tensors.
     """
     parameters = Parameters.allocate(config, dtype=dtype, device=device or torch.device("cpu"))
-    destinations = parameters.destinations(config)
     with ExitStack() as stack:
         files = {path: _open(stack, path) for path in _files(folder)}
         places = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
-        _check_names(places.keys(), destinations.keys(), config, folder)
+        stored = canonical_names(places.keys(), config)
+        destinations = parameters.destinations(config, stacked=stacked_layers(stored.keys()))
+        _check_names(stored.keys(), destinations.keys(), config, folder)
         total = sum(view.numel() * view.element_size() for view in destinations.values())
         done = 0
-        for name, view in destinations.items():
+        for canonical, view in destinations.items():
+            name = stored[canonical]
             _check_tensor(name, places[name], view)
             view.copy_(places[name].get_tensor(name))
             done += view.numel() * view.element_size()

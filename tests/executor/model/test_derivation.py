@@ -128,7 +128,7 @@ def test_other_tensors_of_the_pack_stay(folder: Path) -> None:
 
 def test_a_direction_of_length_zero_is_refused(folder: Path) -> None:
     made = Made(folder, dtype=torch.float32)
-    made.parameters.layers[0].gate_up.weight[-3:].zero_()  # of up_proj
+    made.parameters.destinations(made.config)["model.layers.0.mlp.up_proj.weight"][-3:].zero_()
     up = next(place for place in made.manifest.slices if place.slice == 5)
     start = made.unit_offset * 128 + up.b_offset
     made.pool.table.pool[start // 4 : start // 4 + 128 * RANK].zero_()

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from executor.model.config import ModelConfig
-from executor.model.parameters import Parameters
+from executor.model.parameters import MlpParameters, Parameters
 from executor.model.weights import load_parameters
 from tests.support.oracle_checkpoints import FAMILIES, make_checkpoint
 
@@ -40,7 +40,15 @@ def test_destinations_cover_every_element_once(family: str, tmp_path: Path) -> N
     for layer in parameters.layers:
         owners += [layer.input_norm, layer.post_attention_norm]
         owners += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
-        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+        linears = [layer.qkv, layer.o]
+        if isinstance(layer.mlp, MlpParameters):
+            linears += [layer.mlp.gate_up, layer.mlp.down]
+        else:
+            owners += [layer.mlp.router, *layer.mlp.experts]
+            if layer.mlp.shared is not None and layer.mlp.shared_gate is not None:
+                owners.append(layer.mlp.shared_gate)
+                linears += [layer.mlp.shared.gate_up, layer.mlp.shared.down]
+        for linear in linears:
             owners += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
     for owner in owners:
         owner.zero_()

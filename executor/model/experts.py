@@ -1,0 +1,82 @@
+"""The experts of a layer, in a dense MLP's place: a router, the experts it chooses, and perhaps a shared one.
+
+Legend: T tokens, E experts, X experts of a token, P = T x X pairs, D hidden, I an expert's width.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from executor.model.expert_options import ExpertsConfig
+from executor.model.layout import ExpertSlices
+from executor.model.mlp import DenseMlp
+from executor.model.parameters import ExpertParameters
+from kernels import lora, moe, moe_lora
+from kernels.fused import FusedSteps
+from kernels.lora import LoraBatch, PackedSlice, SlotTable
+from kernels.moe import Routing
+
+
+class _Adapters(NamedTuple):
+    """A batch's adapters on the experts of one layer, as `kernels.moe.Adapt` has them."""
+
+    first_slice: int
+    batch: LoraBatch
+    table: SlotTable
+
+    def gate_up(self, y_P2I: Tensor, x_TD: Tensor, routing: Routing) -> None:
+        moe_lora.apply_gate_up(
+            y_P2I, x_TD, routing, first_slice=self.first_slice, batch=self.batch, table=self.table
+        )
+
+    def down(self, y_PD: Tensor, wide_PI: Tensor, routing: Routing) -> None:
+        moe_lora.apply_down(
+            y_PD, wide_PI, routing, first_slice=self.first_slice, batch=self.batch, table=self.table
+        )
+
+
+class SparseMlp:
+    """`sum of weight x expert(x)` over a token's experts, `+ sigmoid(shared_gate(x)) x shared(x)`."""
+
+    def __init__(
+        self,
+        config: ExpertsConfig,
+        weights: ExpertParameters,
+        slices: ExpertSlices,
+        *,
+        adapters: SlotTable,
+        steps: FusedSteps,
+        triton: bool,
+    ) -> None:
+        self._config = config
+        self._weights = weights
+        self._slices = slices
+        self._adapters = adapters
+        self._steps = steps
+        self._triton = triton
+        self._shared: DenseMlp | None = None
+        if weights.shared is not None and slices.shared is not None:
+            self._shared = DenseMlp(weights.shared, slices.shared, adapters=adapters, steps=steps)
+
+    def forward(self, x_TD: Tensor, batch: LoraBatch, *, padding_T: Tensor | None = None) -> Tensor:
+        """x `[T, D]`; returns `[T, D]`. Tokens where `padding` is true go to no expert."""
+        logits_TE = self._linear(x_TD, self._weights.router, self._slices.router, batch)
+        experts_TX, weights_TX = moe.route(logits_TE, top_k=self._config.chosen, form=self._config.form)
+        if padding_T is not None:
+            experts_TX = experts_TX.masked_fill(padding_T[:, None], -1)
+        adapt = None if batch.empty else _Adapters(self._slices.first_expert, batch, self._adapters)
+        out_TD = moe.experts(
+            x_TD, Routing(experts_TX, weights_TX), self._weights.experts, adapt=adapt, triton=self._triton
+        )
+        if self._shared is not None and self._weights.shared_gate is not None:
+            gate_T1 = self._linear(x_TD, self._weights.shared_gate, self._slices.shared_gate, batch)
+            out_TD.add_(self._shared.forward(x_TD, batch, whole=True) * gate_T1.sigmoid())
+        return out_TD
+
+    def _linear(
+        self, x_TD: Tensor, weight_ND: Tensor, slices: tuple[PackedSlice, ...], batch: LoraBatch
+    ) -> Tensor:
+        y_TN = self._steps.linear(x_TD, weight_ND, None)
+        if not batch.empty:
+            lora.apply(y_TN, x_TD, slices=slices, batch=batch, table=self._adapters)
+        return y_TN
