@@ -24,16 +24,16 @@ class LoadRequest:
     Args:
         reader: of where the adapter lies.
         expected_digest: what the name must point to when it moves; "none": nothing; empty: no condition.
-        pinned: keep it in memory.
+        pinned: keep it in memory; None leaves that as it is.
         tenant: whose quota it counts against.
         content_digest: what the content must be; empty: no condition.
-        is_shared: it may join one that runs already, of the same source on the same conditions.
+        is_shared: it may join one that waits already, of the same source on the same conditions.
     """
 
     name: str
     reader: SourceReader
     expected_digest: str = ""
-    pinned: bool = False
+    pinned: bool | None = False
     tenant: str = ""
     content_digest: str = ""
     is_shared: bool = True
@@ -91,7 +91,8 @@ class Admin:
     async def load(self, request: LoadRequest) -> tuple[AdapterView, bool]:
         """Points a name at what a source has; the second value is False when it did already.
 
-        Goes on when the caller is cancelled; a caller who wants the same joins it.
+        Goes on when the caller is cancelled. A caller who wants the same joins one that waits, but never one
+        that reads its source already: what it reads may be older than what this caller has put there.
 
         Raises:
             LorikeetError: see AdapterService.LoadAdapter.
@@ -153,6 +154,7 @@ class Admin:
 
     async def _load(self, request: LoadRequest) -> tuple[AdapterView, bool]:
         async with self._names.hold(request.name):
+            self._flights.depart(request.flight)
             try:
                 view, changed = await self._load_alone(request)
             except Exception as error:

@@ -185,7 +185,7 @@ class Catalog:
         *,
         expected: str = "",
         tenant: str = "",
-        pinned: bool = False,
+        pinned: bool | None = False,
     ) -> Change | None:
         """Decides how a name comes to mean a version; None when it does already.
 
@@ -193,6 +193,7 @@ class Catalog:
 
         Args:
             tenant: whose the name becomes; whose it is already, or "", leaves it with its owner.
+            pinned: None leaves it as it is.
 
         Raises:
             LorikeetError: ABORTED (it does not point to what was expected), PERMISSION_DENIED (it is not that
@@ -201,6 +202,8 @@ class Catalog:
         self.check_expected(name, expected)
         tenant = self.check_owner(name, tenant)
         old = self._pointers.get(name)
+        if pinned is None:
+            pinned = old is not None and old.pinned
         revision = self._revision + 1
         if old is None or old.digest != version.digest:
             new = Pointer(

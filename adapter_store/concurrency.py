@@ -54,9 +54,10 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, asyncio.Task[T]] = {}
+        self._departed: set[asyncio.Task[T]] = set()
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._flights) + len(self._departed)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._flights
@@ -74,9 +75,15 @@ class SingleFlight(Generic[T]):
         """Joins or begins an attempt and waits for it."""
         return await asyncio.shield(self.start(key, attempt))
 
+    def depart(self, key: Hashable) -> None:
+        """From within an attempt: nobody joins it any more; who wants the same begins another."""
+        task = self._flights.pop(key)
+        assert task is asyncio.current_task(), "only an attempt itself says that it departs"
+        self._departed.add(task)
+
     async def close(self) -> None:
         """Cancels every attempt and waits for their ends."""
-        tasks = list(self._flights.values())
+        tasks = [*self._flights.values(), *self._departed]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -85,7 +92,10 @@ class SingleFlight(Generic[T]):
         try:
             return await attempt()
         finally:
-            del self._flights[key]
+            task = asyncio.current_task()
+            if self._flights.get(key) is task:
+                del self._flights[key]
+            self._departed.discard(task)
 
 
 class KeyedLock:

@@ -8,7 +8,7 @@ import grpc
 
 from adapter_store.admin import Admin, LoadRequest
 from adapter_store.catalog import check_name
-from adapter_store.formats.strict_json import printable
+from adapter_store.concurrency import SingleFlight
 from adapter_store.sources import Sources
 from adapter_store.watchers import AdapterView
 from rpc.errors import LorikeetError, not_found, resource_exhausted
@@ -43,7 +43,8 @@ class Resolver:
         self._sources = sources
         self._place = place.rstrip("/")
         self._clock = clock
-        self._pending: dict[str, int] = {}
+        # Loads go on when those who asked leave, and count until they end.
+        self._flights: SingleFlight[AdapterView] = SingleFlight()
         self._refused: OrderedDict[str, tuple[float, LorikeetError]] = OrderedDict()
 
     async def resolve(self, name: str) -> AdapterView:
@@ -56,19 +57,17 @@ class Resolver:
         if not self._place:
             raise not_found("RESOLVING_OFF", "the store loads no adapter by itself: load it with LoadAdapter")
         check_name(name)
-        if any(part in ("", ".", "..") for part in name.split("/")):
-            raise not_found(
-                "ADAPTER_NOT_FOUND", f"no adapter can be found as {printable(name)}", adapter=name
-            )
         known = self._find(name)
         if known is not None:
             return known
         self._check_refused(name)
-        if name not in self._pending and len(self._pending) >= _MAX_PENDING:
+        if name not in self._flights and len(self._flights) >= _MAX_PENDING:
             raise resource_exhausted(
                 "TOO_MANY_LOADS", f"{_MAX_PENDING} unknown adapters are being loaded already", retry_after=1.0
             )
-        self._pending[name] = self._pending.get(name, 0) + 1
+        return await self._flights.run(name, lambda: self._load(name))
+
+    async def _load(self, name: str) -> AdapterView:
         try:
             view, _ = await self._admin.load(
                 LoadRequest(name=name, reader=self._sources.open(f"{self._place}/{name}"))
@@ -76,10 +75,6 @@ class Resolver:
         except LorikeetError as error:
             self._remember(name, error)
             raise
-        finally:
-            self._pending[name] -= 1
-            if not self._pending[name]:
-                del self._pending[name]
         return view
 
     def _find(self, name: str) -> AdapterView | None:

@@ -120,11 +120,16 @@ class WatchedFolder:
         looks = await self._workers.run(look_at, self._folder)
         for name in self._sightings.see(looks):
             try:
-                await self._load(LoadRequest(name=name, reader=self._open(str(self._folder / name))))
+                reader = self._open(str(self._folder / name))
+                await self._load(LoadRequest(name=name, reader=reader, pinned=None))
             except LorikeetError as error:
                 log.warning("the watched adapter %s was not loaded: %s", name, error)
                 if error.code in _MAY_PASS:
                     self._sightings.try_later(name)
+            except Exception:
+                # One adapter's trouble must not keep the others, or the watching, from going on.
+                log.exception("the watched adapter %s was not loaded", name)
+                self._sightings.try_later(name)
 
 
 def look_at(folder: Path) -> dict[str, Look]:

@@ -1,14 +1,16 @@
 import asyncio
+import threading
 
 import grpc
 import pytest
 
 from adapter_store.admin import Admin
+from adapter_store.sources.folder import copy_source
 from lorikeet.v1 import store_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.source_servers import WebServer, put_folder, s3_bucket, serving
 from tests.support.store_adapters import write_adapter
-from tests.support.store_server import WAIT_SECONDS, running_store
+from tests.support.store_server import WAIT_SECONDS, eventually, running_store
 
 
 async def resolve(running, name: str):
@@ -65,6 +67,28 @@ async def test_a_refusal_is_remembered_for_a_while(tmp_path):
             now[0] += 60
             assert (await refusal(running, "a")).reason == "NO_CONFIG"
             assert len(web.requests) == 2 * asked
+
+
+async def test_callers_who_leave_make_no_room_for_more_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr("adapter_store.resolving._MAX_PENDING", 2)
+    release = threading.Event()
+    monkeypatch.setattr(
+        "adapter_store.sources.folder.copy_source", lambda *args: (release.wait(20), copy_source(*args))
+    )
+    for name in "abc":
+        write_adapter(tmp_path / "adapters" / name)
+    async with running_store(tmp_path, resolve_from=str(tmp_path / "adapters")) as running:
+        await running.register()
+        callers = [asyncio.ensure_future(resolve(running, name)) for name in "ab"]
+        await eventually(lambda: running.store.admin.pending == 2)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        assert (await refusal(running, "c")).reason == "TOO_MANY_LOADS"
+        release.set()
+        await eventually(lambda: running.store.admin.pending == 0)
+        await resolve(running, "c")
+        assert [pointer.name for pointer in running.store.catalog.pointers()] == ["a", "b", "c"]
 
 
 async def test_an_adapter_from_a_bucket_has_the_digest_of_its_folder(tmp_path, monkeypatch):

@@ -187,6 +187,33 @@ async def test_single_flight_shares_an_attempt_and_survives_its_callers():
     assert begun == 2
 
 
+async def test_nobody_joins_an_attempt_that_has_departed():
+    flights: SingleFlight[int] = SingleFlight()
+    left, go = asyncio.Event(), asyncio.Event()
+
+    async def leave(number: int) -> int:
+        flights.depart("k")
+        left.set()
+        await go.wait()
+        return number
+
+    first = flights.start("k", lambda: leave(1))
+    await left.wait()
+    second = flights.start("k", lambda: leave(2))
+    assert second is flights.start("k", lambda: leave(3))
+    assert len(flights) == 2
+    go.set()
+    assert (await first, await second) == (1, 2)
+    assert len(flights) == 0
+
+    go.clear()
+    left.clear()
+    third = flights.start("k", lambda: leave(3))
+    await left.wait()
+    await flights.close()
+    assert third.cancelled()
+
+
 async def test_single_flight_hands_out_its_error():
     flights: SingleFlight[int] = SingleFlight()
 

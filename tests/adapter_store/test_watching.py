@@ -7,6 +7,7 @@ from adapter_store.admin import LoadRequest
 from adapter_store.concurrency import Workers
 from adapter_store.sources import Sources
 from adapter_store.watching import Sightings, WatchedFolder, look_at
+from lorikeet.v1 import adapters_pb2
 from rpc.errors import invalid_argument, unavailable
 from tests.support.store_adapters import lora_tensors, write_adapter
 from tests.support.store_server import eventually, running_store
@@ -87,6 +88,44 @@ async def test_a_broken_adapter_is_reported_once_per_change(tmp_path, error, tim
         await watched.look()
     assert loads.names == ["a"] * (times + 1)
     workers.close()
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), RuntimeError("a mistake of ours")])
+async def test_what_goes_wrong_with_one_adapter_keeps_no_other_from_loading(tmp_path, error):
+    for name in ("a", "b", "c"):
+        write_adapter(tmp_path / name)
+    loads, workers = Loads(), Workers(1, "test")
+    watched = WatchedFolder(
+        folder=tmp_path,
+        open_source=Sources(roots=[tmp_path]).open,
+        load=loads,
+        is_ready=lambda: True,
+        workers=workers,
+    )
+    loads.error = error
+    for _ in range(2):
+        await watched.look()
+    assert sorted(loads.names) == ["a", "b", "c"]
+    loads.error = None
+    for _ in range(11):
+        await watched.look()
+    assert sorted(loads.names) == ["a", "a", "b", "b", "c", "c"]
+    workers.close()
+
+
+async def test_what_an_admin_pinned_stays_pinned(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("adapter_store.watching._SECONDS_BETWEEN_LOOKS", 0.01)
+    watched = tmp_path / "adapters" / "live"
+    folder = write_adapter(watched / "a")
+    async with running_store(tmp_path, watch_folder=watched) as running:
+        await running.register()
+        pointers = running.store.catalog
+        await eventually(lambda: pointers.revision == 1)
+        request = adapters_pb2.LoadAdapterRequest(name="a", source=str(folder), pinned=True)
+        assert (await running.catalog.Load(request)).adapter.pinned
+        write_adapter(folder, lora_tensors(seed=1))
+        await eventually(lambda: pointers.revision == 3)
+        assert pointers.get("a").pinned
 
 
 async def test_names_follow_the_folder(tmp_path: Path, monkeypatch):
