@@ -2,9 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from adapter_store.formats.layout import Slice
 from adapter_store.formats.safetensors_files import TensorEntry
+
+
+class Cut(NamedTuple):
+    """A matrix within a tensor, all counted in elements: (i, j) is at start + i * row_step + j * column_step.
+
+    Several slices may have the same cut of the same tensor; a pack holds it once.
+    """
+
+    start: int
+    rows: int
+    columns: int
+    row_step: int
+    column_step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,6 +26,7 @@ class AdaptedSlice:
     """A slice with what an adapter brings for it; tensors as on disk.
 
     lora_a is [rank, inputs] and lora_b [outputs, rank], unless stored transposed; both are absent at rank 0.
+    Where a_cut or b_cut is there, the matrix is that part of the tensor, whatever the tensor's shape.
     magnitude (of DoRA), lora_bias and bias are [outputs]; weight takes the place of the base's.
     """
 
@@ -26,6 +41,8 @@ class AdaptedSlice:
     weight: TensorEntry | None = None
     is_a_transposed: bool = False
     is_b_transposed: bool = False
+    a_cut: Cut | None = None
+    b_cut: Cut | None = None
 
     def tensors(self) -> Iterator[tuple[str, TensorEntry]]:
         """(part, tensor) of those that are there, in the order of a pack."""
@@ -39,6 +56,10 @@ class AdaptedSlice:
         ):
             if entry is not None:
                 yield part, entry
+
+    def cut_of(self, part: str) -> Cut | None:
+        """The part of its tensor that counts; None for all of it."""
+        return self.a_cut if part == "lora_a" else self.b_cut if part == "lora_b" else None
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -7,15 +7,16 @@ from typing import Any
 
 import blake3
 
-from adapter_store.formats.checks import AdaptedSlice
+from adapter_store.formats.adapted import AdaptedSlice, Cut
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorScan:
-    """What one pass over a tensor's bytes found: its BLAKE3, and whether all of it is zero."""
+    """What one pass over a tensor's bytes found: its BLAKE3, and which of it is zero: all, or some cuts."""
 
     digest: str
     is_zero: bool
+    zero_cuts: frozenset[Cut] = frozenset()
 
 
 def adapter_digest(
@@ -27,18 +28,26 @@ def adapter_digest(
     of each module's effective scaling. r, lora_alpha, use_rslora and both patterns act through ranks (which
     are shapes) and scalings only, so two spellings of the same arithmetic have one digest. File layout,
     tensor order, metadata and PEFT's version are not in it, nor are tensors that are left out. A chat
-    template that the adapter brings is: it decides what its chat prompts become.
+    template that the adapter brings is: it decides what its chat prompts become. A tensor that is cut is in
+    it once, whole, with the first of its cuts; the others follow from that and the shape.
 
     Args:
         scans: by the name of the tensor's entry.
     """
     tensors, scalings = [], []
+    cut_names: set[str] = set()
     for adapted in slices:
         module = adapted.slice.module
         if adapted.rank:
             scalings.append([module, adapted.scaling.hex()])
         for part, entry in adapted.tensors():
-            tensors.append([f"{module}.{part}", entry.dtype, entry.shape, scans[entry.name].digest])
+            row = [f"{module}.{part}", entry.dtype, entry.shape, scans[entry.name].digest]
+            if (cut := adapted.cut_of(part)) is not None:
+                if entry.name in cut_names:
+                    continue
+                cut_names.add(entry.name)
+                row.append(cut)
+            tensors.append(row)
     content: dict[str, Any] = {
         "form": "lora-1",
         "scalings": sorted(scalings),

@@ -11,6 +11,7 @@ import blake3
 import numpy as np
 
 from adapter_store.crew import ALONE, Crew, Urgency
+from adapter_store.formats.cutting import copy_cuts, zero_cuts
 from adapter_store.formats.identity import TensorScan
 from adapter_store.formats.plan import PackPlan, PlacedTensor
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry, TensorFiles
@@ -64,18 +65,21 @@ def fill_pack(
     """
     assert target is None or len(target) == plan.manifest.total_bytes
     scans: dict[str, TensorScan] = {}
-    total = sum(placed.entry.nbytes for placed in plan.tensors)
+    groups = list(_groups([placed for placed in plan.tensors if placed.cut is None]))
+    groups += _stacks([placed for placed in plan.tensors if placed.cut is not None])
+    total = sum(map(_read_bytes, groups))
     done = 0
 
     def work(group: Sequence[PlacedTensor]) -> None:
         nonlocal done
-        scans.update(_do_group(group, files, target))
-        done += sum(placed.entry.nbytes for placed in group)
+        do = _do_group if group[0].cut is None else _do_stack
+        scans.update(do(group, files, target))
+        done += _read_bytes(group)
         progress(min(done, total), total)
 
     if target is not None:
         _clear_gaps(plan, target)
-    crew.run(work, list(_groups(plan.tensors)), urgency)
+    crew.run(work, groups, urgency)
     return scans
 
 
@@ -99,6 +103,41 @@ def _groups(tensors: Sequence[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
         following = (entry.file, entry.begin + entry.nbytes)
     if group:
         yield group
+
+
+def _stacks(tensors: Sequence[PlacedTensor]) -> list[list[PlacedTensor]]:
+    """The cuts of each tensor."""
+    stacks: dict[str, list[PlacedTensor]] = {}
+    for placed in tensors:
+        stacks.setdefault(placed.entry.name, []).append(placed)
+    return list(stacks.values())
+
+
+def _read_bytes(group: Sequence[PlacedTensor]) -> int:
+    if group[0].cut is not None:
+        return group[0].entry.nbytes
+    return sum(placed.entry.nbytes for placed in group)
+
+
+def _do_stack(
+    stack: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None
+) -> dict[str, TensorScan]:
+    """One tensor and all its cuts."""
+    entry = stack[0].entry
+    bits, magnitude, infinity = _BITS[entry.dtype]
+    data = np.empty(entry.nbytes, np.uint8)
+    _read(files, entry, [data.data])
+    largest = _largest(data.view(bits), entry.dtype)
+    if largest >= infinity:
+        raise _not_finite(entry)
+    if not _fits(largest, entry.dtype, stack[0].dtype):
+        raise _out_of_range(stack[0])
+    if target is not None:
+        copy_cuts(data.data, stack, target)
+    cuts = [placed.cut for placed in stack if placed.cut is not None]
+    empty = zero_cuts(data.data, bits, magnitude, cuts)
+    digest = blake3.blake3(data.data).hexdigest()
+    return {entry.name: TensorScan(digest=digest, is_zero=len(empty) == len(cuts), zero_cuts=empty)}
 
 
 def _do_group(
@@ -187,6 +226,13 @@ def _largest(array: np.ndarray, dtype: str) -> int:
     return max((int((chunk & magnitude).max()) for chunk in chunks), default=0)
 
 
+def _fits(largest: int, dtype: str, packed: str) -> bool:
+    """True when the value of this magnitude, and so every smaller one, is finite in the pack's dtype."""
+    value = np.array([largest], _BITS[dtype][0]).view(NUMPY_DTYPES[dtype])
+    with np.errstate(over="ignore", under="ignore"):
+        return is_finite(value.astype(NUMPY_DTYPES[packed]), packed)
+
+
 def _scan(read: _Read) -> TensorScan:
     entry = read.placed.entry
     digest = blake3.blake3(read.data).hexdigest()
@@ -214,11 +260,7 @@ def _convert(read: _Read, target: memoryview | None) -> None:
     with np.errstate(over="ignore", under="ignore"):
         place[:rows, :columns] = stored
     if entry.dtype != placed.dtype and not is_finite(place, placed.dtype):
-        raise invalid_argument(
-            "OUT_OF_RANGE",
-            f"{entry.name} holds values that {placed.dtype} cannot represent",
-            tensor=entry.name,
-        )
+        raise _out_of_range(placed)
 
 
 def _clear_gaps(plan: PackPlan, target: memoryview) -> None:
@@ -229,6 +271,14 @@ def _clear_gaps(plan: PackPlan, target: memoryview) -> None:
         position = placed.offset + placed.nbytes
     if position < len(target):
         np.frombuffer(target, np.uint8, len(target) - position, position)[:] = 0
+
+
+def _out_of_range(placed: PlacedTensor) -> LorikeetError:
+    return invalid_argument(
+        "OUT_OF_RANGE",
+        f"{placed.entry.name} holds values that {placed.dtype} cannot represent",
+        tensor=placed.entry.name,
+    )
 
 
 def _not_finite(entry: TensorEntry) -> LorikeetError:

@@ -4,13 +4,14 @@ Per touched slice, in the layout's order and as far as the adapter has them: lor
 compute dtype, ranks padded with zeros; magnitude, lora_bias and bias in float32; a shift of zeros that the
 executor fills; a whole weight in the compute dtype. Each starts at a multiple of 128 bytes. A linear slice
 has lora_a [padded_rank, in] and lora_b [out, padded_rank]; an embedding has lora_a transposed, [vocabulary,
-padded_rank], so that a token's row is contiguous. The scaling stays apart.
+padded_rank], so that a token's row is contiguous. The scaling stays apart. What several slices share is there
+once, at the first of them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapter_store.formats.adapted import AdaptedSlice
+from adapter_store.formats.adapted import AdaptedSlice, Cut
 from adapter_store.formats.layout import ALIGNMENT_BYTES, PackLayout
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry
 from lorikeet.v1 import layout_pb2
@@ -21,8 +22,8 @@ from rpc.errors import invalid_argument
 class PlacedTensor:
     """A tensor's place in a pack: `nbytes` from `offset`, row-major [rows, columns] of `dtype`.
 
-    The stored tensor (a vector counts as one row) is transposed if need be, cast, and padded with zeros below
-    and to the right.
+    The stored tensor, or its cut (a vector counts as one row), is transposed if need be, cast, and padded
+    with zeros below and to the right.
     """
 
     offset: int
@@ -32,6 +33,7 @@ class PlacedTensor:
     rows: int
     columns: int
     is_transposed: bool
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class _Planner:
         self.position = 0
         self.tensors: list[PlacedTensor] = []
         self._layout = layout
+        self._cuts: dict[tuple[str, Cut], int] = {}
 
     def place(self, adapted: AdaptedSlice, placement: layout_pb2.SlicePlacement) -> None:
         slice_, dtype = adapted.slice, self._layout.dtype
@@ -76,9 +79,9 @@ class _Planner:
             placement.rank, placement.padded_rank, placement.scaling = adapted.rank, padded, adapted.scaling
             rows, columns = (slice_.inputs, padded) if slice_.is_embedding else (padded, slice_.inputs)
             transpose_a = adapted.is_a_transposed != slice_.is_embedding
-            placement.a_offset = self._add(adapted.lora_a, dtype, rows, columns, transpose_a)
+            placement.a_offset = self._add(adapted.lora_a, dtype, rows, columns, transpose_a, adapted.a_cut)
             placement.b_offset = self._add(
-                adapted.lora_b, dtype, slice_.outputs, padded, adapted.is_b_transposed
+                adapted.lora_b, dtype, slice_.outputs, padded, adapted.is_b_transposed, adapted.b_cut
             )
         if adapted.magnitude is not None:
             placement.magnitude_offset = self._add(adapted.magnitude, "F32", 1, slice_.outputs)
@@ -92,10 +95,20 @@ class _Planner:
             placement.weight_offset = self._add(adapted.weight, dtype, *slice_.weight_shape)
 
     def _add(
-        self, entry: TensorEntry, dtype: str, rows: int, columns: int, is_transposed: bool = False
+        self,
+        entry: TensorEntry,
+        dtype: str,
+        rows: int,
+        columns: int,
+        is_transposed: bool = False,
+        cut: Cut | None = None,
     ) -> int:
+        if cut is not None and (known := self._cuts.get((entry.name, cut))) is not None:
+            return known
         nbytes = rows * columns * NUMPY_DTYPES[dtype].itemsize
         offset = self._reserve(nbytes)
+        if cut is not None:
+            self._cuts[entry.name, cut] = offset
         self.tensors.append(
             PlacedTensor(
                 offset=offset,
@@ -105,6 +118,7 @@ class _Planner:
                 rows=rows,
                 columns=columns,
                 is_transposed=is_transposed,
+                cut=cut,
             )
         )
         return offset
