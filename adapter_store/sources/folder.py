@@ -90,11 +90,11 @@ def copy_source(
         LorikeetError: INVALID_ARGUMENT when it is too large, ABORTED when it changes meanwhile,
             RESOURCE_EXHAUSTED when the disk is full.
     """
-    opened: list[tuple[str, int, int]] = []
+    opened: list[tuple[str, int, os.stat_result]] = []
     try:
         for name, path in source.files:
             opened.append((name, *_open_regular(path, source.roots)))
-        total = sum(size for _, _, size in opened)
+        total = sum(status.st_size for _, _, status in opened)
         check_size(total, max_bytes)
         done = 0
 
@@ -103,14 +103,27 @@ def copy_source(
             done += step
             progress(done, total)
 
-        for name, descriptor, size in opened:
+        for name, descriptor, status in opened:
             with disk_errors(target), (target / name).open("wb", buffering=0) as file:
-                copied = copy_bytes(descriptor, file.fileno(), size, advance)
-            if copied != size or os.fstat(descriptor).st_size != size:
+                copy_bytes(descriptor, file.fileno(), status.st_size, advance)
+        # All of them, at the end: one version's config must not come with another's weights.
+        for (name, _, status), (_, path) in zip(opened, source.files, strict=True):
+            if not _is_unchanged(path, status):
                 raise aborted("SOURCE_CHANGED", f"{name} changed while it was copied: load it again")
     finally:
         for _, descriptor, _ in opened:
             os.close(descriptor)
+
+
+def _is_unchanged(path: Path, before: os.stat_result) -> bool:
+    try:
+        now = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return all(
+        getattr(now, field) == getattr(before, field)
+        for field in ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+    )
 
 
 def _find_folder(source: str, roots: Sequence[Path]) -> Path:
@@ -141,14 +154,14 @@ def _real_file(path: Path, source: str, roots: Sequence[Path]) -> Path:
 
 
 def _read_small(path: Path, roots: Sequence[Path]) -> bytes:
-    descriptor, size = _open_regular(path, roots)
+    descriptor, status = _open_regular(path, roots)
     with open(descriptor, "rb") as file:
-        if size > MAX_SMALL_BYTES:
+        if status.st_size > MAX_SMALL_BYTES:
             raise invalid_argument("BAD_FILE", f"{path.name} is larger than {MAX_SMALL_BYTES} bytes")
         return file.read(MAX_SMALL_BYTES)
 
 
-def _open_regular(path: Path, roots: Sequence[Path]) -> tuple[int, int]:
+def _open_regular(path: Path, roots: Sequence[Path]) -> tuple[int, os.stat_result]:
     try:
         descriptor = open_below(path, roots, _OPEN_FILE)
     except PermissionError as error:
@@ -159,7 +172,7 @@ def _open_regular(path: Path, roots: Sequence[Path]) -> tuple[int, int]:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise _not_regular(path)
-    return descriptor, status.st_size
+    return descriptor, status
 
 
 def open_below(path: Path, roots: Sequence[Path], flags: int) -> int:

@@ -191,13 +191,27 @@ def test_a_large_adapter_is_refused_before_it_is_copied(root, tmp_path):
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_a_source_that_changes_meanwhile_is_refused(root, tmp_path):
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("how", ["shorter", "in place", "replaced", "gone"])
+def test_a_source_that_changes_meanwhile_is_refused(root, tmp_path, how, name):
     folder = write_adapter(root / "a")
     source = resolve_source(str(folder), [root])
     (tmp_path / "out").mkdir()
+    path = folder / name
+    os.utime(path, (1, 1))
 
     def change(done, total):
-        os.truncate(folder / "adapter_model.safetensors", 10)
+        # Once the first file has been copied, the next not yet.
+        match how:
+            case "shorter":
+                os.truncate(path, 10)
+            case "in place":
+                path.write_bytes(bytes(path.stat().st_size))
+            case "replaced":
+                (folder / "new").write_bytes(path.read_bytes())
+                (folder / "new").rename(path)
+            case "gone":
+                path.unlink(missing_ok=True)
 
     with pytest.raises(LorikeetError) as caught:
         copy_source(source, tmp_path / "out", 1 << 30, change)
