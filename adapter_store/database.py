@@ -4,8 +4,11 @@ All methods block and belong to one thread at a time.
 """
 
 import json
+import logging
 import math
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +16,9 @@ from adapter_store.catalog import Catalog, Change, ModuleReport, Version
 from adapter_store.history import Earlier, Pointer
 from adapter_store.quota import Limits
 from adapter_store.reserve import Reserve
+from rpc.errors import resource_exhausted
+
+log = logging.getLogger(__name__)
 
 _SCHEMA_VERSION = 2
 _SCHEMA = """
@@ -42,6 +48,18 @@ KEPT_LAYOUTS = 8
 
 class DatabaseError(ValueError):
     """The catalog cannot be opened; the message says what to do."""
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turns what SQLite raises into LorikeetError: RESOURCE_EXHAUSTED."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        log.exception("the catalog cannot be written")
+        raise resource_exhausted(
+            "CATALOG_NOT_WRITTEN", f"the store cannot write its catalog ({error}): check its disk"
+        ) from error
 
 
 class Database:
@@ -165,7 +183,7 @@ class Database:
 
 
 class _Transaction:
-    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when the block raises."""
+    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when the block or COMMIT raises."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -175,7 +193,13 @@ class _Transaction:
         return self._connection.execute
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._connection.execute("COMMIT")
+        finally:
+            # SQLite may have rolled back by itself where the disk is full.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
 
 def _write_pointer(pointer: Pointer) -> tuple[object, ...]:

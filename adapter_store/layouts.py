@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from adapter_store.concurrency import Workers
-from adapter_store.database import KEPT_LAYOUTS, Database
+from adapter_store.database import KEPT_LAYOUTS, Database, database_errors
 from adapter_store.formats.layout import PackLayout, read_layout
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, failed_precondition
@@ -78,15 +78,23 @@ class Layouts:
         return layout
 
     async def register(self, message: layout_pb2.Layout) -> PackLayout:
-        """Validates and remembers a layout. Raises LorikeetError."""
+        """Validates and remembers a layout.
+
+        Raises LorikeetError: INVALID_ARGUMENT, RESOURCE_EXHAUSTED when it cannot be written down.
+        """
         layout = read_layout(message)
         async with self._lock:
-            data = message.SerializeToString(deterministic=True)
-            await self._writer.run(self._database.save_layout, layout.digest, data)
-            self._known.pop(layout.digest, None)
-            self._known[layout.digest] = layout
-            while len(self._known) > KEPT_LAYOUTS:
-                del self._known[next(iter(self._known))]
+            # What is written down already needs no room on a disk that may be full.
+            if next(reversed(self._known), None) != layout.digest:
+                await self._remember(layout, message.SerializeToString(deterministic=True))
         for listener in self._listeners:
             listener()
         return layout
+
+    async def _remember(self, layout: PackLayout, data: bytes) -> None:
+        with database_errors():
+            await self._writer.run(self._database.save_layout, layout.digest, data)
+        self._known.pop(layout.digest, None)
+        self._known[layout.digest] = layout
+        while len(self._known) > KEPT_LAYOUTS:
+            del self._known[next(iter(self._known))]

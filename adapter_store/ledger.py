@@ -1,23 +1,17 @@
 """Changes of the catalog: planned, written down, then told to everyone, one at a time."""
 
 import asyncio
-import logging
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from adapter_store.catalog import Catalog, Change
 from adapter_store.concurrency import Workers, uninterrupted
-from adapter_store.database import Database
+from adapter_store.database import Database, database_errors
 from adapter_store.followers import Followers, Target, target_of
 from adapter_store.retirement import Retirement
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.warm import WarmTier
-from rpc.errors import resource_exhausted
-
-log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -73,7 +67,7 @@ class Ledger:
             change = plan()
             if change is None:
                 return None
-            with _database_errors():
+            with database_errors():
                 # What is written down must also count: else a load that is cancelled here would give up files
                 # that have just got a name.
                 await uninterrupted(self._writer.run(self._database.commit, change))
@@ -137,14 +131,3 @@ class Ledger:
     def _settled(self, digest: str) -> None:
         for listener in self._listeners:
             listener(digest)
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        log.exception("the catalog cannot be written")
-        raise resource_exhausted(
-            "CATALOG_NOT_WRITTEN", f"the store cannot write its catalog ({error}): check its disk"
-        ) from error

@@ -1,5 +1,6 @@
 import math
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,54 @@ def test_a_catalog_of_the_first_format_is_taken_over(tmp_path):
         database.close()
 
 
+def test_a_full_disk_is_called_that_and_the_next_change_works(tmp_path):
+    database = Database(tmp_path)
+    catalog = database.read_catalog()
+    connection = database._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    load = catalog.plan_point("a", replace(version(1), notes=("x" * 100_000,)), "/a", 1)
+    assert load is not None
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        database.commit(load)
+    connection.execute("PRAGMA max_page_count = 100000")
+    database.commit(load)
+    assert database.read_catalog().get("a").digest == version(1).digest
+    database.close()
+
+
+class FailingCommit:
+    """A connection whose first COMMIT fails and leaves the transaction open, as SQLite may."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._fails = True
+
+    def execute(self, statement: str, *arguments):
+        if statement == "COMMIT" and self._fails:
+            self._fails = False
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(statement, *arguments)
+
+    def __getattr__(self, name: str):
+        return getattr(self._connection, name)
+
+
+def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path, monkeypatch):
+    database = Database(tmp_path)
+    catalog = database.read_catalog()
+    monkeypatch.setattr(database, "_connection", FailingCommit(database._connection))
+    change = catalog.plan_point("a", version(1), "/a", 1)
+    assert change is not None
+    with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+        database.commit(change)
+    assert contents(database.read_catalog()) == (0, [], [], frozenset())
+    database.commit(change)
+    catalog.apply(change)
+    assert contents(database.read_catalog()) == contents(catalog)
+    database.close()
+
+
 class FullDisk:
     """A connection to a database on a disk that is full as long as a file is there."""
 
@@ -153,8 +202,8 @@ class FullDisk:
             raise sqlite3.OperationalError("database or disk is full")
         return self._connection.execute(statement, *arguments)
 
-    def close(self) -> None:
-        self._connection.close()
+    def __getattr__(self, name: str):
+        return getattr(self._connection, name)
 
 
 def test_a_full_disk_refuses_loads_but_not_unloads(tmp_path, monkeypatch):
