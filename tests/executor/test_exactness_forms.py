@@ -10,7 +10,7 @@ import torch
 
 from executor.control.request import SamplingParams
 from tests.support.oracle_adapters import make_adapters
-from tests.support.oracle_checkpoints import FAMILIES, make_checkpoint
+from tests.support.oracle_checkpoints import FAMILIES, MOE_FAMILIES, make_checkpoint
 from tests.support.oracle_reference import Oracle
 from tests.support.oracle_serving import Answer, Ask, Server
 
@@ -68,9 +68,22 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "as many KV heads": ("qwen2", {"num_key_value_heads": 4}),
     "derived head size": ("mistral", {"head_dim": None}),
     "shards": ("qwen2", {"max_shard_size": "60KB"}),
+    "shares not normalised": ("qwen3_moe", {"norm_topk_prob": False}),
+    "shares normalised": ("olmoe", {"norm_topk_prob": True}),
+    "one expert": ("mixtral", {"num_experts_per_tok": 1}),
+    "all experts": ("qwen2_moe", {"num_experts_per_tok": 5}),
+    "all layers dense": ("qwen3_moe", {"decoder_sparse_step": 4}),
+    "no layer dense": ("qwen2_moe", {"decoder_sparse_step": 1, "qkv_bias": False}),
+    "window in all layers with experts": ("mixtral", {"sliding_window": 9}),
+    "window in layers with optional windows": ("qwen3_moe", WINDOWED),
+    "window by default layers": ("qwen2_moe", {**WINDOWED, "max_window_layers": 2}),
+    "clip none": ("olmoe", {"clip_qkv": None}),
+    "untied qwen3_moe": ("qwen3_moe", {"tie_word_embeddings": False, "attention_bias": True}),
+    "olmoe with biases": ("olmoe", {"attention_bias": True, "num_key_value_heads": 4}),
+    "shards of experts": ("olmoe", {"max_shard_size": "60KB"}),
 }
 
-CHANGES_ARITHMETIC = ("rope", "window in", "window by")
+MATTERS = ("rope", "window in", "window by", "shares", "one expert", "all experts", "clip")
 
 
 def make_asks(adapters: tuple[str, ...]) -> list[Ask]:
@@ -98,13 +111,12 @@ def compare(checkpoint: Path, adapters: dict[str, Path]) -> list[Answer]:
 def test_form(form: str, tmp_path: Path) -> None:
     family, options = FORMS[form]
     checkpoint = make_checkpoint(tmp_path / "model", family, **options)
-    adapters = make_adapters(checkpoint, tmp_path / "adapters", ["patterns", "ends"])
+    forms = ["attention" if family in MOE_FAMILIES else "patterns", "ends"]
+    adapters = make_adapters(checkpoint, tmp_path / "adapters", forms)
     compare(checkpoint, adapters)
 
 
-@pytest.mark.parametrize(
-    "form", [name for name in FORMS if name.startswith(("rope", "window in", "window by"))]
-)
+@pytest.mark.parametrize("form", [name for name in FORMS if name.startswith(MATTERS)])
 def test_form_matters(form: str, tmp_path: Path) -> None:
     """The option changes the oracle's answers; otherwise the comparison above would show nothing."""
     family, options = FORMS[form]

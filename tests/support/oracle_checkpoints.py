@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+MOE_FAMILIES = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe")
 
 _SHAPE = {
     "vocab_size": 256,
@@ -25,6 +26,34 @@ _FAMILY = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
     "mistral": {"head_dim": 24, "sliding_window": None, "tie_word_embeddings": False},
+    # Of three layers, the second or the third is dense.
+    "qwen3_moe": {
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+        "num_hidden_layers": 3,
+        "mlp_only_layers": [1],
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "norm_topk_prob": True,
+    },
+    "qwen2_moe": {
+        "num_hidden_layers": 3,
+        "decoder_sparse_step": 2,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 56,
+        "norm_topk_prob": False,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 72},
+    "olmoe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 32,
+        "clip_qkv": 1.5,
+        "norm_topk_prob": False,
+    },
 }
 
 
@@ -43,7 +72,7 @@ def make_checkpoint(folder: Path, family: str, *, max_shard_size: str = "5GB", *
             else:
                 parameter.copy_(
                     torch.randn_like(parameter)
-                    * (0.1 if "embed" in name else 1.3 * parameter.shape[1] ** -0.5)
+                    * (0.1 if "embed" in name else 1.3 * parameter.shape[-1] ** -0.5)
                 )
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from executor.model.config import ModelConfig
-from tests.support.oracle_checkpoints import FAMILIES
+from tests.support.oracle_checkpoints import FAMILIES, MOE_FAMILIES
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -23,15 +23,19 @@ LLAMA: dict[str, Any] = {
     "eos_token_id": 2,
 }
 QWEN2 = LLAMA | {"model_type": "qwen2"}
+QWEN2_MOE = LLAMA | {"model_type": "qwen2_moe"}
 QWEN3 = LLAMA | {"model_type": "qwen3"}
+QWEN3_MOE = LLAMA | {"model_type": "qwen3_moe"}
 MISTRAL = LLAMA | {"model_type": "mistral"}
+MIXTRAL = LLAMA | {"model_type": "mixtral"}
+OLMOE = LLAMA | {"model_type": "olmoe"}
 
 
 def parse(raw: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:
     return ModelConfig.parse(raw, generation or {})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MOE_FAMILIES)
 def test_written_by_transformers(family: str, tmp_path: Path) -> None:
     hf = AutoConfig.for_model(family, hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
     hf.save_pretrained(tmp_path)
@@ -45,7 +49,7 @@ def test_written_by_transformers(family: str, tmp_path: Path) -> None:
     assert config.windows == ((4096 if family == "mistral" else None),) * config.layers
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MOE_FAMILIES)
 def test_absent_options_take_the_familys_defaults(family: str) -> None:
     raw = {k: v for k, v in LLAMA.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
     raw |= {"model_type": family, "num_attention_heads": 32, "hidden_size": 128}
@@ -54,6 +58,7 @@ def test_absent_options_take_the_familys_defaults(family: str) -> None:
     assert config.kv_heads == hf.num_key_value_heads
     assert config.head_dim == (getattr(hf, "head_dim", None) or 4)
     assert config.norm_eps == hf.rms_norm_eps
+    assert config.rope.theta == hf.rope_parameters["rope_theta"]
     assert config.tied_head == hf.tie_word_embeddings
     assert config.windows[0] == (hf.sliding_window if family == "mistral" else None)
 
@@ -85,7 +90,12 @@ def test_biases_and_norms_by_family() -> None:
     qwen2 = parse(QWEN2)
     assert qwen2.qkv_bias
     assert not qwen2.o_bias
-    assert parse(QWEN3).qk_norm
+    assert (parse(QWEN2).qk_norm, parse(QWEN3).qk_norm, parse(OLMOE).qk_norm) == ("none", "heads", "whole")
+    assert parse(QWEN2_MOE).qkv_bias
+    assert not parse(QWEN2_MOE | {"qkv_bias": False}).qkv_bias
+    assert parse(OLMOE | {"attention_bias": True}).o_bias
+    assert parse(OLMOE).clip_qkv is None
+    assert parse(OLMOE | {"clip_qkv": 8}).clip_qkv == 8.0
     assert not parse(MISTRAL).qkv_bias
 
 
@@ -97,6 +107,13 @@ def test_windows_per_layer() -> None:
     assert parse(QWEN2 | windowed | {"layer_types": kinds}).windows == (16, None, 16)
     assert parse(MISTRAL | {"sliding_window": None}).windows == (None, None, None)
     assert parse(MISTRAL | {"sliding_window": 7}).windows == (7, 7, 7)
+    assert parse(MIXTRAL | {"sliding_window": 7}).windows == (7, 7, 7)
+    assert parse(MIXTRAL).windows == (None, None, None)
+    assert parse(QWEN3_MOE | windowed | {"max_window_layers": 1}).windows == (16, 16, 16)
+    assert parse(QWEN3_MOE | {"sliding_window": 16}).windows == (None, None, None)
+    assert parse(QWEN2_MOE | windowed).windows == (16, None, 16)
+    assert parse(QWEN2_MOE | windowed | {"max_window_layers": 2}).windows == (16, None, None)
+    assert parse(QWEN2_MOE | {"use_sliding_window": False, "sliding_window": 0}).windows == (None,) * 3
 
 
 def test_eos_ids_come_from_the_generation_config_first() -> None:
@@ -151,6 +168,13 @@ def test_unknown_options_are_reported() -> None:
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         (LLAMA | {"num_experts": 8}, "num_experts"),
         (LLAMA | {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        (QWEN2 | {"clip_qkv": 8.0}, "clip_qkv is not supported for qwen2"),
+        (OLMOE | {"clip_qkv": 0}, "clip_qkv must be greater than 0"),
+        (OLMOE | {"head_dim": 32}, "head_dim 32 is not supported for olmoe"),
+        (OLMOE | {"sliding_window": 8}, "sliding_window is not supported for olmoe"),
+        (QWEN2_MOE | {"attention_bias": True}, "attention_bias is not supported for qwen2_moe"),
+        (QWEN3_MOE | {"qkv_bias": True}, "qkv_bias is not supported for qwen3_moe"),
+        (MIXTRAL | {"mlp_bias": True}, "mlp_bias is not supported for mixtral"),
     ],
 )
 def test_refusals_name_the_option(raw: dict[str, Any], says: str) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from executor.model.config import ModelConfig
 from executor.model.parameters import MlpParameters, Parameters
 from executor.model.weights import load_parameters
-from tests.support.oracle_checkpoints import FAMILIES, make_checkpoint
+from tests.support.oracle_checkpoints import FAMILIES, MOE_FAMILIES, make_checkpoint
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MOE_FAMILIES)
 def test_destinations_cover_every_element_once(family: str, tmp_path: Path) -> None:
     config = ModelConfig.load(make_checkpoint(tmp_path, family))
     parameters = Parameters.allocate(config, dtype=torch.float32, device=torch.device("cpu"))
