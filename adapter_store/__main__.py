@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     try:
         config = StoreConfig(**{**options, "roots": tuple(options["roots"])})
-        run_service(lambda stop: run(config, stop=stop), process_name="adapter_store")
+        run_service(lambda stop: run(config, stop=stop), process_name="adapter_store", gives_way=True)
     except (ValueError, OSError) as error:
         parser.exit(1, f"adapter_store: {error}\n")
 

@@ -39,6 +39,7 @@ from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.metrics import MetricsServer
 from rpc.server import Server
+from rpc.tuning import tune_process
 
 log = logging.getLogger(__name__)
 
@@ -293,6 +294,7 @@ async def run(
         address = await server.start(config.listen)
         if config.metrics_listen:
             await metrics.start(config.metrics_listen)
+        tune_process()
         await server.set_serving(True)
         log.info("serving on %s, adapters from %s", address, [str(root) for root in config.roots])
         if ready is not None:

@@ -1,11 +1,12 @@
 """Threads that share one piece of work, and stay out of the way of whoever serves."""
 
-import os
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from rpc.tuning import give_way
 
 T = TypeVar("T")
 
@@ -101,7 +102,5 @@ ALONE = Crew(0)
 
 
 def be_nice() -> None:
-    """Lets every other thread of the machine go first: streams must not feel a load. Linux only."""
-    if hasattr(os, "sched_setscheduler"):
-        # On Linux each thread has a niceness of its own.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    """Streams must not feel a load, nor the store's own calls."""
+    give_way(_NICENESS)

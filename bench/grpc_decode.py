@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from bench.engine import SHAPES
 from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
-from frontend.tuning import tune_process
 from lorikeet.v1 import generation_pb2
+from rpc.tuning import tune_process
 from tests.support import execsvc_stack, store_adapters
 from tests.support.execsvc_stack import Stack, stack_at
 from tests.support.frontend_model_folder import byte_level_tokenizer, write_model_folder

@@ -3,7 +3,8 @@
     python -m bench.load_stalls                            # demo model, CPU
     python -m bench.load_stalls --device cuda --dtype bfloat16 --model-dir DIR [--load-format dummy]
 
-Store, executor and frontend are three processes, this client a fourth. Streams decode without end. Windows of
+Store, executor and frontend are three processes, this client of the streams a fourth, that of the loads a
+fifth (`bench.load_loop`). Streams decode without end. Windows of
 several kinds take turns, so that whatever else the machine does meets all of them:
 
 * quiet: nothing else;
@@ -17,7 +18,6 @@ An inter-token time is that between two messages of a stream, each of which brin
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import platform
@@ -35,8 +35,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench import seeded_adapters
-from lorikeet.v1 import adapters_pb2, generation_pb2
-from tests.support.execsvc_stack import DEMO, Service, Stack, stack_at
+from lorikeet.v1 import generation_pb2
+from tests.support.execsvc_stack import DEMO, Stack, stack_at
 
 MODEL = DEMO / "qwen3-tiny"
 PROMPT = tuple(range(40, 72))
@@ -59,7 +59,7 @@ while True:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Milliseconds between tokens; CPU seconds of the store and the loads that it did meanwhile."""
+    """Milliseconds between tokens, loads, and CPU seconds of each process; two are clients."""
 
     kind: str
     p50_ms: float
@@ -70,6 +70,9 @@ class Window:
     load_ms: float
     store_cpu_seconds: float
     executor_cpu_seconds: float
+    frontend_cpu_seconds: float
+    streams_cpu_seconds: float
+    loads_cpu_seconds: float
 
 
 @dataclass
@@ -109,50 +112,46 @@ class Streams:
 
 
 class Loading:
-    """Loads adapters of one size, one after another, and takes them away again."""
+    """A process that loads adapters of one size after another: see `bench.load_loop`."""
 
-    def __init__(self, stack: Stack, folder: Path) -> None:
-        self._stack = stack
-        self._sources = sorted(folder.iterdir())
-        self._loaded: list[str] = []
-        self.seconds: list[float] = []
-        self.is_over = False
+    def __init__(self, address: str) -> None:
+        command = [sys.executable, "-m", "bench.load_loop", address]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    async def run(self) -> None:
-        self.seconds, self.is_over = [], False
-        for source in itertools.cycle(self._sources):
-            if self.is_over:
-                return
-            began = time.perf_counter()
-            request = adapters_pb2.LoadAdapterRequest(name=source.name, source=str(source))
-            self._loaded.append(source.name)
-            await self._stack.adapters.LoadAdapter(request, timeout=120)
-            await self._stack.adapters.PrefetchAdapter(
-                adapters_pb2.PrefetchAdapterRequest(adapter=source.name), timeout=120
-            )
-            self.seconds.append(time.perf_counter() - began)
-            if len(self._loaded) > len(self._sources) // 2:
-                # Gone from disk and memory long before its turn comes again.
-                await self._unload(self._loaded.pop(0))
+    def begin(self, folder: Path) -> None:
+        self._say(f"{folder}\n")
 
-    async def undo(self) -> None:
-        for name in self._loaded:
-            await self._unload(name)
-        self._loaded.clear()
-        while (await self._stack.pack_statistics()).packs_cold > 1:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.05)
+    async def end(self) -> list[float]:
+        """Ends the loop, has all unloaded, and tells the seconds of each load."""
+        self._say("\n")
+        assert self._process.stdout is not None
+        return json.loads(await asyncio.to_thread(self._process.stdout.readline))
 
-    async def _unload(self, name: str) -> None:
-        await self._stack.adapters.UnloadAdapter(adapters_pb2.UnloadAdapterRequest(name=name), timeout=60)
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
 
 
 class Bench:
     """One set of services, its streams, and windows over them."""
 
-    def __init__(self, stack: Stack, streams: Streams, loadings: dict[str, Loading], seconds: float) -> None:
+    def __init__(
+        self, stack: Stack, streams: Streams, loading: Loading, folders: dict[str, Path], seconds: float
+    ) -> None:
         self._stack = stack
         self._streams = streams
-        self._loadings = loadings
+        self._loading = loading
+        self._folders = folders
         self._seconds = seconds
         self.windows: list[Window] = []
 
@@ -162,10 +161,10 @@ class Bench:
             async with asyncio.timeout(120):
                 while self._streams.running < self._streams.count:  # noqa: ASYNC110 - other processes
                     await asyncio.sleep(0.05)
-            for kind in ("quiet", *self._loadings):  # what starts only once
+            for kind in ("quiet", *self._folders):  # what starts only once
                 await self._window(kind)
             for number in range(rounds):
-                kinds = ["quiet", *self._loadings, "control"]
+                kinds = ["quiet", *self._folders, "control"]
                 # Every other round backwards, so that no kind always follows the same one.
                 for kind in kinds if number % 2 == 0 else reversed(kinds):
                     window = await self._window(kind)
@@ -180,8 +179,8 @@ class Bench:
         return self.windows
 
     async def _window(self, kind: str) -> Window:
-        loading = self._loadings.get(kind)
-        work = asyncio.create_task(loading.run()) if loading is not None else None
+        if kind in self._folders:
+            self._loading.begin(self._folders[kind])
         burning = self._burn() if kind == "control" else None
         try:
             await asyncio.sleep(_SETTLE)
@@ -189,16 +188,12 @@ class Bench:
             before = self._cpu()
             await asyncio.sleep(self._seconds)
             gaps = 1e3 * np.array(self._streams.gaps)
-            store, executor = (now - then for now, then in zip(self._cpu(), before, strict=True))
+            after = self._cpu()
         finally:
             if burning is not None:
                 burning.kill()
                 burning.wait()
-        if work is not None and loading is not None:
-            loading.is_over = True
-            await work
-            await loading.undo()
-        took = loading.seconds if loading is not None else []
+        took = await self._end_loads() if kind in self._folders else []
         p50, p99 = np.percentile(gaps, [50, 99])
         return Window(
             kind=kind,
@@ -208,24 +203,33 @@ class Bench:
             gaps=len(gaps),
             loads=round(len(took) * self._seconds / (self._seconds + _SETTLE)),
             load_ms=1e3 * statistics.median(took) if took else 0.0,
-            store_cpu_seconds=store,
-            executor_cpu_seconds=executor,
+            **{f"{name}_cpu_seconds": after[name] - before[name] for name in after},
         )
 
+    async def _end_loads(self) -> list[float]:
+        took = await self._loading.end()
+        while (await self._stack.pack_statistics()).packs_cold > 1:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+        return took
+
     def _burn(self) -> "subprocess.Popen[bytes]":
-        first = next(iter(self._loadings))
+        first = next(iter(self._folders))
         known = [window for window in self.windows if window.kind == first]
         loads = max(1.0, statistics.mean(window.loads for window in known)) if known else 20.0
         cpu = statistics.mean(window.store_cpu_seconds for window in known) if known else 0.5
         return subprocess.Popen([sys.executable, "-c", _BURN, str(cpu / loads), str(self._seconds / loads)])
 
-    def _cpu(self) -> tuple[float, float]:
-        return cpu_seconds(self._stack.store), cpu_seconds(self._stack.executor)
+    def _cpu(self) -> dict[str, float]:
+        stack = self._stack
+        processes = {"store": stack.store, "executor": stack.executor, "frontend": stack.frontend}
+        pids = {name: service.pid for name, service in processes.items()}
+        pids |= {"streams": os.getpid(), "loads": self._loading.pid}
+        return {name: cpu_seconds(pid) for name, pid in pids.items()}
 
 
-def cpu_seconds(service: Service) -> float:
+def cpu_seconds(pid: int) -> float:
     """User and system time of all threads so far."""
-    fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
@@ -258,10 +262,12 @@ async def measure(options: argparse.Namespace, folder: Path) -> list[Window]:
     ) as stack:
         await stack.load("running", folder / "adapters" / "running")
         streams = Streams(stack, options.streams, options.tokens)
-        loadings = {
-            f"rank {rank}": Loading(stack, folder / "adapters" / f"rank-{rank}") for rank in options.ranks
-        }
-        return await Bench(stack, streams, loadings, options.seconds).run(options.rounds)
+        folders = {f"rank {rank}": folder / "adapters" / f"rank-{rank}" for rank in options.ranks}
+        loading = Loading(stack.frontend.address)
+        try:
+            return await Bench(stack, streams, loading, folders, options.seconds).run(options.rounds)
+        finally:
+            loading.close()
 
 
 def summary(windows: list[Window]) -> dict[str, dict[str, float]]:
@@ -300,10 +306,10 @@ def main() -> None:
     rows = summary(windows)
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, {options.streams} streams")
     names = ("p50_ms", "p99_ms", "longest_ms", "p50_ratio", "p99_ratio", "loads", "load_ms")
-    names += ("store_cpu_seconds", "executor_cpu_seconds")
-    print(f"{'':10}" + "".join(f"{name.removesuffix('_seconds'):>14}" for name in names))
+    names += tuple(f"{name}_cpu_seconds" for name in ("store", "executor", "frontend", "streams", "loads"))
+    print(f"{'':10}" + "".join(f"{name.removesuffix('_cpu_seconds'):>11}" for name in names))
     for kind, row in rows.items():
-        print(f"{kind:10}" + "".join(f"{row[name]:14.2f}" for name in names))
+        print(f"{kind:10}" + "".join(f"{row[name]:11.2f}" for name in names))
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
         machine = {"cores": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()}

@@ -34,9 +34,9 @@ import grpc
 import psutil
 import uvloop
 
-from frontend.tuning import tune_process
 from lorikeet.v1 import generation_pb2, generation_pb2_grpc
 from rpc.channel import open_channel
+from rpc.tuning import tune_process
 from tests.support.frontend_fake_executor import FakeExecutor
 from tests.support.frontend_harness import hello_for, serve_executor
 

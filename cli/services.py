@@ -34,12 +34,14 @@ class _Service:
         build: the settings from all sources.
         main: takes the settings, the event that asks for the end, and whether progress is to be told.
         help: for `--help`.
+        gives_way: it lets the other processes of the machine go first.
     """
 
     config_class: type[Any]
     build: Callable[[Any], Any]
     main: Callable[[Any, asyncio.Event, bool], Coroutine[Any, Any, None]]
     help: str
+    gives_way: bool = False
 
 
 def service_app(name: str) -> typer.Typer:
@@ -125,6 +127,8 @@ def _store() -> _Service:
 
             lorikeet store --data-dir ./data --roots ./adapters
         """,
+        # Streams must not feel what loads cost.
+        gives_way=True,
     )
 
 
@@ -134,7 +138,11 @@ def _run(name: str, service: _Service, config: Any, *, supervised: bool) -> None
     if supervised:
         threading.Thread(target=_stop_at_end_of_stdin, daemon=True).start()
     try:
-        run_service(lambda stop: service.main(config, stop, supervised), process_name=name)
+        run_service(
+            lambda stop: service.main(config, stop, supervised),
+            process_name=name,
+            gives_way=service.gives_way,
+        )
     except ModuleNotFoundError as error:
         raise CliError(
             f"`lorikeet {name}` needs the package {error.name}: install Lorikeet with its extra, as in "

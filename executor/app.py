@@ -32,6 +32,7 @@ from rpc.channel import open_channel
 from rpc.digests import layout_digest
 from rpc.metrics import MetricsServer
 from rpc.server import Server
+from rpc.tuning import tune_process
 from rpc.versions import PROTOCOL_VERSION
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ async def run(
         return
     executor = Executor(config, base)
     async with executor.running(stop) as address:
+        tune_process()
         log.info("serving %s on %s", config.served_name, address)
         if ready is not None:
             ready(address)

@@ -26,13 +26,13 @@ from frontend.rights import AdapterRights
 from frontend.service import AdapterServicer, GenerationServicer
 from frontend.statistics import AdapterStatistics
 from frontend.tokenizer import TextWorkers
-from frontend.tuning import tune_process
 from frontend.usage import UsageTable
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2_grpc, store_pb2_grpc
 from rpc.auth_file import AuthFile
 from rpc.channel import open_channel
 from rpc.metrics import MetricsServer
+from rpc.tuning import tune_process
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,12 @@ from grpc_reflection.v1alpha import reflection
 
 from rpc.channel import SERVER_OPTIONS
 from rpc.interceptor import ErrorInterceptor
+from rpc.tuning import give_way, give_way_as_session
 
 log = logging.getLogger(__name__)
+
+# Of a service that gives way.
+_NICENESS = 5
 
 
 class Server:
@@ -100,15 +104,21 @@ def check_platform() -> None:
         raise RuntimeError(f"Lorikeet runs on Linux and macOS, not on {sys.platform}; on Windows use WSL 2")
 
 
-def run_service(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, process_name: str) -> None:
+def run_service(
+    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, process_name: str, gives_way: bool = False
+) -> None:
     """Runs a service's main coroutine on uvloop until it returns.
 
     `main` gets an event that SIGTERM and SIGINT set; it drains and returns. A second signal ends the process.
+    With `gives_way` the process lets others of the machine go first.
     """
     import uvloop
 
     check_platform()
     configure_logging(process_name)
+    if gives_way:
+        give_way(_NICENESS)
+        give_way_as_session(_NICENESS)
 
     async def body() -> None:
         stop = asyncio.Event()
