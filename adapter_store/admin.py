@@ -201,7 +201,8 @@ class Admin:
             change = await self._ledger.do(lambda: self._catalog.plan_rollback(name, digest, expected))
             view = self._view(self._catalog.get(name))
             if change is not None:
-                self._warm.prefetch(view.digest, self._layouts.current)
+                if (layout := self._layouts.latest) is not None:
+                    self._warm.prefetch(view.digest, layout)
                 self._publish(view)
         await self._followers.caught_up(view.revision)
         return view, change is not None

@@ -73,7 +73,7 @@ class AdapterStore:
         self.layouts = Layouts(database, self._writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
-        holds = Holds()
+        self._holds = holds = Holds()
         self.warm = WarmTier(
             arena=self.arena,
             disk=disk,
@@ -179,7 +179,9 @@ class AdapterStore:
             uploads=self.uploads,
             followers=self.followers,
             watchers=self.watchers,
-            templates=ChatTemplates(catalog=self.catalog, disk=self._disk, workers=self._load_workers),
+            templates=ChatTemplates(
+                catalog=self.catalog, disk=self._disk, workers=self._pack_workers, holds=self._holds
+            ),
         )
         packs = PackServicer(
             layouts=self.layouts,

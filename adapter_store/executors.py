@@ -147,6 +147,7 @@ class LeaseSession:
         else:
             self._held[lease] = pack
             self.outbox.put(Grant(lease=lease, pack=pack, manifest=manifest))
+            self._retirement.lent(self, digest)
         finally:
             # The number may be in use again, if this question was taken back.
             if self._asked.get(lease) is asyncio.current_task():

@@ -98,10 +98,12 @@ class Ledger:
 
     async def _finish(self, digest: str) -> bool:
         """Nobody needs a retired digest any more; False when somebody does after all."""
+        # A frontend that has not heard of the change yet may still send requests for it.
+        await self._followers.caught_up(self._catalog.revision)
         async with self._lock:
             if digest not in self._catalog.retiring:
                 return True
-            if self._holds.is_held(digest):
+            if self._holds.is_held(digest) or self.retirement.is_waiting(digest):
                 return False
             stays = self._catalog.settle(digest)
             if stays:

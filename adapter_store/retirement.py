@@ -79,6 +79,18 @@ class Retirement:
             retiring.unanswered.add(holder)
             holder.retire(digest)
 
+    def lent(self, holder: Holder, digest: str) -> None:
+        """An executor got a lease: of a digest that is retiring, it has something again."""
+        retiring = self._retiring.get(digest)
+        if retiring is not None and holder not in retiring.unanswered:
+            retiring.unanswered.add(holder)
+            holder.retire(digest)
+
+    def is_waiting(self, digest: str) -> bool:
+        """True while an executor has not answered yet."""
+        retiring = self._retiring.get(digest)
+        return retiring is not None and bool(retiring.unanswered)
+
     def answered(self, holder: Holder, digest: str) -> None:
         """An executor has nothing left of a digest."""
         retiring = self._retiring.get(digest)

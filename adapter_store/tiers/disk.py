@@ -87,7 +87,8 @@ class DiskTier:
             try:
                 folder.mkdir()
             except OSError:
-                self._moving.discard(folder)
+                with self._mutex:
+                    self._moving.discard(folder)
                 raise
         return folder
 
@@ -129,7 +130,7 @@ class DiskTier:
                 sync_file(self._objects)
         except BaseException:
             with self._mutex:
-                del self._sizes[digest]
+                self._sizes.pop(digest, None)
             raise
         with self._mutex:
             self._moving.discard(staged)
@@ -137,10 +138,15 @@ class DiskTier:
     def set_aside(self, digest: str) -> Path:
         """Takes an object out of the tier, at once; `discard` of the result frees the bytes."""
         trash = self._new_incoming()
-        trash.mkdir()
-        path = self.object_path(digest)
-        if path.exists():
-            path.rename(trash / digest)
+        try:
+            # Nothing is made anew: on a full disk that could fail.
+            self.object_path(digest).rename(trash)
+        except FileNotFoundError:
+            pass  # it was lost, or somebody else was faster
+        except OSError:
+            with self._mutex:
+                self._moving.discard(trash)
+            raise
         with self._mutex:
             self._sizes.pop(digest, None)
         return trash

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,20 @@ def test_setting_aside_takes_everything_of_a_digest(disk):
     assert (statistics.objects, statistics.used_bytes, statistics.incoming) == (0, 0, 1)
     disk.discard(trash)
     assert disk.statistics().incoming == 0
+
+
+def test_setting_aside_needs_no_room_on_a_full_disk(disk, monkeypatch):
+    digest = put(disk)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    trash = disk.set_aside(digest)
+    assert not disk.object_path(digest).exists()
+    disk.discard(trash)
+    disk.discard(disk.set_aside(digest))
+    assert (disk.statistics().objects, disk.statistics().incoming) == (0, 0)
 
 
 def test_a_sweep_leaves_what_is_wanted_and_nothing_else(disk, tmp_path):

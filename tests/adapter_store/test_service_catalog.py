@@ -385,6 +385,25 @@ async def test_a_chat_template_belongs_to_the_version(running):
         assert (error.code.name, error.reason) == ("NOT_FOUND", "NO_CHAT_TEMPLATE")
 
 
+async def test_a_chat_template_waits_for_no_load(tmp_path, monkeypatch):
+    begun, release = threading.Event(), threading.Event()
+    async with running_store(tmp_path, workers=1) as running:
+        await running.register()
+        folder = toy_adapter(running)
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        digest = (await running.load("a", folder)).adapter.digest
+        monkeypatch.setattr(
+            "adapter_store.sources.folder.copy_source",
+            lambda *args: (begun.set(), release.wait(20), copy_source(*args)),
+        )
+        load = asyncio.ensure_future(running.load("b", folder))
+        await asyncio.to_thread(begun.wait, 20)
+        request = store_pb2.GetChatTemplateRequest(digest=digest)
+        assert (await running.catalog.GetChatTemplate(request, timeout=10)).text == "{{ messages }}"
+        release.set()
+        await load
+
+
 async def test_reports_say_what_each_module_brings(running):
     report = (await running.load("a", toy_adapter(running))).adapter.report
     assert {tuple(module.parts) for module in report.modules} == {(adapters_pb2.ADAPTED_PART_LORA,)}

@@ -7,7 +7,7 @@ import pytest
 
 from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_ready import refusal, toy_adapter
-from tests.support.store_server import FollowerClient, error_of, eventually, running_store
+from tests.support.store_server import ExecutorClient, FollowerClient, error_of, eventually, running_store
 
 ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
 FAILED = adapters_pb2.ADAPTER_STATE_FAILED
@@ -68,6 +68,32 @@ async def test_a_follower_cannot_acknowledge_the_future(running):
     error = await error_of(follower.call)
     assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "BAD_ACKNOWLEDGEMENT")
     await eventually(lambda: running.store.statistics().followers == 0)
+
+
+async def test_a_version_stays_until_no_frontend_asks_for_it_any_more(running):
+    layout = (await running.register()).layout_digest
+    follower, executor = await FollowerClient(running).start(), await ExecutorClient(running, layout).start()
+    load = asyncio.ensure_future(running.load("a", toy_adapter(running)))
+    await follower.next()
+    await follower.acknowledge()
+    old = (await load).adapter.digest
+    load = asyncio.ensure_future(running.load("a", toy_adapter(running, seed=1)))
+    assert (await executor.next()).digest == old
+    await executor.retired(old)
+    for _ in range(10):
+        await running.packs.GetStatistics(store_pb2.GetPackStatisticsRequest())
+    # A request of a frontend that does not know better yet: served, and the executor must let go once more.
+    assert (await executor.acquire(1, old)).manifest.digest == old
+    await executor.release(1)
+    assert (await executor.next()).digest == old
+    await follower.next()
+    await follower.acknowledge()
+    assert (await load).changed
+    for _ in range(10):
+        await running.packs.GetStatistics(store_pb2.GetPackStatisticsRequest())
+    assert running.store.catalog.retiring == {old}
+    await executor.retired(old)
+    await eventually(lambda: not running.store.catalog.retiring)
 
 
 async def events_until(watch, last_state):

@@ -49,6 +49,16 @@ async def test_a_rollback_is_told_to_all_and_survives_a_restart(tmp_path):
         await eventually(lambda: running.store.statistics().disk.objects == 0)
 
 
+async def test_a_rollback_needs_no_layout(tmp_path):
+    async with running_store(tmp_path) as running:
+        await running.register()
+        old, _ = [await load(running, "a", seed) for seed in (0, 1)]
+        # As after an update whose release does not understand the layouts of an earlier run.
+        running.store.layouts._known.clear()
+        request = adapters_pb2.RollbackAdapterRequest(name="a")
+        assert (await running.catalog.Rollback(request, timeout=20)).adapter.digest == old.digest
+
+
 async def test_of_two_tenants_that_load_a_new_name_at_once_one_gets_it(tmp_path):
     async with running_store(tmp_path) as running:
         await running.register()
