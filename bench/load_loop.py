@@ -1,8 +1,8 @@
 """Loads adapters one after another for `bench.load_stalls`, in a process of its own.
 
-So what their client costs is not in the interpreter that times the streams. Each line on stdin is the folder
-whose adapters are to be loaded in a closed loop, without a pause; the next line, empty, ends that, and all go.
-Then a line of JSON on stdout says how many seconds each load took.
+So what their client costs is not in the interpreter that times the streams. A line on stdin names the folder
+whose adapters are loaded in a closed loop, without a pause; an empty line ends that, and all are unloaded. A
+line of JSON on stdout then says how many seconds each load took.
 """
 
 import asyncio
