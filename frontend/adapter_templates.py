@@ -1,13 +1,13 @@
-"""The chat templates that adapters bring: fetched from the store once per digest, and compiled."""
+"""The chat templates that adapters bring: fetched from the store once per digest, and checked."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
 
 import grpc
 
 from frontend.catalog import Catalog
 from frontend.chat_template import ChatTemplate
+from frontend.template_process import AdapterTemplate, TemplateProcesses
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, failed_precondition, from_rpc
 
@@ -20,7 +20,7 @@ class AdapterTemplates:
 
     Args:
         base: the model's own, for the base and for adapters that bring none.
-        compile: makes a template of its source; raises ValueError.
+        processes: render what adapters bring.
         catalog: knows which digests bring one.
         stub: of the store's CatalogService; None without a store.
     """
@@ -29,18 +29,18 @@ class AdapterTemplates:
         self,
         *,
         base: ChatTemplate | None,
-        compile: Callable[[str], ChatTemplate],  # noqa: A002 - what it does
+        processes: TemplateProcesses,
         catalog: Catalog,
         stub: store_pb2_grpc.CatalogServiceStub | None,
     ) -> None:
         self._base = base
-        self._compile = compile
+        self._processes = processes
         self._catalog = catalog
         self._stub = stub
         # The one used last at the end. A fetch under way is there too, so that there is one for all who wait.
-        self._known: OrderedDict[str, asyncio.Task[ChatTemplate | LorikeetError]] = OrderedDict()
+        self._known: OrderedDict[str, asyncio.Task[AdapterTemplate | LorikeetError]] = OrderedDict()
 
-    async def of(self, digest: str) -> ChatTemplate | None:
+    async def of(self, digest: str) -> ChatTemplate | AdapterTemplate | None:
         """The template for a digest, "" for the base.
 
         Raises FAILED_PRECONDITION for one that is broken, and what the store answers when it cannot be had.
@@ -61,15 +61,16 @@ class AdapterTemplates:
 
     async def _fetch(
         self, stub: store_pb2_grpc.CatalogServiceStub, digest: str
-    ) -> ChatTemplate | LorikeetError:
-        """The compiled template, or what is wrong with it for good."""
+    ) -> AdapterTemplate | LorikeetError:
+        """The template, or what is wrong with it for good."""
         request = store_pb2.GetChatTemplateRequest(digest=digest)
         try:
             source = (await stub.GetChatTemplate(request, timeout=_FETCH_SECONDS)).text
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
+        template = self._processes.template(source)
         try:
-            return self._compile(source)
+            await template.check()
         except ValueError as error:
             return failed_precondition(
                 "CHAT_TEMPLATE_BROKEN",
@@ -77,3 +78,4 @@ class AdapterTemplates:
                 "send the prompt as text",
                 digest=digest,
             )
+        return template

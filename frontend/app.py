@@ -12,7 +12,6 @@ from frontend.adapter_templates import AdapterTemplates
 from frontend.admin import AdapterAdmin
 from frontend.catalog import Catalog
 from frontend.catalog_follower import CatalogFollower
-from frontend.chat_template import ChatTemplate
 from frontend.config import FrontendConfig
 from frontend.executor_client import ExecutorClient
 from frontend.flights import FlightTable
@@ -25,6 +24,7 @@ from frontend.resolving import Resolver
 from frontend.rights import AdapterRights
 from frontend.service import AdapterServicer, GenerationServicer
 from frontend.statistics import AdapterStatistics
+from frontend.template_process import TemplateProcesses
 from frontend.tokenizer import TextWorkers
 from frontend.usage import UsageTable
 from frontend.wakeups import Wakeups
@@ -49,6 +49,9 @@ class Frontend:
         self.flights = FlightTable(max_flights=config.max_requests)
         self.catalog = Catalog(has_store=bool(config.store))
         self._workers = TextWorkers()
+        self._templates = TemplateProcesses(
+            special_tokens=model.special_tokens, max_bytes=config.max_prompt_bytes
+        )
         self._channels: list[grpc.aio.Channel] = []
         self._changed = asyncio.Event()
         self._executor_available = False
@@ -101,7 +104,12 @@ class Frontend:
         generation = Generation(
             model=model,
             prompts=prompts,
-            templates=self._adapter_templates(model),
+            templates=AdapterTemplates(
+                base=model.template,
+                processes=self._templates,
+                catalog=self.catalog,
+                stub=self._catalog_stub,
+            ),
             workers=self._workers,
             executor=self._executor,
             catalog=self.catalog,
@@ -112,16 +120,6 @@ class Frontend:
         self._ports.add(
             GenerationServicer(generation),
             AdapterServicer(self._admin, self._statistics, AdapterRights(self.catalog)),
-        )
-
-    def _adapter_templates(self, model: ModelFolder) -> AdapterTemplates:
-        def compile_template(source: str) -> ChatTemplate:
-            return ChatTemplate(
-                source, special_tokens=model.special_tokens, max_bytes=self._config.max_prompt_bytes
-            )
-
-        return AdapterTemplates(
-            base=model.template, compile=compile_template, catalog=self.catalog, stub=self._catalog_stub
         )
 
     async def start(self) -> str:
@@ -148,7 +146,8 @@ class Frontend:
 
     def statistics(self) -> dict[str, int]:
         """What is queued and known at this moment."""
-        return self.flights.statistics() | self._workers.statistics() | self.catalog.statistics()
+        held = (self.flights, self._workers, self._templates, self.catalog)
+        return {what: count for each in held for what, count in each.statistics().items()}
 
     async def ready(self) -> None:
         """Returns once the frontend is healthy for the first time."""
@@ -174,6 +173,7 @@ class Frontend:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._workers.close()
+        await self._templates.close()
         for channel in self._channels:
             await channel.close()
 

@@ -77,7 +77,7 @@ class ChatTemplate:
             raise
         except Exception as error:  # templates raise whatever their expressions do
             raise invalid_argument(
-                "CHAT_TEMPLATE_REFUSED", f"the model's chat template does not accept this chat: {error}"
+                "CHAT_TEMPLATE_REFUSED", f"the chat template does not accept this chat: {error}"
             ) from error
         return "".join(pieces)
 

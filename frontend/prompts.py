@@ -1,8 +1,10 @@
 """From a request's prompt, in whichever form, to token ids."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from frontend.chat_template import ChatTemplate, parse_variables
+from frontend.template_process import AdapterTemplate
 from frontend.tokenizer import TextCodec, TextWorkers
 from frontend.validation import check_chat, check_text
 from lorikeet.v1 import generation_pb2
@@ -35,7 +37,7 @@ class PromptReader:
     async def read(
         self,
         request: generation_pb2.GenerateRequest | generation_pb2.TokenizeRequest,
-        template: ChatTemplate | None,
+        template: ChatTemplate | AdapterTemplate | None,
     ) -> Sequence[int]:
         """The prompt's token ids; a chat is rendered with the template, if there is one.
 
@@ -50,8 +52,10 @@ class PromptReader:
         if kind == "chat":
             chat = request.chat
             check_chat(chat)
-            size = chat.ByteSize()
-            if size <= _INLINE_SIZE:
+            if isinstance(template, AdapterTemplate):
+                text = await template.render(_messages(chat), **_options(chat))
+                return await self._encode_rendered(text)
+            if chat.ByteSize() <= _INLINE_SIZE:
                 return self._encode_chat(chat, template)
             return await self._workers.run(lambda: self._encode_chat(chat, template))
         if kind == "tokens" and isinstance(request, generation_pb2.GenerateRequest):
@@ -64,13 +68,28 @@ class PromptReader:
             raise invalid_argument(
                 "NO_CHAT_TEMPLATE", "this model has no chat template: send the prompt as text or as token ids"
             )
-        text = template.render(
-            [{"role": message.role, "content": message.content} for message in chat.messages],
-            add_generation_prompt=chat.add_generation_prompt
-            if chat.HasField("add_generation_prompt")
-            else True,
-            variables=parse_variables(chat.template_variables_json),
-        )
+        return self._encode(template.render(_messages(chat), **_options(chat)))
+
+    async def _encode_rendered(self, text: str) -> list[int]:
+        if len(text) <= _INLINE_SIZE:
+            return self._encode(text)
+        return await self._workers.run(lambda: self._encode(text))
+
+    def _encode(self, text: str) -> list[int]:
         check_text(text, self._max_prompt_bytes)
         # The template writes the special tokens itself.
         return self._codec.encode(text, add_special_tokens=False)
+
+
+def _messages(chat: generation_pb2.ChatPrompt) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in chat.messages]
+
+
+def _options(chat: generation_pb2.ChatPrompt) -> dict[str, Any]:
+    """Raises INVALID_ARGUMENT."""
+    return {
+        "add_generation_prompt": chat.add_generation_prompt
+        if chat.HasField("add_generation_prompt")
+        else True,
+        "variables": parse_variables(chat.template_variables_json),
+    }

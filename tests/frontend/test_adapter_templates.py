@@ -1,5 +1,7 @@
 """Chats of an adapter that brings its own template."""
 
+import asyncio
+
 import grpc
 import pytest
 
@@ -53,3 +55,50 @@ async def test_a_name_that_moves_takes_the_new_versions_template(model_folder):
         first = prompt_tokens(await ask(rig, "own"))
         await rig.store.point("own", OTHER)
         assert prompt_tokens(await ask(rig, "own")) > first
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'x' * 10 ** 12 }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 9 ** (9 ** 9) }}",
+    ],
+)
+async def test_a_template_that_never_ends_or_fills_the_memory_costs_only_its_own_chats(
+    model_folder, template
+):
+    async with running_rig(model_folder) as rig:
+        rig.store.templates |= {DIGEST: template, OTHER: TEMPLATE}
+        await rig.store.point("hostile", DIGEST)
+        await rig.store.point("own", OTHER)
+        expected = prompt_tokens(await ask(rig, "own", text="<hi>"))
+        hostile = asyncio.create_task(ask(rig, "hostile"))
+        assert prompt_tokens(await ask(rig, "own")) == expected
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await hostile
+        error = from_rpc(caught.value)
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "CHAT_TEMPLATE_COSTLY")
+        assert prompt_tokens(await ask(rig, "own")) == expected
+
+
+async def test_a_chat_whose_template_process_was_killed_is_rendered_by_another(model_folder):
+    async with running_rig(model_folder) as rig:
+        rig.store.templates[DIGEST] = TEMPLATE
+        await rig.store.point("own", DIGEST)
+        expected = prompt_tokens(await ask(rig, "own"))
+        (process,) = rig.frontend._templates._all
+        process.kill()
+        await process.wait()
+        assert prompt_tokens(await ask(rig, "own")) == expected
+
+
+async def test_a_refusal_of_an_adapters_template_reaches_the_client(model_folder):
+    async with running_rig(model_folder) as rig:
+        rig.store.templates[DIGEST] = "{{ raise_exception('roles must alternate') }}"
+        await rig.store.point("own", DIGEST)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(rig, "own")
+        error = from_rpc(caught.value)
+        assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "CHAT_TEMPLATE_REFUSED")
+        assert "roles must alternate" in error.message
