@@ -134,6 +134,8 @@ class StoreLoader(Generic[Row]):
     def _start(self, number: int, digest: str) -> None:
         load = self._loads[number] = _Load(number, digest, self._loop)
         load.task = self._loop.create_task(self._run(load))
+        # Not at the end of `_run`: a task that is cancelled before its first turn never gets there.
+        load.task.add_done_callback(lambda _: self._loads.pop(number))
 
     def _place(self, number: int, unit_offset: int) -> None:
         load = self._loads.get(number)
@@ -163,8 +165,6 @@ class StoreLoader(Generic[Row]):
             log.exception("loading adapter %s failed", load.digest)
             error = internal("ADAPTER_LOAD", "loading the adapter failed; the executor's log says why")
             self._post(_Report(_failure(load.digest, error), load.number))
-        finally:
-            del self._loads[load.number]
 
     async def _bring(self, load: _Load) -> layout_pb2.PackManifest:
         """Leases, waits for a place, copies; again when the store moved the pack meanwhile."""

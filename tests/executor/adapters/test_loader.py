@@ -232,6 +232,17 @@ async def test_a_released_acquire_is_silent_and_gives_its_lease_back(tmp_path: P
         await store.until(lambda: store.leases == 0)
 
 
+async def test_an_acquire_that_is_given_up_at_once_leaves_nothing(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        given_up, wanted = store.put("a"), store.put("b")
+        for _ in range(3):
+            engine.loader.acquire(given_up)
+            engine.loader.release(given_up)
+        assert await engine.load(wanted, unit_offset=0, slot=0) == Copied(digest=wanted)
+        assert not engine.loader._loads
+        await store.until(lambda: store.leases == 0)
+
+
 async def test_an_event_already_queued_is_not_delivered_after_release(tmp_path: Path) -> None:
     async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
         digest = store.put("a")
