@@ -40,6 +40,8 @@ class ExecutorConfig:
         kv_pages: pages of the KV cache; None takes as many as `kv_bytes` hold.
         kv_bytes: budget of the KV cache when `kv_pages` is None. Where both are None, a GPU gives what the
             largest step leaves of `gpu_memory_utilization`, and the CPU 1 GiB.
+        kv_host_bytes: host memory for prefixes that leave the KV cache, to be copied back instead of computed
+            again; 0 for none.
         gpu_memory_utilization: share of the GPU's memory for everything: weights, adapters, steps and KV.
         adapter_slots: adapters resident at once.
         adapter_pool_bytes: memory for resident adapters.
@@ -69,6 +71,7 @@ class ExecutorConfig:
     page_size: int = 16
     kv_pages: int | None = None
     kv_bytes: int | None = None
+    kv_host_bytes: int = 0
     gpu_memory_utilization: float = 0.9
     adapter_slots: int = 32
     adapter_pool_bytes: int = GIB // 2
@@ -126,6 +129,7 @@ class ExecutorConfig:
             ("adapter_slots", 0, 1 << 16),
             ("adapter_pool_bytes", 0, 1 << 50),
             ("max_lora_rank", 0, 4096),
+            ("kv_host_bytes", 0, 1 << 50),
             ("outbox_bytes", 1 << 10, 1 << 40),
             ("arithmetic_step_seconds", 0, 60),
             ("drain_seconds", 0, 86_400),

@@ -21,6 +21,7 @@ from executor.model.attention import Attention, PagedAttention, Spans
 from executor.model.batch import build_batch
 from executor.model.config import ModelConfig
 from executor.model.decoder import Decoder
+from executor.model.host_pages import HostPages
 from executor.model.kv_cache import KvCache
 from executor.model.page_table import PageTable
 from executor.model.parameters import Parameters
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
-    """`max_rows` run at once; the cache holds `pages` of `page_size` tokens; no sequence exceeds
-    `max_context`. With `graphs`, a GPU decodes by CUDA graphs.
+    """`max_rows` run at once; the cache holds `pages` of `page_size` tokens and host memory `host_pages`; no
+    sequence exceeds `max_context`. With `graphs`, a GPU decodes by CUDA graphs.
     """
 
     max_rows: int
@@ -44,6 +45,7 @@ class RunnerConfig:
     page_size: int
     max_context: int
     graphs: bool = True
+    host_pages: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -86,6 +88,7 @@ class TorchRunner:
         self._cache = KvCache(
             model, pages=config.pages, page_size=config.page_size, dtype=dtype, device=device
         )
+        self._host = HostPages(self._cache, pages=config.host_pages) if config.host_pages else None
         self._pool = pool
         self._steps = steps = _fused_steps(pool)
         self._attention = attention = _attention(model, self._cache, pool)
@@ -118,6 +121,9 @@ class TorchRunner:
             self._sample(self._unsampled)
         for install in plan.installs:
             self._install(install)
+        if self._host is not None:
+            self._host.save(plan.saves)
+            self._host.restore(plan.restores)
         self._page_table.update(plan.page_rows, plan.page_columns, plan.page_ids)
 
         by_slot = np.argsort(plan.slots, kind="stable")

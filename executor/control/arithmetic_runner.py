@@ -69,7 +69,9 @@ class PendingStep:
 
 
 class ArithmeticRunner:
-    """See the module. `rows` and `columns` size the page table, `pages` and `page_size` the KV pool."""
+    """See the module. `rows` and `columns` size the page table, `pages`, `page_size` and `host_pages` the KV
+    pool.
+    """
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class ArithmeticRunner:
         eos_token_ids: tuple[int, ...] = (),
         loader: ArithmeticLoader | None = None,
         check: bool = True,
+        host_pages: int = 0,
     ) -> None:
         self._page_size = page_size
         self._vocab_size = vocab_size
@@ -97,6 +100,7 @@ class ArithmeticRunner:
         self._kv_token = np.full((pages, page_size), _NO_TOKEN, np.int32)
         self._kv_position = np.full((pages, page_size), -1, np.int32)
         self._kv_digest = np.zeros((pages, page_size), np.uint32)
+        self._host = [np.zeros((host_pages, page_size), kv.dtype) for kv in self._kv()]
         self._step = -1
 
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -116,6 +120,9 @@ class ArithmeticRunner:
             special = sampling.logprobs or sampling.min_tokens or sampling.prompt_logprobs is not None
             self._special[install.row] = bool(special)
         self._page_table[plan.page_rows, plan.page_columns] = plan.page_ids
+        for kv, host in zip(self._kv(), self._host, strict=True):
+            host[plan.saves.targets] = kv[plan.saves.sources]
+            kv[plan.restores.targets] = host[plan.restores.sources]
 
         numbers = self._digest_numbers(pending)
         lengths = np.diff(plan.query_splits)
@@ -139,6 +146,9 @@ class ArithmeticRunner:
             top=self._top(sampled, ids) if special else {},
             prompt_logprobs=self._prompt_logprobs(plan) if special else (),
         )
+
+    def _kv(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._kv_token, self._kv_position, self._kv_digest
 
     def _digest_numbers(self, pending: PendingStep) -> np.ndarray:
         """The adapters' numbers, uint32[R]; checks that their packs still stand where the slot rows say."""

@@ -12,7 +12,8 @@ from executor.control.queue_policy import QUEUE_POLICIES
 class SchedulerConfig:
     """Limits of one executor's scheduler. Raises ValueError, naming the setting, where one makes no sense.
 
-    context: most tokens of prompt and output together. pages, page_size: the KV pool. max_running: rows of
+    context: most tokens of prompt and output together. pages, page_size: the KV pool. host_pages: pages of
+    host memory for prefixes that left it. max_running: rows of
     a batch. max_waiting: most requests in the queue. max_step_tokens: most tokens fed to the model in one
     step. chunk: most prompt tokens of one request in one step; None leaves it to max_step_tokens.
     adapter_slots, pool_units: adapters on the GPU and their room, in units of 128 bytes; no slots turn
@@ -25,6 +26,7 @@ class SchedulerConfig:
     context: int
     pages: int
     page_size: int = 16
+    host_pages: int = 0
     max_running: int = 64
     max_waiting: int = 1024
     max_step_tokens: int = 2048
@@ -49,7 +51,7 @@ class SchedulerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("adapter_slots", "pool_units", "slot_quantum"):
+        for name in ("host_pages", "adapter_slots", "pool_units", "slot_quantum"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.chunk is not None and self.chunk < 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from executor.control.request import Float32Array, Int32Array, SamplingParams
+from executor.control.request import Float32Array, Int32Array, SamplingParams, no_ids
 
 LAST_SAMPLED = -1
 BASE_SLOT = -1
@@ -35,6 +35,22 @@ class RowInstall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PageCopies:
+    """KV pages to be copied between the cache and host memory: sources and targets int32[K], ids on their
+    sides.
+    """
+
+    sources: Int32Array
+    targets: Int32Array
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+NO_COPIES = PageCopies(sources=no_ids(), targets=no_ids())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepPlan:
     """One forward and the sampling after it.
 
@@ -43,7 +59,8 @@ class StepPlan:
     start_positions int32[R]: tokens of the row in KV before this step. slots int32[R]: adapter slot, -1 the
     base. samples bool[R]: the logits of the row's last token are sampled. page_rows, page_columns, page_ids
     int32[K]: to be written before the forward, `page_table[page_rows, page_columns] = page_ids`; no entry
-    comes twice.
+    comes twice. saves: pages copied to host memory before anything else; restores: pages copied back after
+    that, before the forward.
     """
 
     step: int
@@ -57,6 +74,8 @@ class StepPlan:
     page_rows: Int32Array
     page_columns: Int32Array
     page_ids: Int32Array
+    saves: PageCopies = NO_COPIES
+    restores: PageCopies = NO_COPIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

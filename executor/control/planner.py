@@ -154,6 +154,7 @@ class Planner:
             splits = np.concatenate([splits, ends])
             sampled = rows[samples]
         page_rows, page_columns, page_ids = self._running.take_page_updates()
+        saves, restores = self._cache.take_copies()
         plan = StepPlan(
             step=step,
             installs=tuple(chunks.installs),
@@ -166,6 +167,8 @@ class Planner:
             page_rows=page_rows,
             page_columns=page_columns,
             page_ids=page_ids,
+            saves=saves,
+            restores=restores,
         )
         return plan, StepRecord(step=step, rows=rows, sampled=sampled, prefilled=chunks.prefilled)
 

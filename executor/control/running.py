@@ -2,7 +2,8 @@
 
 Pages of one row, and who owns them (page_size 4, prompt of 10 tokens, 4 of them found in the prefix tree):
 
-    admission          [tree][own][own]         locks the tree's path up to the matched page
+    admission          [tree][own][own]         locks the tree's path up to the matched page; own pages whose
+                                                tokens lie in host memory are copied, not computed
     prompt computed    [tree][tree][own]        full prompt pages go to the tree, the lock moves to the last
     while decoding     [tree][tree][own][own]
     release            [tree][tree][tree]       what is not full is freed; unlocked, the rest can be evicted
@@ -75,9 +76,8 @@ class Running:
         table, cache, request = self._table, self._cache, sequence.request
         ids = sequence.ids
         pages = -(-len(ids) // table.page_size)
-        matched: list[int] = []
-        if not sequence.wants_prompt_logprobs:
-            matched = cache.match(sequence.namespace, ids, (len(ids) - 1) // table.page_size)
+        limit = 0 if sequence.wants_prompt_logprobs else (len(ids) - 1) // table.page_size
+        matched = cache.match(sequence.namespace, ids, limit)
         node = matched[-1] if matched else NO_PAGE
         cache.lock(node)
         if pages - len(matched) > self.room:
@@ -86,11 +86,15 @@ class Running:
 
         slot = BASE_SLOT if request.digest == BASE_DIGEST else self._slots.pin(request.digest)
         row = table.seat(sequence, slot=slot, limit=self.limit(sequence), stop_ids=self.stop_ids(sequence))
-        table.page_table[row, :pages] = matched + cache.take(pages - len(matched)).tolist()
+        after = ids[len(matched) * table.page_size :]
+        hosted = cache.match_host(sequence.namespace, node, after, limit - len(matched))
+        own = cache.take(pages - len(matched))
+        cache.restore(hosted, own[: len(hosted)])
+        table.page_table[row, :pages] = np.concatenate([np.array(matched, np.int32), own])
         table.pages[row] = pages
         table.shared[row] = len(matched)
         table.node[row] = node
-        table.planned[row] = len(matched) * table.page_size
+        table.planned[row] = (len(matched) + len(hosted)) * table.page_size
         self._announce(row, 0, pages)
         self._accounts.running[sequence.account] += 1
         self._accounts.admissions += 1

@@ -17,6 +17,7 @@ from executor.control.advancer import Advancer
 from executor.control.config import SchedulerConfig
 from executor.control.eviction import EVICTION_POLICIES
 from executor.control.foresight import Foresight
+from executor.control.host_tier import HostStatistics
 from executor.control.kv_cache import KvCache
 from executor.control.loader import LoaderEvent
 from executor.control.outputs import Failed, Outputs, only_events
@@ -44,6 +45,7 @@ class SchedulerStatistics:
     pages: int
     pages_held: int
     pages_cached: int
+    host: HostStatistics
     adapters_resident: int
     adapters_arriving: int
     adapter_units_free: int
@@ -70,7 +72,7 @@ class Scheduler:
         self._table = table = RowTable(
             rows=config.max_running, longest=config.longest, page_size=config.page_size
         )
-        self._cache = cache = KvCache(config.pages, config.page_size)
+        self._cache = cache = KvCache(config.pages, config.page_size, config.host_pages)
         self._slots = slots = AdapterSlots(
             slots=config.adapter_slots,
             units=config.pool_units,
@@ -208,6 +210,7 @@ class Scheduler:
             if sequence.key in self._roster:
                 self._roster.fail(sequence, Code.INTERNAL, "STEP_FAILED", message)
         self._retire(record)
+        self._cache.distrust_host()
         self._running.announce_all()
 
     def _overload(self, request: Request) -> Failed | None:
@@ -250,6 +253,7 @@ class Scheduler:
             pages=self._cache.pages,
             pages_held=self._cache.held,
             pages_cached=self._cache.cached,
+            host=self._cache.host_statistics(),
             adapters_resident=len(self._slots.resident),
             adapters_arriving=self._slots.leases,
             adapter_units_free=self._slots.free_units,

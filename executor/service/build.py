@@ -77,10 +77,12 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
 
 def _scheduling(config: ExecutorConfig, model: ModelConfig, pages: int) -> SchedulerConfig:
     adapters = bool(config.store)
+    page = page_bytes(model, page_size=config.page_size, dtype=DTYPES[config.dtype])
     return SchedulerConfig(
         context=model.context_length,
         pages=pages,
         page_size=config.page_size,
+        host_pages=config.kv_host_bytes // page,
         max_running=config.max_running,
         max_waiting=config.max_waiting,
         max_step_tokens=config.max_step_tokens,
@@ -133,19 +135,27 @@ def _torch(
         parameters=parameters,
     )
 
-    def make_runner(pages: int, context: int) -> TorchRunner:
+    def make_runner(pages: int, context: int, host_pages: int) -> TorchRunner:
         runner_config = RunnerConfig(
-            max_rows=config.max_running, pages=pages, page_size=config.page_size, max_context=context
+            max_rows=config.max_running,
+            pages=pages,
+            page_size=config.page_size,
+            max_context=context,
+            host_pages=host_pages,
         )
         return TorchRunner(model, parameters, pool=pool, config=runner_config)
 
     if config.measures_kv:
         begun = time.monotonic()
-        pages = _measured_pages(config, model, lambda pages: make_runner(pages, model.context_length), pool)
+        # One page of host memory brings all that its copies need of the GPU's.
+        host_pages = min(1, scheduling.host_pages)
+        pages = _measured_pages(
+            config, model, lambda pages: make_runner(pages, model.context_length, host_pages), pool
+        )
         scheduling = _scheduling(config, model, pages)
         log.info("the KV cache was sized in %.1f s", time.monotonic() - begun)
     begun = time.monotonic()
-    runner = make_runner(scheduling.pages, scheduling.longest)
+    runner = make_runner(scheduling.pages, scheduling.longest, scheduling.host_pages)
     log.info("the runner was made in %.1f s", time.monotonic() - begun)
     return scheduling, runner, pool
 
@@ -176,6 +186,7 @@ def _arithmetic(config: ExecutorConfig, model: ModelConfig) -> tuple[SchedulerCo
         rows=scheduling.max_running,
         columns=-(-scheduling.longest // scheduling.page_size),
         pages=scheduling.pages,
+        host_pages=scheduling.host_pages,
         page_size=scheduling.page_size,
         vocab_size=model.vocab_size,
         eos_token_ids=model.eos_ids,

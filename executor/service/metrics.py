@@ -16,6 +16,7 @@ _HELD = (
     "pages",
     "pages_held",
     "pages_cached",
+    "host_pages_used",
     "adapters_resident",
     "adapters_arriving",
     "adapter_pool_bytes",
@@ -24,7 +25,16 @@ _HELD = (
     "commands_queued",
     "outbox_bytes",
 )
-_COUNTED = ("steps", "preemptions", "pool_loads", "pool_hits", "pool_misses", "pool_evictions")
+_COUNTED = (
+    "steps",
+    "preemptions",
+    "pool_loads",
+    "pool_hits",
+    "pool_misses",
+    "pool_evictions",
+    "host_pages_saved",
+    "host_pages_restored",
+)
 _BY_ADAPTER = {
     "requests": "Requests admitted.",
     "pool_loads": "Copies into the adapter pool.",

@@ -1,13 +1,14 @@
 """The torch runner by itself: plans made by hand, without a scheduler."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from executor.control.plan import RowInstall, StepPlan
+from executor.control.plan import PageCopies, RowInstall, StepPlan
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.parameters import Parameters
@@ -28,10 +29,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return config, load_parameters(folder, config, dtype=torch.float32)
 
 
-def runner_of(model: Model, *, rows: int = 8, pages: int = 200) -> TorchRunner:
+def runner_of(model: Model, *, rows: int = 8, pages: int = 200, host_pages: int = 0) -> TorchRunner:
     config, parameters = model
     pool = AdapterPool(config, units=8, slots=1, dtype=torch.float32)
-    limits = RunnerConfig(max_rows=rows, pages=pages, page_size=PAGE, max_context=128)
+    limits = RunnerConfig(max_rows=rows, pages=pages, page_size=PAGE, max_context=128, host_pages=host_pages)
     return TorchRunner(config, parameters, pool=pool, config=limits)
 
 
@@ -69,6 +70,24 @@ def plan(step: int, *, feed: np.ndarray, start: int, install: RowInstall | None 
         page_columns=columns,
         page_ids=columns,
     )
+
+
+def test_a_prefix_that_was_in_host_memory_is_as_good_as_computed(model: Model) -> None:
+    """Its pages are saved, then overwritten by another prompt, then restored into other pages."""
+    tokens, count = ids(*prompt_of(30)), 28 // PAGE
+    install = RowInstall(row=0, sampling=greedy(2), prompt_ids=tokens, emitted_ids=ids())
+    runner = runner_of(model, host_pages=20)
+    whole = runner.collect(runner.launch(plan(0, feed=tokens, start=0, install=install)))
+    pages = np.arange(count, dtype=np.int32)
+    saves = PageCopies(sources=pages, targets=pages + 9)
+    other = ids(*prompt_of(30, seed=1))
+    runner.collect(runner.launch(replace(plan(1, feed=other, start=0, install=install), saves=saves)))
+    moved = np.arange(8, dtype=np.int32)[::-1] + 20
+    restores = PageCopies(sources=saves.targets, targets=moved[:count])
+    rest = replace(plan(2, feed=tokens[28:], start=28, install=install), restores=restores, page_ids=moved)
+    restored = runner.collect(runner.launch(rest))
+    assert restored.token_ids == whole.token_ids
+    np.testing.assert_allclose(restored.logprobs, whole.logprobs, atol=1e-5)
 
 
 def test_prompt_logprobs_do_not_depend_on_chunks(model: Model) -> None:

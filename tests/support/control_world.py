@@ -144,6 +144,7 @@ class World:
                 columns=-(-self.config.longest // self.config.page_size),
                 pages=self.config.pages,
                 page_size=self.config.page_size,
+                host_pages=self.config.host_pages,
                 vocab_size=VOCAB,
                 eos_token_ids=self.config.eos_token_ids,
                 loader=self.loader,

@@ -235,7 +235,7 @@ class GetExecutorStatisticsRequest(_message.Message):
     def __init__(self, adapters: _Optional[int] = ...) -> None: ...
 
 class ExecutorStatistics(_message.Message):
-    __slots__ = ("steps", "preemptions", "frontends", "requests_waiting", "requests_running", "pages", "pages_held", "pages_cached", "adapters_resident", "adapters_arriving", "adapter_pool_bytes", "adapter_pool_bytes_free", "leases", "commands_queued", "outbox_bytes", "pool_loads", "pool_hits", "pool_misses", "pool_evictions", "adapters")
+    __slots__ = ("steps", "preemptions", "frontends", "requests_waiting", "requests_running", "pages", "pages_held", "pages_cached", "adapters_resident", "adapters_arriving", "adapter_pool_bytes", "adapter_pool_bytes_free", "leases", "commands_queued", "outbox_bytes", "pool_loads", "pool_hits", "pool_misses", "pool_evictions", "adapters", "host_pages_used", "host_pages_saved", "host_pages_restored")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     FRONTENDS_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +256,9 @@ class ExecutorStatistics(_message.Message):
     POOL_MISSES_FIELD_NUMBER: _ClassVar[int]
     POOL_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_USED_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_SAVED_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_RESTORED_FIELD_NUMBER: _ClassVar[int]
     steps: int
     preemptions: int
     frontends: int
@@ -276,7 +279,10 @@ class ExecutorStatistics(_message.Message):
     pool_misses: int
     pool_evictions: int
     adapters: _containers.RepeatedCompositeFieldContainer[ExecutorAdapter]
-    def __init__(self, steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., frontends: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., requests_running: _Optional[int] = ..., pages: _Optional[int] = ..., pages_held: _Optional[int] = ..., pages_cached: _Optional[int] = ..., adapters_resident: _Optional[int] = ..., adapters_arriving: _Optional[int] = ..., adapter_pool_bytes: _Optional[int] = ..., adapter_pool_bytes_free: _Optional[int] = ..., leases: _Optional[int] = ..., commands_queued: _Optional[int] = ..., outbox_bytes: _Optional[int] = ..., pool_loads: _Optional[int] = ..., pool_hits: _Optional[int] = ..., pool_misses: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[ExecutorAdapter, _Mapping]]] = ...) -> None: ...
+    host_pages_used: int
+    host_pages_saved: int
+    host_pages_restored: int
+    def __init__(self, steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., frontends: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., requests_running: _Optional[int] = ..., pages: _Optional[int] = ..., pages_held: _Optional[int] = ..., pages_cached: _Optional[int] = ..., adapters_resident: _Optional[int] = ..., adapters_arriving: _Optional[int] = ..., adapter_pool_bytes: _Optional[int] = ..., adapter_pool_bytes_free: _Optional[int] = ..., leases: _Optional[int] = ..., commands_queued: _Optional[int] = ..., outbox_bytes: _Optional[int] = ..., pool_loads: _Optional[int] = ..., pool_hits: _Optional[int] = ..., pool_misses: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[ExecutorAdapter, _Mapping]]] = ..., host_pages_used: _Optional[int] = ..., host_pages_saved: _Optional[int] = ..., host_pages_restored: _Optional[int] = ...) -> None: ...
 
 class ExecutorAdapter(_message.Message):
     __slots__ = ("digest", "is_resident", "waiting", "running", "requests", "pool_loads", "pool_hits", "slot_wait_seconds", "load_wait_seconds", "queue_wait_seconds")

@@ -21,6 +21,8 @@ _WORLDS: dict[str, tuple[dict[str, Any], Mix]] = {
     "fair": ({}, Mix()),
     "pack": ({"queue_policy": "pack"}, Mix()),
     "few pages": ({"pages": 16, "context": 40}, Mix()),
+    "host pages": ({"pages": 16, "context": 40, "host_pages": 24}, Mix()),
+    "few host pages": ({"pages": 16, "context": 40, "host_pages": 3}, Mix(retire=0.05, step_failure=0.02)),
     "one slot": ({"adapter_slots": 1}, Mix()),
     "small chunks": ({"chunk": 3, "max_step_tokens": 9, "queue_policy": "pack"}, Mix()),
     "no quantum": ({"slot_quantum": 0, "max_leases": 1}, Mix(retire=0.05)),
@@ -52,6 +54,8 @@ def test_random_traffic(name: str, overlap: bool):
     assert len(traffic.requests) > 300
     if name == "few pages":
         assert statistics.preemptions > 10, "the shortage must be felt"
+    if "host pages" in name:
+        assert statistics.host.restored > 3, "what left the cache must come back"
 
 
 @pytest.mark.soak

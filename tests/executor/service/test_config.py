@@ -60,6 +60,12 @@ def test_pages_follow_the_budget_but_not_beyond_what_all_rows_can_fill(tmp_path:
         pages(kv_bytes=1000)
 
 
+def test_host_memory_holds_whole_pages(tmp_path: Path) -> None:
+    model_dir = write_model(tmp_path)
+    config = ExecutorConfig(model_dir=model_dir, runner="arithmetic", kv_host_bytes=5 * 1024 + 100)
+    assert build_base(config, lambda done, total: None).scheduling.host_pages == 5
+
+
 def test_the_command_has_a_flag_for_each_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model_dir = write_model(tmp_path)
     config = parse(
