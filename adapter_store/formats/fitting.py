@@ -13,28 +13,24 @@ from rpc.errors import LorikeetError, invalid_argument, unimplemented
 
 
 def fit_slice(
-    slice_: Slice, parts: Mapping[Part, TensorEntry], config: PeftConfig, layout: PackLayout
+    slice_: Slice, parts: Mapping[Part, TensorEntry], path: str, config: PeftConfig, layout: PackLayout
 ) -> AdaptedSlice:
     """What a module's tensors make of its slice.
+
+    Args:
+        path: what the adapter's config knows the module by.
 
     Raises:
         LorikeetError: INVALID_ARGUMENT or UNIMPLEMENTED, naming the tensor that is missing or does not fit.
     """
     for entry in parts.values():
-        if entry.dtype not in NUMPY_DTYPES:
-            raise unimplemented(
-                "UNSUPPORTED_DTYPE",
-                f"{entry.name} is {entry.dtype}; save the adapter as float32, bfloat16 or float16",
-                module=slice_.module,
-            )
+        check_dtype(entry, slice_.module)
     rank, scaling, a_transposed, b_transposed = 0, 0.0, False, False
     if not LORA_PARTS.isdisjoint(parts):
         _check_partners(slice_, parts, config)
         rank, a_transposed, b_transposed = _orientation(slice_, parts[Part.A], parts[Part.B], config, layout)
-        _check_rank(slice_.module, rank, config, layout)
-        scaling = config.scaling_of(slice_.module, rank)
-        if not np.isfinite(np.float32(scaling)):
-            raise invalid_argument("BAD_SCALING", f"{slice_.module}: the scaling {scaling} is no float32")
+        _check_rank(slice_.module, rank, config.rank_of(path), layout)
+        scaling = scaling_of(path, rank, config)
     for part in (Part.MAGNITUDE, Part.LORA_BIAS, Part.BIAS):
         if part in parts and parts[part].shape != (slice_.outputs,):
             raise wrong_shape(parts[part], f"[{slice_.outputs}]", config, layout)
@@ -53,6 +49,24 @@ def fit_slice(
         is_a_transposed=a_transposed,
         is_b_transposed=b_transposed,
     )
+
+
+def check_dtype(entry: TensorEntry, module: str) -> None:
+    """Refuses what is not a LoRA's dtype: UNIMPLEMENTED."""
+    if entry.dtype not in NUMPY_DTYPES:
+        raise unimplemented(
+            "UNSUPPORTED_DTYPE",
+            f"{entry.name} is {entry.dtype}; save the adapter as float32, bfloat16 or float16",
+            module=module,
+        )
+
+
+def scaling_of(path: str, rank: int, config: PeftConfig) -> float:
+    """The scaling of what the config knows by `path`. Raises LorikeetError for one that is no float32."""
+    scaling = config.scaling_of(path, rank)
+    if not np.isfinite(np.float32(scaling)):
+        raise invalid_argument("BAD_SCALING", f"{path}: the scaling {scaling} is no float32")
+    return scaling
 
 
 def check_weight(slice_: Slice, entry: TensorEntry, config: PeftConfig, layout: PackLayout) -> None:
@@ -155,22 +169,27 @@ def _ranks(entry: TensorEntry, width: int, axis: int) -> list[tuple[bool, int]]:
     ]
 
 
-def _check_rank(module: str, rank: int, config: PeftConfig, layout: PackLayout) -> None:
-    if rank != config.rank_of(module):
+def _check_rank(module: str, rank: int, wanted: int, layout: PackLayout) -> None:
+    if rank != wanted:
         raise invalid_argument(
             "RANK_MISMATCH",
-            f"{module}: its tensors have rank {rank}, its config says {config.rank_of(module)}",
+            f"{module}: its tensors have rank {rank}, its config says {wanted}",
             module=module,
         )
     if rank > layout.max_rank:
-        limit = (
-            f"the store's max_rank of {layout.max_rank}; restart the store with a larger one"
-            if layout.is_max_rank_the_stores
-            else f"the executor's maximum of {layout.max_rank}; restart the executor with a larger one "
-            "(max_lora_rank)"
-        )
-        raise invalid_argument(
-            "RANK_TOO_LARGE",
-            f"{module}: rank {rank} is above {limit}",
-            module=module,
-        )
+        raise rank_too_large(module, rank, layout)
+
+
+def rank_too_large(module: str, rank: int, layout: PackLayout) -> LorikeetError:
+    """The error for a rank above a maximum, which says whose."""
+    limit = (
+        f"the store's max_rank of {layout.max_rank}; restart the store with a larger one"
+        if layout.is_max_rank_the_stores
+        else f"the executor's maximum of {layout.max_rank}; restart the executor with a larger one "
+        "(max_lora_rank)"
+    )
+    return invalid_argument(
+        "RANK_TOO_LARGE",
+        f"{module}: rank {rank} is above {limit}",
+        module=module,
+    )

@@ -1,11 +1,18 @@
 """What the tensors of a PEFT adapter are called, and what each name stands for."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
 from rpc.errors import invalid_argument, unimplemented
 
 _PREFIX = "base_model.model."
+
+# Transformers 4 called Mixtral's experts so, and as adapters were saved then, they are still called.
+MIXTRAL_BLOCK = ".block_sparse_moe."
+MLP_BLOCK = ".mlp."
+_EXPERT_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_EXPERTS = re.compile(r"(.+\.experts)(?:\.(\d+)(?=\.))?(?:\.(\w+))?")
 
 
 class Part(Enum):
@@ -24,17 +31,36 @@ LORA_PARTS = frozenset({Part.A, Part.B, Part.MAGNITUDE, Part.LORA_BIAS})
 """The parts that only a module that the config targets can have."""
 
 
+class Stack(Enum):
+    """What a tensor for all experts of a layer is for; the value is what its name has behind "experts".
+
+    PEFT wraps the parameters of a module one around another, so that its names do not say which they are: the
+    one that the module has last is outermost.
+    """
+
+    OUTER = ""
+    INNER = "base_layer"
+    GATE = "gate_proj"
+    UP = "up_proj"
+    DOWN = "down_proj"
+    GATE_UP = "gate_up_proj"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorRole:
     """The module and part that a name means.
 
+    `module` is the base's name for it; `written` the adapter's, in whose words its config speaks.
     `is_embedding` tells how an embedding's LoRA is called; `is_wrapped` that the module was inside a LoRA.
+    Where `stack` is there, the module is all experts of a layer.
     """
 
     module: str
     part: Part
+    written: str
     is_embedding: bool = False
     is_wrapped: bool = False
+    stack: Stack | None = None
 
 
 # The first that fits decides: suffix, part, is_embedding, is_wrapped.
@@ -66,13 +92,6 @@ def role_of(name: str) -> TensorRole:
             tensor=name,
         )
     path = name.removeprefix(_PREFIX)
-    if ".experts.lora_" in path or ".experts.base_layer.lora_" in path:
-        raise unimplemented(
-            "UNSUPPORTED_TENSOR",
-            f"{name}: LoRA on fused experts (target_parameters) is not served",
-            option="target_parameters",
-            tensor=name,
-        )
     if path.endswith(".trainable_tokens_delta"):
         raise unimplemented(
             "UNSUPPORTED_TENSOR",
@@ -81,11 +100,46 @@ def role_of(name: str) -> TensorRole:
             tensor=name,
         )
     for suffix, part, is_embedding, is_wrapped in _SUFFIXES:
-        module = path.removesuffix(suffix)
-        if module != path and module and ".lora_" not in module:
-            return TensorRole(module=module, part=part, is_embedding=is_embedding, is_wrapped=is_wrapped)
+        written = path.removesuffix(suffix)
+        if written != path and written and ".lora_" not in written:
+            module, stack = _base_name(written)
+            return TensorRole(
+                module=module,
+                part=part,
+                written=written,
+                is_embedding=is_embedding,
+                is_wrapped=is_wrapped,
+                stack=stack,
+            )
     raise invalid_argument(
         "UNKNOWN_TENSOR",
         f"{name}: not a name that PEFT gives to a tensor of a LoRA adapter",
         tensor=name,
     )
+
+
+def _base_name(written: str) -> tuple[str, Stack | None]:
+    module = written.replace(MIXTRAL_BLOCK, MLP_BLOCK)
+    found = _EXPERTS.fullmatch(module) if ".experts" in module else None
+    if found is None:
+        return module, None
+    experts, expert, name = found.groups()
+    name = _EXPERT_NAMES.get(name or "", name or "")
+    if expert is not None:
+        return f"{experts}.{expert}.{name}", None
+    if name in _STACKS:
+        return experts, Stack(name)
+    return module, None
+
+
+_STACKS = frozenset(stack.value for stack in Stack)
+
+
+def spellings(module: str) -> tuple[str, ...]:
+    """The paths that adapters of any release know a module of the base by, its own first."""
+    if ".experts" not in module and not module.endswith(".mlp.gate"):
+        return (module,)
+    old = module.replace(MLP_BLOCK, MIXTRAL_BLOCK)
+    head, _, name = module.rpartition(".")
+    old_names = [short for short, long in _EXPERT_NAMES.items() if long == name and ".experts" in head]
+    return (module, old, *(f"{old.rpartition('.')[0]}.{short}" for short in old_names))

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from adapter_store.formats.patterns import pattern_key_regex
@@ -40,6 +41,7 @@ _NEUTRAL = frozenset(
         "revision",
         "runtime_config",
         "target_modules",
+        "target_parameters",
         "task_type",
         "save_embedding_layers",
         "use_dora",
@@ -48,7 +50,6 @@ _NEUTRAL = frozenset(
 )
 
 _UNSUPPORTED = {
-    "target_parameters": "LoRA on parameters (fused experts) is not supported; use target_modules",
     "alora_invocation_tokens": "activated LoRA is not supported",
     "trainable_token_indices": "trained token rows are not supported; train LoRA on embed_tokens instead",
     # PEFT resets it for linear layers, so that an adapter that has it was trained on others.
@@ -79,6 +80,7 @@ class PeftConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     target_modules: str | tuple[str, ...]
+    target_parameters: tuple[str, ...]
     exclude_modules: str | tuple[str, ...]
     layers_to_transform: frozenset[int]
     layers_patterns: tuple[str, ...]
@@ -88,9 +90,15 @@ class PeftConfig:
     bias: str
     modules_to_save: tuple[str, ...]
     base_model: str
+    peft_version: str
+
+    @cached_property
+    def target_endings(self) -> tuple[str, ...]:
+        """How the path of a module ends that a list of targets means."""
+        return tuple(f".{target}" for target in self.target_modules)
 
     def rank_of(self, module: str) -> int:
-        """The rank that PEFT gives a module."""
+        """The rank that PEFT gives a module or parameter, by the path that the adapter knows it by."""
         key = _first_match(self.rank_pattern, module, "rank_pattern")
         return self.rank if key is None else self.rank_pattern[key]
 
@@ -145,6 +153,7 @@ def parse_peft_config(data: bytes) -> PeftConfig:
         rank_pattern=_pattern(config, "rank_pattern", _as_rank),
         alpha_pattern=_pattern(config, "alpha_pattern", _as_number),
         target_modules=_names(config, "target_modules"),
+        target_parameters=_list(config, "target_parameters"),
         exclude_modules=_names(config, "exclude_modules"),
         layers_to_transform=frozenset(_layers(config)),
         layers_patterns=_as_tuple(_names(config, "layers_pattern")),
@@ -152,8 +161,9 @@ def parse_peft_config(data: bytes) -> PeftConfig:
         use_dora=_flag(config, "use_dora"),
         lora_bias=_flag(config, "lora_bias"),
         bias=_bias(config),
-        modules_to_save=_saved(config),
+        modules_to_save=_list(config, "modules_to_save"),
         base_model=_text(config, "base_model_name_or_path"),
+        peft_version=_text(config, "peft_version"),
     )
 
 
@@ -264,10 +274,10 @@ def _bias(config: Mapping[str, Any]) -> str:
     return value or "none"
 
 
-def _saved(config: Mapping[str, Any]) -> tuple[str, ...]:
-    value = _names(config, "modules_to_save")
+def _list(config: Mapping[str, Any], option: str) -> tuple[str, ...]:
+    value = _names(config, option)
     if isinstance(value, str) or not all(value):
-        raise _bad(f"modules_to_save is {_shown(value)}; it must be a list of module names")
+        raise _bad(f"{option} is {_shown(value)}; it must be a list of names")
     return value
 
 

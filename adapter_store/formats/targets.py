@@ -1,11 +1,75 @@
 """Which modules of a base model an adapter's config touches, decided exactly as PEFT decides it."""
 
 import re
+from collections.abc import Callable, Iterator
 
+from adapter_store.formats.layout import Experts, PackLayout, Slice
+from adapter_store.formats.names import spellings
 from adapter_store.formats.patterns import layers_regex, target_regex
 from adapter_store.formats.peft_config import PeftConfig
 
 _FIRST_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+
+STACKED_PARAMETERS = ("gate_up_proj", "gate_up_proj", "down_proj")
+"""The parameter of the base that holds each of an expert's projections, for all experts."""
+
+
+def targeted_modules(config: PeftConfig, layout: PackLayout, tick: Callable[[], None]) -> set[str]:
+    """The modules that the config touches, as modules or through their parameters.
+
+    `tick` is called between matches, and may raise when they take too long.
+
+    Raises:
+        LorikeetError: INVALID_ARGUMENT when a pattern is malformed or too complex.
+    """
+    found: set[str] = set()
+    for slice_ in layout.slices:
+        if not slice_.is_expert and (
+            any(is_targeted(config, path) for path in spellings(slice_.module))
+            or is_parameter_targeted(config, slice_)
+        ):
+            found.add(slice_.module)
+        tick()
+    for experts in layout.experts.values():
+        found.update(_targeted_experts(config, experts, tick))
+    return found
+
+
+def is_parameter_targeted(config: PeftConfig, slice_: Slice) -> bool:
+    """True when PEFT would wrap the weight of this linear layer as a parameter."""
+    return not slice_.is_embedding and any(
+        names(target, f"{path}.weight")
+        for target in config.target_parameters
+        for path in spellings(slice_.module)
+    )
+
+
+def _targeted_experts(config: PeftConfig, experts: Experts, tick: Callable[[], None]) -> Iterator[str]:
+    # A single name means the same projection of every expert, or none: no need to look at each of them.
+    means_all = not config.exclude_modules
+    only_names = not isinstance(config.target_modules, str) and not any(
+        "." in t for t in config.target_modules
+    )
+    for index, paths in enumerate(stacked_paths(experts)):
+        tick()
+        if any(names(target, paths[0]) for target in config.target_parameters) or (
+            means_all and any(is_targeted(config, path) for path in paths)
+        ):
+            yield from (triple[index].module for triple in experts.slices)
+        elif not (means_all and only_names):
+            for triple in experts.slices:
+                if any(is_targeted(config, path) for path in spellings(triple[index].module)):
+                    yield triple[index].module
+                tick()
+
+
+def stacked_paths(experts: Experts) -> list[tuple[str, ...]]:
+    """For each projection the paths that stand for it in all experts: the parameter's, then others."""
+    found = []
+    for parameter, slice_ in zip(STACKED_PARAMETERS, experts.slices[0], strict=True):
+        name = slice_.module.rpartition(".")[2]
+        found.append((f"{experts.module}.{parameter}", *spellings(f"{experts.module}.{name}")))
+    return found
 
 
 def is_targeted(config: PeftConfig, module: str) -> bool:
@@ -23,11 +87,11 @@ def is_targeted(config: PeftConfig, module: str) -> bool:
         return target_regex(targets, "target_modules").fullmatch(module) is not None
     if module in targets:
         return True
-    return any(names(target, module) for target in targets) and _is_in_layers(config, module)
+    return module.endswith(config.target_endings) and _is_in_layers(config, module)
 
 
 def names(target: str, module: str) -> bool:
-    """True when an entry of target_modules means this module: its whole path or its last parts."""
+    """True when an entry of a list of targets means this module: its whole path or its last parts."""
     return module == target or module.endswith(f".{target}")
 
 

@@ -175,7 +175,12 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     "QA-LoRA": (config(use_qalora=True), "UNSUPPORTED_OPTION", "use_qalora=true"),
     "replicated layers": (config(layer_replication=[[0, 2]]), "UNSUPPORTED_OPTION", "layer_replication"),
     "token rows": (config(trainable_token_indices=[3]), "UNSUPPORTED_OPTION", "trainable_token_indices"),
-    "parameters": (config(target_parameters=["down_proj"]), "UNSUPPORTED_OPTION", "target_parameters"),
+    "parameters of another model": (
+        config(target_parameters=["mlp.experts.down_proj"]), "UNKNOWN_TARGET", "target_parameters: 'mlp.exp",
+    ),
+    "parameters that are no list": (
+        config(target_parameters="down_proj"), "BAD_CONFIG", 'target_parameters is "down_proj"',
+    ),
     "Conv1D weights": (config(fan_in_fan_out=True), "UNSUPPORTED_OPTION", "fan_in_fan_out=true"),
     "an option of tomorrow": (config(use_warp=2), "UNSUPPORTED_OPTION", "use_warp=2"),
     "norms saved whole": (config(modules_to_save=["norm"]), "UNSUPPORTED_OPTION", "'norm' names nothing"),
@@ -263,8 +268,8 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     ),
     "fused experts": (
         tensors({f"{P}model.layers.0.mlp.experts.lora_A.weight": ones(8, 16)}),
-        "UNSUPPORTED_TENSOR",
-        "target_parameters",
+        "UNKNOWN_MODULE",
+        "has no experts at model.layers.0.mlp.experts",
     ),
     "a magnitude of the wrong length": (
         tensors(

@@ -100,7 +100,6 @@ def test_all_linear_means_all_but_the_head():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("target_parameters", ["mlp.experts.down_proj"]),
         ("alora_invocation_tokens", [5]),
         ("alora_invocation_tokens", []),
         ("trainable_token_indices", [1, 2]),

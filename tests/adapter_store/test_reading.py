@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from adapter_store.formats import checks
+from adapter_store.formats import coverage
 from adapter_store.formats.reading import read_adapter
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import (
@@ -55,7 +55,7 @@ def test_patterns_decide_rank_and_scaling_per_module(tmp_path):
 
 
 def test_patterns_that_take_too_long_together_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "_PATTERN_SECONDS", 0.2)
+    monkeypatch.setattr(coverage, "_PATTERN_SECONDS", 0.2)
     # Each takes some 10 ms a module.
     patterns = {".*.*.*.*.*.*" + "!" * (1 + number): 4 for number in range(100)}
     error = refusal(tmp_path, config=lora_config(rank_pattern=patterns))
@@ -122,8 +122,6 @@ def with_tensor(name: str, *shape: int, dtype: str = "f4") -> dict[str, np.ndarr
             "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
             "trainable_token_indices",
         ),
-        ("base_model.model.model.layers.0.mlp.experts.lora_A.weight", "target_parameters"),
-        ("base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight", "target_parameters"),
     ],
 )
 def test_tensors_of_unsupported_options_name_the_option(tmp_path, name, option):

@@ -8,12 +8,15 @@ from lorikeet.v1 import layout_pb2
 EXPERTS, WIDTH, HIDDEN, QUERY, KEY = 4, 48, 64, 128, 64
 LAYERS = 2
 
-ATTENTION = {
-    "self_attn.q_proj": (HIDDEN, QUERY),
-    "self_attn.k_proj": (HIDDEN, KEY),
-    "self_attn.v_proj": (HIDDEN, KEY),
-    "self_attn.o_proj": (QUERY, HIDDEN),
-}
+
+def attention(query: int, key: int) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of attention's projections."""
+    return {
+        "self_attn.q_proj": (HIDDEN, query),
+        "self_attn.k_proj": (HIDDEN, key),
+        "self_attn.v_proj": (HIDDEN, key),
+        "self_attn.o_proj": (query, HIDDEN),
+    }
 
 
 def mlp(prefix: str, width: int = WIDTH) -> dict[str, tuple[int, int]]:
@@ -30,6 +33,8 @@ def expert_layout(
     experts: int = EXPERTS,
     dense_layers: tuple[int, ...] = (),
     shared: bool = False,
+    query: int = QUERY,
+    key: int = KEY,
     dtype: layout_pb2.TensorType = layout_pb2.TENSOR_TYPE_FLOAT32,
     **fields: Any,
 ) -> layout_pb2.Layout:
@@ -48,7 +53,7 @@ def expert_layout(
         }
     )
     for layer in range(LAYERS):
-        modules = dict(ATTENTION)
+        modules = attention(query, key)
         if layer in dense_layers:
             modules |= mlp("mlp", 2 * WIDTH)
         else:

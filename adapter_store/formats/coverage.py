@@ -1,0 +1,157 @@
+"""Compares what an adapter's config says that it touches with what its tensors touch: it must be the same."""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+
+from adapter_store.formats.layout import PackLayout
+from adapter_store.formats.names import spellings
+from adapter_store.formats.peft_config import PeftConfig
+from adapter_store.formats.targets import names, stacked_paths, targeted_modules
+from rpc.errors import invalid_argument, unimplemented
+
+_PATTERN_SECONDS = 2.0
+
+
+def saved_modules(config: PeftConfig, layout: PackLayout) -> frozenset[str]:
+    """The modules that modules_to_save means: PEFT looks at how their paths end.
+
+    Raises:
+        LorikeetError: UNIMPLEMENTED for modules that cannot be replaced.
+    """
+    saved: set[str] = set()
+    for name in config.modules_to_save:
+        meant = [slice_ for slice_ in layout.slices if slice_.module.endswith(name)]
+        fixed = [slice_.module for slice_ in meant if not slice_.is_replaceable]
+        if fixed or not meant:
+            raise unimplemented(
+                "UNSUPPORTED_OPTION",
+                f"adapter_config.json: modules_to_save: {name[:100]!r} "
+                + (f"means {fixed[0]}" if fixed else f"names nothing that {layout.base_name!r} can replace")
+                + "; only lm_head and embed_tokens may be fully trained, train LoRA on the rest",
+                option="modules_to_save",
+            )
+        saved |= {slice_.module for slice_ in meant}
+    if config.ties_embeddings and any(names("embed_tokens", module) for module in saved):
+        saved |= {slice_.module for slice_ in layout.slices if names("lm_head", slice_.module)}
+    return frozenset(saved)
+
+
+def check_targets(
+    paths: Mapping[str, str], saved: Set[str], config: PeftConfig, layout: PackLayout
+) -> frozenset[str]:
+    """Compares the modules that the config targets with those that have a LoRA; returns the former.
+
+    Args:
+        paths: what the config knows each module by that has a LoRA.
+        saved: modules that are saved whole; PEFT puts no LoRA on them.
+
+    Raises:
+        LorikeetError: INVALID_ARGUMENT, naming the module, or the name or pattern that means nothing.
+    """
+    tick = _deadline()
+    present = paths.keys()
+    targeted = targeted_modules(config, layout, tick) - saved
+    missing = targeted - present
+    if is_all_linear(config):
+        # PEFT writes the names instead; others mean by it what they train, which seldom has the routers.
+        missing = {module for module in missing if not module.endswith((".mlp.gate", ".shared_expert_gate"))}
+    _refuse_partial(missing, present, layout)
+    refuse_missing(missing, "the config targets it but the adapter has no tensors for it")
+    if config.ties_embeddings and any(names("embed_tokens", module) for module in targeted):
+        targeted |= {module for module in present if names("lm_head", module)}
+    refuse_stray(present - targeted, "its config does not target it")
+    _check_spelling(sorted(set(paths.values())), config, layout, tick)
+    return frozenset(targeted)
+
+
+def is_all_linear(config: PeftConfig) -> bool:
+    return isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear"
+
+
+def _check_spelling(
+    paths: list[str], config: PeftConfig, layout: PackLayout, tick: Callable[[], None]
+) -> None:
+    """Refuses names and patterns that mean nothing."""
+    if not isinstance(config.target_modules, str):
+        for target in config.target_modules:
+            if not any(names(target, module) for module in layout.by_module):
+                _check_other_spelling(target, layout)
+            tick()
+    parameters = [f"{slice_.module}.weight" for slice_ in layout.slices if not slice_.is_expert]
+    parameters += {path[0] for experts in layout.experts.values() for path in stacked_paths(experts)}
+    for target in config.target_parameters:
+        if not any(names(target, parameter) for parameter in parameters):
+            raise _unknown_target("target_parameters", target, layout)
+        tick()
+    for option, key in config.unused_patterns(paths, tick):
+        raise invalid_argument(
+            "UNUSED_PATTERN",
+            f"{option}: {key[:100]!r} decides nothing for any module of this adapter; correct or remove it",
+            option=option,
+        )
+
+
+def _check_other_spelling(target: str, layout: PackLayout) -> None:
+    others = (path for module in layout.by_module for path in spellings(module)[1:])
+    stacked = (
+        path for experts in layout.experts.values() for paths in stacked_paths(experts) for path in paths
+    )
+    if not (any(names(target, path) for path in stacked) or any(names(target, path) for path in others)):
+        raise _unknown_target("target_modules", target, layout)
+
+
+def _unknown_target(option: str, target: str, layout: PackLayout) -> Exception:
+    return invalid_argument(
+        "UNKNOWN_TARGET",
+        f"{option}: {target[:100]!r} names nothing that {layout.base_name!r} can adapt",
+        option=option,
+    )
+
+
+def _refuse_partial(missing: Set[str], present: Collection[str], layout: PackLayout) -> None:
+    """Some experts without the others, where the config does not say that only those were trained."""
+    if not missing:
+        return
+    for experts in layout.experts.values():
+        modules = [slice_.module for triple in experts.slices for slice_ in triple]
+        lacking = [module for module in modules if module in missing]
+        found = sum(module in present for module in modules)
+        if lacking and found:
+            raise invalid_argument(
+                "PARTIAL_EXPERTS",
+                f"{lacking[0]}: the config targets it but the adapter has no tensors for it, only for "
+                f"{found} of {found + len(lacking)} projections of {experts.module}. Save all experts, or "
+                "name those that were trained, and no others, in target_modules",
+                module=lacking[0],
+            )
+
+
+def refuse_missing(missing: Set[str], why: str) -> None:
+    """Raises LorikeetError for the first of the modules, if there are any."""
+    if missing:
+        first, more = min(missing), len(missing) - 1
+        raise invalid_argument(
+            "MISSING_TENSORS",
+            f"{first}: {why}" + (f" (nor for {more} other modules)" if more else ""),
+            module=first,
+        )
+
+
+def refuse_stray(stray: Iterable[str], why: str) -> None:
+    """Raises LorikeetError for the first of the modules, if there are any."""
+    if first := min(stray, default=""):
+        raise invalid_argument(
+            "UNTARGETED_MODULE",
+            f"{first}: the adapter has tensors for it, but {why} (PEFT would drop them)",
+            module=first,
+        )
+
+
+def _deadline() -> Callable[[], None]:
+    end = time.monotonic() + _PATTERN_SECONDS
+
+    def tick() -> None:
+        if time.monotonic() > end:
+            raise invalid_argument("PATTERN_TOO_COMPLEX", "the config's patterns take too long to match")
+
+    return tick
