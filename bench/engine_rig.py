@@ -125,6 +125,7 @@ class Rig:
         overlap: bool = True,
         graphs: bool = True,
         slots: int | None = None,
+        host_pages: int = 0,
     ) -> None:
         """With fewer `slots` than packs, adapters come and go."""
         packs = packs or {}
@@ -143,6 +144,7 @@ class Rig:
             context=context,
             pages=pages,
             page_size=PAGE_SIZE,
+            host_pages=host_pages,
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             chunk=chunk,
@@ -161,6 +163,7 @@ class Rig:
                     page_size=PAGE_SIZE,
                     max_context=config.longest,
                     graphs=graphs,
+                    host_pages=host_pages,
                 ),
             )
         )
