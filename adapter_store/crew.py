@@ -77,13 +77,17 @@ class Crew:
                     errors.append(error)
 
         def call_helpers() -> None:
-            if self._pool is not None and not is_done:
-                helpers.extend(self._pool.submit(drain) for _ in range(min(self._threads, len(parts) - 1)))
+            with lock:
+                if self._pool is not None and not is_done:
+                    count = min(self._threads, len(parts) - 1)
+                    helpers.extend(self._pool.submit(drain) for _ in range(count))
 
-        is_done = False
+        # Another thread may hurry it: a helper that has begun is listed before anybody stops waiting.
+        lock, is_done = threading.Lock(), False
         (Urgency() if urgency is None else urgency).when(call_helpers)
         drain()
-        is_done = True
+        with lock:
+            is_done = True
         for helper in helpers:
             if not helper.cancel():
                 helper.result()

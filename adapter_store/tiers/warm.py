@@ -89,9 +89,7 @@ class WarmTier:
             if pack is not None and pack.manifest is not None:
                 self._arena.lease(pack)
                 return pack, pack.manifest
-            if key in self._ways:
-                self._ways[key].hurry()
-            await self._flights.run(key, lambda: self._fetch(key, layout, Way(is_urgent=True)))
+            await asyncio.shield(self._start(key, layout, is_urgent=True))
         raise self._no_room()
 
     def release(self, pack: ArenaPack) -> None:
@@ -171,10 +169,17 @@ class WarmTier:
     def _hint(self, key: PackKey, layout: PackLayout) -> None:
         pack = self._arena.find(key)
         if pack is None or pack.manifest is None:
-            self._flights.start(key, lambda: self._fetch(key, layout, Way(is_urgent=False)))
+            self._start(key, layout, is_urgent=False).add_done_callback(_log_mistakes)
+
+    def _start(self, key: PackKey, layout: PackLayout, *, is_urgent: bool) -> asyncio.Task[None]:
+        """Begins to bring a pack in, or joins and hurries what does so already."""
+        # Known before its task has its first turn, so that a demand that follows at once finds it.
+        way = self._ways.setdefault(key, Way(is_urgent=is_urgent))
+        if is_urgent:
+            way.hurry()
+        return self._flights.start(key, lambda: self._fetch(key, layout, way))
 
     async def _fetch(self, key: PackKey, layout: PackLayout, way: Way) -> None:
-        self._ways[key] = way
         try:
             with self._holds.hold(key.digest):
                 async with self._hints.turn(way):
@@ -199,7 +204,7 @@ class WarmTier:
             try:
                 sound = await self._run(way, _checksum, self._arena, pack) == pack.checksum
             finally:
-                self._arena.release(pack)
+                self.release(pack)
         if sound:
             opened.plan.manifest.digest = pack.key.digest
             self._arena.mark_verified(pack, opened.plan.manifest)
@@ -289,6 +294,13 @@ class WarmTier:
             "store with a larger arena_bytes",
             retry_after=1.0,
         )
+
+
+def _log_mistakes(task: asyncio.Task[None]) -> None:
+    """Nobody waits for a hint: what is wrong with an adapter is told to who asks for it, a bug to nobody."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, LorikeetError):
+        log.error("an adapter could not be brought into memory ahead of use", exc_info=error)
 
 
 def _checksum(arena: Arena, pack: ArenaPack) -> bytes:

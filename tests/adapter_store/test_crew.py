@@ -46,3 +46,44 @@ def test_nobody_helps_with_a_hint_until_somebody_waits_for_it():
     crew.run(work, list(range(100)), urgency)
     assert len(threads) == 2
     crew.close()
+
+
+def test_a_helper_called_at_the_last_moment_is_waited_for(monkeypatch):
+    crew, urgency = Crew(1), Urgency(is_urgent=False)
+    assert crew._pool is not None
+    helping, returned, release = threading.Event(), threading.Event(), threading.Event()
+    done: list[int] = []
+    submit = crew._pool.submit
+
+    def slow_submit(*args):
+        future = submit(*args)
+        # The helper has its part; who called it has not noted it yet, and the caller of `run` is at its end.
+        assert helping.wait(20)
+        returned.wait(0.2)
+        return future
+
+    def work(part: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert helping.wait(20)
+        else:
+            helping.set()
+            assert release.wait(20)
+        done.append(part)
+
+    def hurry() -> None:
+        urgency.raise_()
+        release.set()
+
+    monkeypatch.setattr(crew._pool, "submit", slow_submit)
+    hurrying = threading.Thread(target=hurry)
+
+    def begin(part: int) -> None:
+        if not done and threading.current_thread() is threading.main_thread():
+            hurrying.start()
+        work(part)
+
+    crew.run(begin, [0, 1], urgency)
+    returned.set()
+    assert sorted(done) == [0, 1]
+    hurrying.join(20)
+    crew.close()

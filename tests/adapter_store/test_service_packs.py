@@ -262,6 +262,28 @@ async def test_a_full_arena_evicts_the_idle_and_waits_for_the_leased(ready):
     ready.store.check_integrity()
 
 
+async def test_a_demand_that_comes_with_its_hint_waits_for_room_all_the_same(ready):
+    digests = [await ready.load(f"n{seed}", seed, rank=64) for seed in range(32)]
+    await ready.running.settled()
+    warm, opened = ready.store.warm, ready.store.counters.disk
+    executor, hits = await ready.executor(), opened.hits
+    wanted = next(digest for digest in digests if digest not in warm.warm_digests())
+    for lease, digest in enumerate(sorted(warm.warm_digests())):
+        await executor.acquire(lease, digest)
+
+    async def release_when_room_is_wanted() -> None:
+        await eventually(lambda: opened.hits > hits)
+        await executor.release(3)
+
+    releasing = asyncio.ensure_future(release_when_room_is_wanted())
+    layout = ready.store.layouts.get(ready.layout)
+    warm.prefetch(wanted, layout)
+    # At once: the hint has not had its first turn yet.
+    pack, _ = await warm.acquire(wanted, layout)
+    warm.release(pack)
+    await releasing
+
+
 async def test_many_executors_copy_right_bytes_while_the_arena_churns(ready):
     digests = [await ready.load(f"n{seed}", seed, rank=64) for seed in range(40)]
     packs = {digest: ready.pack_of(digest) for digest in digests}
