@@ -49,6 +49,8 @@ _MAX_CALLS = 4096
 _MAX_CREW = 16
 # Digests that one question about statistics may name.
 _MAX_ASKED = 1000
+# Remote sources read at once; twice what unknown names may take of them.
+_FETCHERS = 32
 
 
 class AdapterStore:
@@ -64,6 +66,7 @@ class AdapterStore:
         # Apart, so that a lease never waits behind loads.
         self._load_workers = Workers(config.workers, "store-load", is_nice=True)
         self._pack_workers = Workers(config.workers, "store-pack", is_nice=True)
+        self._fetchers = Workers(_FETCHERS, "store-fetch", is_nice=True)
         self._crew = Crew(min(_MAX_CREW, os.cpu_count() or 1) - 1)
         self.counters = Counters()
         self._writer = Workers(1, "store-writer")
@@ -125,6 +128,7 @@ class AdapterStore:
             arena=self.arena,
             warm=self.warm,
             workers=self._load_workers,
+            fetchers=self._fetchers,
             crew=self._crew,
             holds=holds,
             counters=self.counters,
@@ -201,7 +205,9 @@ class AdapterStore:
             revision=self.catalog.revision,
             pending_loads=self.admin.pending,
             uploads=self.uploads.running,
-            running_work=self._load_workers.running + self._pack_workers.running,
+            running_work=sum(
+                workers.running for workers in (self._load_workers, self._pack_workers, self._fetchers)
+            ),
             coming_packs=self.warm.coming,
             followers=len(self.followers),
             watchers=len(self.watchers),
@@ -239,7 +245,8 @@ class AdapterStore:
         await self.admin.close()
         await self.warm.close()
         await self._ledger.close()
-        for workers in (self._spooler, self._load_workers, self._pack_workers, self._writer):
+        threads = (self._spooler, self._fetchers, self._load_workers, self._pack_workers, self._writer)
+        for workers in threads:
             workers.close()
         self._crew.close()
         self._database.close()

@@ -32,6 +32,7 @@ class Loader:
 
     Args:
         workers: threads, one of which each load has.
+        fetchers: threads that bring what is remote: a server that stalls holds up none of the others.
         crew: helps them.
         max_bytes: largest adapter.
         make_room: asked when the disk's quota is full, with the bytes that are missing; frees some of them,
@@ -45,6 +46,7 @@ class Loader:
         arena: Arena,
         warm: WarmTier,
         workers: Workers,
+        fetchers: Workers,
         crew: Crew,
         holds: Holds,
         counters: Counters,
@@ -55,6 +57,7 @@ class Loader:
         self._arena = arena
         self._warm = warm
         self._workers = workers
+        self._fetchers = fetchers
         self._crew = crew
         self._holds = holds
         self._counters = counters
@@ -83,7 +86,8 @@ class Loader:
         staged = self._disk.stage()
         try:
             with clock.stage("copy"):
-                notes = await self._workers.run(
+                copiers = self._fetchers if reader.is_remote else self._workers
+                notes = await copiers.run(
                     reader.copy, staged, self._max_bytes, _throttled(Stage.COPY, report)
                 )
             with clock.stage("open"):

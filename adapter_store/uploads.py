@@ -157,6 +157,7 @@ class SpoolReader:
     """A spooled upload as a `SourceReader`: its files move, no byte is copied."""
 
     source = "upload"
+    is_remote = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -35,6 +35,8 @@ class AdapterSource:
 class FolderReader:
     """A folder as a `SourceReader`."""
 
+    is_remote = False
+
     def __init__(self, source: str, roots: Sequence[Path]) -> None:
         self.source = source
         self._roots = roots

@@ -13,6 +13,11 @@ class SourceReader(Protocol):
         """Where it lies, as clients may read it: without credentials."""
         ...
 
+    @property
+    def is_remote(self) -> bool:
+        """Its bytes come over a network, and may take any time to."""
+        ...
+
     def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
         """Writes the files that the adapter needs into a folder of ours. Blocks: for worker threads.
 

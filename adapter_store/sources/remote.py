@@ -28,6 +28,8 @@ class RemoteReader:
         stop: set when the store shuts down.
     """
 
+    is_remote = True
+
     def __init__(
         self, source: str, connect: Callable[[], Remote], *, patience: Patience, stop: threading.Event
     ) -> None:

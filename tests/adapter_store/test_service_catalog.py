@@ -9,6 +9,7 @@ import pytest
 
 from adapter_store.sources.folder import copy_source
 from lorikeet.v1 import adapters_pb2, store_pb2
+from rpc.errors import not_found
 from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
 from tests.support.store_ready import refusal, toy_adapter
 from tests.support.store_server import eventually, running_store
@@ -278,6 +279,25 @@ async def test_too_many_loads_are_refused(tmp_path, monkeypatch):
         assert error.retry_after == 1.0
         release.set()
         assert [result.changed for result in await asyncio.gather(*loads)] == [True, True]
+
+
+async def test_remote_sources_that_stall_keep_no_folder_waiting(tmp_path, monkeypatch):
+    release = threading.Event()
+
+    class Stalling:
+        def find(self, names):
+            release.wait(20)
+            raise not_found("NO_CONFIG", "nothing after all")
+
+    monkeypatch.setattr("adapter_store.sources.object_store.ObjectStore", lambda url: Stalling())
+    async with running_store(tmp_path, workers=1, sources=("s3://bucket/",)) as running:
+        await running.register()
+        stalled = [asyncio.ensure_future(running.load(name, "s3://bucket/x")) for name in ("a", "b")]
+        await eventually(lambda: running.store.statistics().running_work == 2)
+        assert (await running.load("c", toy_adapter(running))).changed
+        assert not any(load.done() for load in stalled)
+        release.set()
+        assert {(await refusal(load)).reason for load in stalled} == {"NO_CONFIG"}
 
 
 async def test_a_load_goes_on_when_its_caller_goes(running, monkeypatch):
