@@ -1,6 +1,7 @@
 """From an adapter's folder to a checked adapter with an identity."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from adapter_store.collecting import collection_put_off
 from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.checks import AdaptedSlice, match_adapter
 from adapter_store.formats.identity import TensorScan, adapter_digest
-from adapter_store.formats.layout import PackLayout
+from adapter_store.formats.layout import PackLayout, Slice
 from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.plan import PackPlan, plan_pack
@@ -120,14 +121,25 @@ def read_adapter(folder: Path, layout: PackLayout) -> CheckedAdapter:
 
 
 def _idle_notes(slices: Sequence[AdaptedSlice], scans: Mapping[str, TensorScan]) -> tuple[str, ...]:
-    idle = [adapted.slice.module for adapted in slices if _is_idle(adapted, scans)]
+    """A note for each module that changes nothing; experts are told of by layer."""
+    idle = [adapted.slice for adapted in slices if _is_idle(adapted, scans)]
     if len(idle) == len(slices):
         return ("the adapter changes nothing: every module has a zero lora_A, lora_B or scaling",)
-    return tuple(f"{module}: changes nothing (a zero lora_A, lora_B or scaling)" for module in idle)
+    found, idle_experts = _by_layer(adapted.slice for adapted in slices), _by_layer(idle)
+    notes = [f"{slice_.module}: changes" for slice_ in idle if not slice_.is_expert]
+    notes += [f"{module}: {n} of {found[module]} projections change" for module, n in idle_experts.items()]
+    return tuple(f"{note} nothing (a zero lora_A, lora_B or scaling)" for note in notes)
+
+
+def _by_layer(slices: Iterable[Slice]) -> Counter[str]:
+    """How many of them are of experts, by the experts' layer."""
+    return Counter(slice_.module.rsplit(".", 2)[0] for slice_ in slices if slice_.is_expert)
 
 
 def _is_idle(adapted: AdaptedSlice, scans: Mapping[str, TensorScan]) -> bool:
     a, b = adapted.lora_a, adapted.lora_b
     if a is None or b is None or [part for part, _ in adapted.tensors()] != ["lora_a", "lora_b"]:
         return False
-    return scans[a.name].is_zero or scans[b.name].is_zero or adapted.scaling == 0
+    a_scan, b_scan = scans[a.name], scans[b.name]
+    is_zero = a_scan.is_zero or adapted.a_cut in a_scan.zero_cuts
+    return is_zero or b_scan.is_zero or adapted.b_cut in b_scan.zero_cuts or adapted.scaling == 0

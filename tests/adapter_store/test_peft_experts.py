@@ -8,7 +8,15 @@ import pytest
 
 from adapter_store.formats.layout import PackLayout
 from tests.support.store_adapters import packed
-from tests.support.store_experts import EXPERTS, HIDDEN, KEY, QUERY, WIDTH, expert_pack_layout
+from tests.support.store_experts import (
+    EXPERTS,
+    HIDDEN,
+    KEY,
+    QUERY,
+    WIDTH,
+    expert_pack_layout,
+    packed_deltas,
+)
 
 FAMILIES = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe")
 HAVE_HEAD_DIM = ("qwen3_moe", "mixtral")
@@ -60,19 +68,6 @@ def train(base: Any, folder: Any, **options: Any) -> Any:
                     parameter.normal_()
         model.save_pretrained(folder)
     return model
-
-
-def packed_deltas(folder: Any, layout: PackLayout) -> dict[str, np.ndarray]:
-    """scaling * B @ A of every slice, from the pack's bytes alone."""
-    manifest, data = packed(folder, layout)
-    deltas = {}
-    for placement in manifest.slices:
-        slice_ = layout.slices[placement.slice]
-        rank = placement.padded_rank
-        a = np.frombuffer(data, "<f4", rank * slice_.inputs, placement.a_offset).reshape(rank, -1)
-        b = np.frombuffer(data, "<f4", rank * slice_.outputs, placement.b_offset).reshape(-1, rank)
-        deltas[slice_.module] = b.astype(np.float64) @ a * np.float32(placement.scaling)
-    return deltas
 
 
 def peft_deltas(model: Any) -> dict[str, np.ndarray]:
