@@ -32,13 +32,13 @@ class Oracle:
     ) -> None:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
         self._model = model
-        # PEFT writes biases into the base itself and saves no module that another adapter has a LoRA on: such
-        # adapters get a base of their own.
+        # PEFT writes biases into the base itself, saves no module that another adapter has a LoRA on, and
+        # wants all adapters to target the same parameters: such adapters get a base of their own.
         self._apart: dict[str, PeftModel] = {}
         for name, folder in adapters.items():
             config = PeftConfig.from_pretrained(str(folder))
             assert isinstance(config, LoraConfig)
-            if config.bias != "none" or config.modules_to_save:
+            if config.bias != "none" or config.modules_to_save or config.target_parameters:
                 own = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
                 self._apart[name] = PeftModel.from_pretrained(own, folder)
             elif isinstance(self._model, PeftModel):

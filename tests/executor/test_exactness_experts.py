@@ -1,0 +1,106 @@
+"""Models with experts, every form of adapter on them mixed in one batch, against transformers and PEFT."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor.control.request import FinishReason, SamplingParams
+from lorikeet.v1 import layout_pb2
+from tests.support.oracle_adapters import Pack, pack_by_hand
+from tests.support.oracle_checkpoints import MOE_FAMILIES, make_checkpoint
+from tests.support.oracle_experts import FORMS, make_expert_adapters
+from tests.support.oracle_reference import Oracle, Verdict
+from tests.support.oracle_serving import Answer, Ask, Server
+
+TOLERANCE = 1e-4
+OWNERS = ("", *FORMS)
+
+
+class Family:
+    """A checkpoint, its adapters and their oracle."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.checkpoint = make_checkpoint(folder / "model", name)
+        self.adapters = make_expert_adapters(self.checkpoint, folder / "adapters")
+        self.oracle = Oracle(self.checkpoint, {name: made.twin for name, made in self.adapters.items()})
+
+    def server(self, **options: Any) -> Server:
+        folders = {name: made.folder for name, made in self.adapters.items()}
+        return Server(self.checkpoint, folders, pack=self.pack, **options)
+
+    def pack(self, folder: Path, layout: layout_pb2.Layout) -> Pack:
+        made = self.adapters[folder.name]
+        return pack_by_hand(made.loras, made.scaling, layout)
+
+
+@pytest.fixture(scope="module", params=MOE_FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def make_asks(count: int = 4 * len(OWNERS)) -> list[Ask]:
+    """Owners in turn, prompts of mixed lengths, some with alternatives, some with prompt logprobs."""
+    rng = random.Random(7)
+    return [
+        Ask(
+            prompt=tuple(rng.randrange(256) for _ in range(rng.randrange(1, 50))),
+            adapter=OWNERS[i % len(OWNERS)],
+            sampling=SamplingParams(
+                max_tokens=rng.randrange(6, 16),
+                logprobs=rng.choice((0, 0, 3)),
+                prompt_logprobs=0 if i % 7 == 0 else None,
+            ),
+        )
+        for i in range(count)
+    ]
+
+
+def check(family: Family, answers: Sequence[Answer]) -> Verdict:
+    assert all(answer.finish == FinishReason.LENGTH for answer in answers)
+    verdict = family.oracle.judge(answers)
+    print(family.name, verdict)  # what -s or a failure shows
+    assert verdict.logprob_error < TOLERANCE
+    assert verdict.prompt_logprob_error < TOLERANCE
+    assert verdict.skipped < 0.01 * verdict.positions
+    return verdict
+
+
+def test_every_adapter_answers_differently(family: Family) -> None:
+    """Otherwise a test that mixes them up would pass."""
+    prompt = make_asks()[2].prompt
+    scores = [family.oracle.logprobs(owner, prompt)[-1] for owner in OWNERS]
+    for i, mine in enumerate(scores):
+        for other in scores[:i]:
+            assert (mine - other).abs().max() > 0.1
+
+
+def test_mixed_batch_cold_and_warm(family: Family) -> None:
+    server, asks = family.server(), make_asks()
+    cold = server.serve(asks)
+    assert server.runner.most_rows >= 24
+    assert server.runner.most_slots == len(OWNERS)
+    assert check(family, cold).positions > 300
+    assert all(answer.cached_tokens == 0 for answer in cold)
+
+    warm = server.serve(asks)
+    check(family, warm)
+    for before, after in zip(cold, warm, strict=True):
+        wants_prompt = after.ask.sampling.prompt_logprobs is not None
+        assert after.cached_tokens == (0 if wants_prompt else (len(after.ask.prompt) - 1) // 4 * 4)
+        assert before.tokens == after.tokens
+
+
+def test_chunked_and_preempted(family: Family) -> None:
+    server = family.server(chunk=16, pages=28, overlap=False)
+    check(family, server.serve(make_asks()))
+    assert server.scheduler.statistics().preemptions > 2
+
+
+def test_more_adapters_than_slots(family: Family) -> None:
+    server = family.server(adapter_slots=2)
+    check(family, server.serve(make_asks(2 * len(OWNERS))))
+    assert server.loader.installs >= len(FORMS)
