@@ -59,19 +59,30 @@ def get(
             if response.status not in _REDIRECTS:
                 yield response, lambda response=response: _body(response, deadline)
                 return
-            target = urljoin(target, response.headers.get("Location", ""))
+            target = _following(url, target, response.headers.get("Location", ""))
         finally:
             connection.close()
         hop = judge(url, target, hop.headers)
     raise invalid_argument("TOO_MANY_REDIRECTS", f"{_place(url)} redirects more than {_MAX_REDIRECTS} times")
 
 
+def _following(first: str, url: str, location: str) -> str:
+    """Where a redirect leads. Raises LorikeetError for what is no URL."""
+    try:
+        target = urljoin(url, location)
+        _ = urlsplit(target).port  # raises what is no port's number
+    except ValueError:
+        raise redirect_refused(first, "") from None
+    return target
+
+
 def redirect_refused(first: str, following: str) -> LorikeetError:
     """The error for a redirect that leads where it must not."""
+    where = _place(following) if following else "what is no URL"
     return invalid_argument(
         "REDIRECT_REFUSED",
-        f"{_place(first)} redirects to {_place(following)}, which the store does not follow: give the final "
-        "URL, below a source that the store allows",
+        f"{_place(first)} redirects to {where}, which the store does not follow: give the final URL, below a "
+        "source that the store allows",
     )
 
 

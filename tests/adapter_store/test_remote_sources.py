@@ -230,6 +230,8 @@ def test_a_checksum_that_a_server_gives_is_compared(web, tmp_path):
         "/secret/adapter_config.json",
         "/adapters/../secret/adapter_config.json",
         "file:///etc/passwd",
+        "https://[evil/",
+        "http://127.0.0.1:99999/adapters/a/adapter_config.json",
     ],
 )
 def test_redirects_out_of_what_is_allowed_are_refused(web, tmp_path, location):
@@ -291,6 +293,13 @@ def test_the_hub_cannot_lead_to_addresses_that_are_not_public(hub, tmp_path):
     # Refused for its scheme, or as the connection is not to a public address, or as there is no TLS.
     assert error.code.name in ("INVALID_ARGUMENT", "UNAVAILABLE")
     assert inside.requests == []
+
+
+@pytest.mark.parametrize("location", ["https://content.example:99999/w", "https://[content/w"])
+def test_a_place_that_cannot_be_is_not_gone_to(hub, tmp_path, location):
+    hub.redirects[hub._path(f"sub/{WEIGHTS}")] = location
+    error = refusal("hf://org/adapter/sub", tmp_path / "out", "hf://org")
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "REDIRECT_REFUSED")
 
 
 @pytest.mark.parametrize(
