@@ -12,13 +12,15 @@ block (queries x heads of a group), N keys of a block.
 # pyright: reportCallIssue=false
 # A checker knows the arguments of a kernel, but not those of its launch.
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.attention.tiles import QueryTiles
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 
 _LOG2_E = 1.4426950408889634
 
@@ -33,11 +35,13 @@ def attend(
     scale: float,
     window: int | None = None,
     splits: int = 1,
+    blocks: "Blocks | None" = None,
 ) -> None:
     """Shapes as in `reference`; q may have any strides but a contiguous last dimension, kv is contiguous.
 
-    `splits` programs share a tile's keys; more than one needs tiles of one query. Raises ValueError for
-    shapes that do not fit.
+    `splits` programs share a tile's keys; more than one needs tiles of one query. Programs start in the
+    tiles' order, so that long ones should come first. `blocks` instead of those chosen by measurement.
+    Raises ValueError for shapes that do not fit.
     """
     heads, head_dim = q_THD.shape[1:]
     page_size, kv_heads = kv_PS2KD.shape[1], kv_PS2KD.shape[3]
@@ -49,12 +53,13 @@ def attend(
         raise ValueError(f"{splits} splits of tiles of {tiles.queries} queries: give a power of two, 1 query")
     if not tiles.count:
         return
-    blocks = _Blocks(heads // kv_heads, head_dim, tiles.queries, q_THD.dtype)
+    blocks = blocks or Blocks.choose(heads // kv_heads, head_dim, tiles.queries, q_THD.dtype)
+    group_block, head_block = _power_of_two(heads // kv_heads), max(16, _power_of_two(head_dim))
     partial = lse = out_TE
     if splits > 1:
         partial = q_THD.new_empty((tiles.count, heads, splits, head_dim), dtype=torch.float32)
         lse = q_THD.new_empty((tiles.count, heads, splits), dtype=torch.float32)
-    _attend_kernel[(tiles.count, kv_heads, splits)](
+    _attend_kernel[(tiles.count * kv_heads, splits)](
         out_TE,
         partial,
         lse,
@@ -73,12 +78,13 @@ def attend(
         KV_HEADS=kv_heads,
         GROUP=heads // kv_heads,
         HEAD_DIM=head_dim,
-        GROUP_BLOCK=blocks.group,
-        HEAD_BLOCK=blocks.head,
+        GROUP_BLOCK=group_block,
+        HEAD_BLOCK=head_block,
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,
         SPLITS=splits,
-        PRECISION=blocks.precision,
+        # Float32 without tensor cores: tf32 keeps 10 bits, too few to be compared with the CPU.
+        PRECISION="ieee" if q_THD.dtype == torch.float32 else "tf32",
         num_warps=blocks.warps,
         num_stages=blocks.stages,
         **overlapping(),
@@ -93,7 +99,7 @@ def attend(
             out_TE.stride(0),
             HEADS=heads,
             HEAD_DIM=head_dim,
-            HEAD_BLOCK=blocks.head,
+            HEAD_BLOCK=head_block,
             SPLITS=splits,
             num_warps=4 if splits >= 8 else 1,
             **overlapping(),
@@ -102,7 +108,7 @@ def attend(
 
 def queries_per_tile(group: int, head_dim: int, dtype: torch.dtype) -> int:
     """How many queries a tile of a chunk takes, all heads of a group together filling a block."""
-    rows = 32 if dtype == torch.float32 else 64 if head_dim > 128 else 128
+    rows = 32 if dtype == torch.float32 else 64
     return max(1, rows // _power_of_two(group))
 
 
@@ -110,21 +116,24 @@ def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-class _Blocks:
-    """Sizes of a program. Tensor cores want at least 16 rows and columns."""
+class Blocks(NamedTuple):
+    """Sizes of a program: `m` rows (queries x heads of a group), `n` keys at a time. Tensor cores want at
+    least 16 of each.
+    """
 
-    def __init__(self, group: int, head_dim: int, queries: int, dtype: torch.dtype) -> None:
-        self.group = _power_of_two(group)
-        self.head = max(16, _power_of_two(head_dim))
-        self.m = max(16, _power_of_two(queries) * self.group)
-        wide = dtype == torch.float32 or self.head > 128
-        self.n = 32 if wide else 64
-        self.warps = 8 if self.m >= 128 else 4
-        self.stages = 2 if wide or self.m >= 128 else 3
-        # Float32 without tensor cores: tf32 keeps 10 bits, too few to be compared with the CPU.
-        self.precision = "ieee" if dtype == torch.float32 else "tf32"
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def choose(cls, group: int, head_dim: int, queries: int, dtype: torch.dtype) -> "Blocks":
+        m = max(16, _power_of_two(queries) * _power_of_two(group))
+        wide = dtype == torch.float32 or head_dim > 128
+        return cls(m=m, n=32 if wide else 64, warps=8 if m >= 128 else 4, stages=2 if wide or m >= 64 else 3)
 
 
+@quick
 @triton.jit(do_not_specialize=["tiles"])
 def _attend_kernel(
     out_ptr,
@@ -154,7 +163,7 @@ def _attend_kernel(
     PDL: tl.constexpr,
 ):
     wait_for_inputs(PDL)
-    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, kv_head, split = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, tl.program_id(1)
     row = tl.load(places_ptr + tile).to(tl.int64)
     token = tl.load(places_ptr + tiles + tile).to(tl.int64)
     position = tl.load(places_ptr + 2 * tiles + tile)
@@ -182,12 +191,36 @@ def _attend_kernel(
     largest_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total_M = tl.zeros([BLOCK_M], tl.float32)
     acc_MD = tl.zeros([BLOCK_M, HEAD_BLOCK], tl.float32)
-    for begin in range(first, end, BLOCK_N):
+    kv_ptr += kv_head * HEAD_DIM
+    page_ptr = page_table_ptr + row * stride_table_r
+    # All queries see whole blocks of keys, up to the first query's own.
+    masked_from = first
+    if window == 0:
+        masked_from += tl.maximum(tl.minimum(position + 1, end) - first, 0) // BLOCK_N * BLOCK_N
+        for begin in range(first, masked_from, BLOCK_N):
+            key_N = begin + tl.arange(0, BLOCK_N)
+            page_N = tl.load(page_ptr + key_N // PAGE)
+            kv_N = kv_ptr + (page_N.to(tl.int64) * PAGE + key_N % PAGE) * (2 * KV_HEADS * HEAD_DIM)
+            if HEAD_DIM == HEAD_BLOCK:
+                k_ND = tl.load(kv_N[:, None] + d_D[None, :])
+                v_ND = tl.load(kv_N[:, None] + KV_HEADS * HEAD_DIM + d_D[None, :])
+            else:
+                inside_D = (d_D < HEAD_DIM)[None, :]
+                k_ND = tl.load(kv_N[:, None] + d_D[None, :], mask=inside_D, other=0.0)
+                v_ND = tl.load(kv_N[:, None] + KV_HEADS * HEAD_DIM + d_D[None, :], mask=inside_D, other=0.0)
+            scores_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale_log2
+            new_M = tl.maximum(largest_M, tl.max(scores_MN, 1))
+            weights_MN = tl.exp2(scores_MN - new_M[:, None])
+            kept_M = tl.exp2(largest_M - new_M)
+            total_M = total_M * kept_M + tl.sum(weights_MN, 1)
+            acc_MD = acc_MD * kept_M[:, None]
+            acc_MD = tl.dot(weights_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision=PRECISION)
+            largest_M = new_M
+    for begin in range(masked_from, end, BLOCK_N):
         key_N = begin + tl.arange(0, BLOCK_N)
         inside_N = key_N < end
-        page_N = tl.load(page_table_ptr + row * stride_table_r + key_N // PAGE, mask=inside_N, other=0)
-        place_N = page_N.to(tl.int64) * PAGE + key_N % PAGE
-        kv_N = kv_ptr + place_N * (2 * KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
+        page_N = tl.load(page_ptr + key_N // PAGE, mask=inside_N, other=0)
+        kv_N = kv_ptr + (page_N.to(tl.int64) * PAGE + key_N % PAGE) * (2 * KV_HEADS * HEAD_DIM)
         inside_ND = inside_N[:, None] & (d_D < HEAD_DIM)[None, :]
         # What a page's former owner left behind, even NaN, is never read.
         k_ND = tl.load(kv_N[:, None] + d_D[None, :], mask=inside_ND, other=0.0)
@@ -220,6 +253,7 @@ def _attend_kernel(
         tl.store(lse_ptr + place_M, lse_M, mask=valid_M)
 
 
+@quick
 @triton.jit(do_not_specialize=["tiles"])
 def _combine_kernel(
     out_ptr,

@@ -33,6 +33,7 @@ LORA = {
 
 def compile_kernel(kernel: Any, options: dict[str, int], types: dict[str, str], **constexprs: Any) -> None:
     """Arguments without a type are int32."""
+    kernel = getattr(kernel, "jit", kernel)
     names = list(kernel.arg_names)
     signature = {
         name: "constexpr"
@@ -48,7 +49,7 @@ def compile_kernel(kernel: Any, options: dict[str, int], types: dict[str, str], 
 
 
 def attention(dtype: str, *, group: int, head_dim: int, queries: int, splits: int) -> None:
-    blocks = paged._Blocks(group, head_dim, queries, DTYPES[dtype])
+    blocks = paged.Blocks.choose(group, head_dim, queries, DTYPES[dtype])
     types = dict.fromkeys(("out_ptr", "q_ptr", "kv_ptr"), f"*{dtype}")
     types |= {"page_table_ptr": "*i32", "places_ptr": "*i32", "scale_log2": "fp32"}
     compile_kernel(
@@ -59,16 +60,16 @@ def attention(dtype: str, *, group: int, head_dim: int, queries: int, splits: in
         KV_HEADS=8,
         GROUP=group,
         HEAD_DIM=head_dim,
-        GROUP_BLOCK=blocks.group,
-        HEAD_BLOCK=blocks.head,
+        GROUP_BLOCK=group,
+        HEAD_BLOCK=head_dim,
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,
         SPLITS=splits,
-        PRECISION=blocks.precision,
+        PRECISION="ieee" if dtype == "fp32" else "tf32",
         PDL=True,
     )
     if splits > 1:
-        sizes = {"HEADS": 8 * group, "HEAD_DIM": head_dim, "HEAD_BLOCK": blocks.head, "SPLITS": splits}
+        sizes = {"HEADS": 8 * group, "HEAD_DIM": head_dim, "HEAD_BLOCK": head_dim, "SPLITS": splits}
         sizes["PDL"] = True
         compile_kernel(paged._combine_kernel, {"num_warps": 4}, types, **sizes)
 

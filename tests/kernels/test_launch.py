@@ -1,0 +1,92 @@
+"""Which launches share compiled code."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.launch import Quick
+
+
+class Parameter:
+    def __init__(self, name: str, *, is_constexpr: bool = False, do_not_specialize: bool = False) -> None:
+        self.name = name
+        self.is_constexpr = is_constexpr
+        self.do_not_specialize = do_not_specialize
+
+
+class Kernel:
+    """Stands for Triton's: counts how often it is asked, and remembers what its compiled code is run with."""
+
+    __name__ = "kernel"
+
+    def __init__(self, *params: Parameter) -> None:
+        self.params = params
+        self.compiled = 0
+        self.launches: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **named: Any) -> "Kernel":
+            self.compiled += 1
+            return self
+
+        def run(*args: Any) -> None:
+            self.launches.append((grid, args))
+
+        return run if len(grid) > 2 else launch
+
+
+@pytest.fixture(autouse=True)
+def _device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+def make() -> tuple[Kernel, Quick]:
+    kernel = Kernel(
+        Parameter("x_ptr"),
+        Parameter("count"),
+        Parameter("tiles", do_not_specialize=True),
+        Parameter("scale"),
+        Parameter("SIZE", is_constexpr=True),
+        Parameter("FLAG", is_constexpr=True),
+    )
+    return kernel, Quick(kernel)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_same_code_again() -> None:
+    kernel, quick = make()
+    x = torch.zeros(64)
+    for count, tiles, scale in ((32, 5, 0.5), (48, 1, 1.0), (16, 16, 2.0)):
+        quick[(count,)](x[:4], count, tiles, scale, SIZE=8, num_warps=4, FLAG=True)
+    assert kernel.compiled == 1
+    grids = [grid for grid, _ in kernel.launches]
+    assert grids == [(48, 1, 1), (16, 1, 1)]
+    assert kernel.launches[0][1][1:] == (48, 1, 1.0, 8, True)
+
+
+def test_other_code() -> None:
+    kernel, quick = make()
+    x = torch.zeros(64)
+    named = {"SIZE": 8, "num_warps": 4, "FLAG": True}
+    quick[(1,)](x, 32, 5, 0.5, **named)
+    for different in (
+        (x[1:], 32, 5, 0.5),  # not aligned
+        (x.int(), 32, 5, 0.5),
+        (x, 33, 5, 0.5),
+        (x, 1, 5, 0.5),
+        (x, 1 << 40, 5, 0.5),
+        (x, 32, 1 << 40, 0.5),
+    ):
+        before = kernel.compiled
+        quick[(1,)](*different, **named)
+        assert kernel.compiled == before + 1, different
+    for option in ({"SIZE": 16}, {"num_warps": 8}, {"FLAG": False}):
+        before = kernel.compiled
+        quick[(1,)](x, 32, 5, 0.5, **named | option)
+        assert kernel.compiled == before + 1, option
+    assert kernel.launches == []
+
+
+def test_constants_come_last() -> None:
+    with pytest.raises(ValueError, match="constants must come last"):
+        Quick(Kernel(Parameter("SIZE", is_constexpr=True), Parameter("x_ptr")))  # pyright: ignore[reportArgumentType]
