@@ -173,8 +173,11 @@ def _wrong_stack(
             f"of {module}",
             module=module,
         )
+    stacked = count * int(found)
+    is_either = len(entry.shape) == 2 and stacked % rank == 0
     return invalid_argument(
         "RANK_MISMATCH",
-        f"{module}: {entry.name} has rank {int(found)} for each of {count} experts, its config says {rank}",
+        f"{module}: {entry.name} has rank {int(found)} for each of {count} experts, its config says {rank}"
+        + (f" (unless it is for {stacked // rank} experts)" if is_either else ""),
         module=module,
     )

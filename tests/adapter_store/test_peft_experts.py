@@ -185,3 +185,74 @@ def test_what_gate_and_up_share_is_packed_once(tmp_path):
     assert len(offsets) == 2 * EXPERTS * 5
     rank = 8  # 4, padded
     assert manifest.total_bytes == 2 * EXPERTS * 4 * rank * (HIDDEN + 2 * WIDTH + WIDTH + HIDDEN)
+
+
+def four_model(block: str, names: tuple[str, str, str]) -> Any:
+    """The modules of a MoE as transformers 4 had them: a linear layer for each projection of each expert."""
+    from torch import nn
+
+    gate, up, down = names
+
+    def expert() -> nn.Module:
+        return nn.ModuleDict(
+            {
+                gate: nn.Linear(HIDDEN, WIDTH, bias=False),
+                up: nn.Linear(HIDDEN, WIDTH, bias=False),
+                down: nn.Linear(WIDTH, HIDDEN, bias=False),
+            }
+        )
+
+    def layer() -> nn.Module:
+        experts = nn.ModuleList(expert() for _ in range(EXPERTS))
+        gate = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        return nn.ModuleDict({block: nn.ModuleDict({"gate": gate, "experts": experts})})
+
+    return nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList(layer() for _ in range(2))})})
+
+
+FOUR = {
+    "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
+}
+
+
+@pytest.mark.parametrize("family", FOUR)
+def test_experts_one_by_one(tmp_path, family):
+    """As PEFT saves them, and as PEFT itself turns them into stacks when it loads them today."""
+    from peft import PeftModel
+
+    block, names = FOUR[family]
+    first, last = names[0], names[2]
+    model = train(
+        four_model(block, names),
+        tmp_path,
+        task_type=None,
+        target_modules=[*names, "gate"],
+        rank_pattern={last: 2, r"layers\.1\..*\.gate": 6},
+        alpha_pattern={rf"{block}\.experts\.2\.{first}": 5},
+    )
+    own = dict(zip(names, ("gate_proj", "up_proj", "down_proj"), strict=True))
+    theirs = {}
+    for module, delta in peft_deltas(model).items():
+        head, _, name = module.replace("block_sparse_moe", "mlp").rpartition(".")
+        theirs[f"{head}.{own.get(name, name)}"] = delta
+    compare(packed_deltas(tmp_path, layout_of(family)), theirs)
+
+    train(four_model(block, names), tmp_path / "even", task_type=None, target_modules=list(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = PeftModel.from_pretrained(load_base(family), tmp_path / "even")
+    compare(packed_deltas(tmp_path / "even", layout_of(family)), peft_deltas(loaded))
+
+
+def test_single_experts(tmp_path):
+    model = train(
+        four_model(*FOUR["qwen3_moe"]),
+        tmp_path,
+        task_type=None,
+        target_modules=r".*layers\.1\..*experts\.[02]\.(gate|down)_proj",
+        exclude_modules=["experts.2.gate_proj"],
+    )
+    ours = packed_deltas(tmp_path, layout_of("qwen3_moe"))
+    compare(ours, peft_deltas(model))
+    assert len(ours) == 3
