@@ -187,6 +187,7 @@ def check_engine() -> Iterator[Check]:
     expected = Rig(model, cpu, pages=2000, overlap=False, **limits).serve(asks)
     rigs = {
         "overlapping": Rig(model, gpu, pages=2000, **limits),
+        "restored": Rig(model, gpu, pages=100, host_pages=500, **limits),
         "in turns, chunks of 33": Rig(model, gpu, pages=2000, overlap=False, chunk=33, **limits),
         "preempted": Rig(model, gpu, pages=100, **limits),
         "without graphs": Rig(model, gpu, pages=2000, graphs=False, **limits),
@@ -196,8 +197,10 @@ def check_engine() -> Iterator[Check]:
         yield from _compare(f"engine {name}", rig.serve(asks), expected)
         if name == "preempted" and not rig.scheduler.statistics().preemptions:
             raise RuntimeError("nothing was preempted: give this check fewer pages")
-        if name == "overlapping":
+        if name in ("overlapping", "restored"):
             yield from _compare(f"engine {name}, cached", rig.serve(asks), expected)
+        if name == "restored" and rig.scheduler.statistics().host.restored < 100:
+            raise RuntimeError("hardly a page came back from host memory: give this check fewer pages")
     yield from _check_rounded(model, cpu, asks, expected)
 
 
