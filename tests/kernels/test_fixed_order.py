@@ -1,0 +1,116 @@
+"""The deterministic mode's kernels: right, and the same bits whatever else is computed beside.
+
+Triton's interpreter leaves a tile's product to a library whose sums depend on where in a tile a column
+stands, as those of tensor cores do not: here they are taken in float64, and rounded.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from kernels.attention import fixed, reference
+from kernels.attention.tiles import QueryTiles, cut
+from kernels.linear import fixed as fixed_linear
+from kernels.linear.fixed import multiply
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> interpreter.TensorHandle:
+        product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64)) + d.data
+        return interpreter.TensorHandle(product.astype(d.data.dtype), d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "has_bias"), [(200, 1024, True), (130, 96, False), (64, 2100, True)]
+)
+def test_a_product_is_the_same_in_any_batch(outputs: int, inputs: int, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(70, inputs, device=DEVICE)
+    weight = torch.randn(outputs, inputs, device=DEVICE) * inputs**-0.5
+    bias = torch.randn(outputs, device=DEVICE) if has_bias else None
+    whole = multiply(x, weight, bias)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
+    for first, last in ((0, 1), (3, 20), (69, 70)):
+        assert torch.equal(multiply(x[first:last], weight, bias), whole[first:last]), (first, last)
+
+
+def test_segments_of_one_program_are_those_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 2048, device=DEVICE), torch.randn(40, 2048, device=DEVICE)
+    split = multiply(x, weight, None)
+    segments = fixed_linear._segments
+    monkeypatch.setattr(fixed_linear, "_ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr(fixed_linear, "_segments", lambda blocks, inputs: 4)
+    assert segments(1, 2048) == 1
+    assert torch.equal(multiply(x, weight, None), split)
+
+
+class Rows:
+    """Two rows in the cache; pages that nobody may read hold NaN."""
+
+    def __init__(
+        self, lengths: tuple[int, ...], *, heads: int = 6, kv_heads: int = 2, head_dim: int = 24
+    ) -> None:
+        torch.manual_seed(0)
+        self.page, columns = 16, 80
+        self.table = (torch.randperm(len(lengths) * columns) + 1).view(len(lengths), columns).int().to(DEVICE)
+        shape = (len(lengths) * columns + 1, self.page, 2, kv_heads, head_dim)
+        self.kv = torch.full(shape, float("nan"), device=DEVICE)
+        for row, length in enumerate(lengths):
+            places = torch.arange(length, device=DEVICE)
+            pages = self.table[row, places // self.page].long()
+            self.kv[pages, places % self.page] = torch.randn(length, *shape[2:], device=DEVICE)
+        self.heads, self.head_dim = heads, head_dim
+
+    def attend(
+        self, q: torch.Tensor, row: int, start: int, *, queries: int, splits: int, window: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        length = len(q)
+        places = cut(np.array([row]), np.array([0]), np.array([start]), np.array([length]), queries)
+        tiles = QueryTiles(places=torch.from_numpy(places).to(DEVICE), queries=queries)
+        out = torch.full((length, self.heads * self.head_dim), float("nan"), device=DEVICE)
+        expected = out.clone()
+        fixed.attend(out, q, self.kv, self.table, tiles, scale=0.2, window=window, splits=splits)
+        reference.attend(expected, q, self.kv, self.table, tiles, scale=0.2, window=window)
+        return out, expected
+
+
+@pytest.mark.parametrize("window", [None, 100, 600])
+def test_attention_is_the_same_in_chunks_and_when_decoding(window: int | None) -> None:
+    rows = Rows((1100, 40))
+    q = torch.randn(1100, rows.heads, rows.head_dim, device=DEVICE)
+    last = slice(1093, 1100)
+    chunk, expected = rows.attend(q[last], 0, 1093, queries=8, splits=1, window=window)
+    torch.testing.assert_close(chunk, expected, atol=1e-5, rtol=1e-4)
+    for splits in (1, 2, 8):
+        decoded, _ = rows.attend(q[1099:], 0, 1099, queries=1, splits=splits, window=window)
+        assert torch.equal(decoded[0], chunk[-1]), splits
+    other, _ = rows.attend(q[1096:1100], 0, 1096, queries=8, splits=1, window=window)
+    assert torch.equal(other, chunk[3:])
+
+
+def test_a_short_row() -> None:
+    rows = Rows((1100, 40))
+    q = torch.randn(40, rows.heads, rows.head_dim, device=DEVICE)
+    chunk, expected = rows.attend(q, 1, 0, queries=8, splits=1, window=None)
+    torch.testing.assert_close(chunk, expected, atol=1e-5, rtol=1e-4)
+    decoded, _ = rows.attend(q[39:], 1, 39, queries=1, splits=4, window=None)
+    assert torch.equal(decoded[0], chunk[39])
+
+
+def test_tiles_that_do_not_fit() -> None:
+    rows = Rows((40,))
+    q = torch.randn(20, rows.heads, rows.head_dim, device=DEVICE)
+    with pytest.raises(ValueError, match="do not fit a tile"):
+        rows.attend(q, 0, 0, queries=8, splits=2, window=None)
+    with pytest.raises(ValueError, match="do not fit a tile"):
+        rows.attend(q, 0, 0, queries=16, splits=1, window=None)
