@@ -3,7 +3,8 @@
 import time
 from dataclasses import dataclass, replace
 
-from adapter_store.catalog import Catalog, Version, check_name
+from adapter_store.adapter_names import check_name
+from adapter_store.catalog import Catalog, Version
 from adapter_store.concurrency import KeyedLock, SingleFlight
 from adapter_store.followers import Follower, Followers, target_of
 from adapter_store.history import Pointer
@@ -105,24 +106,29 @@ class Admin:
             )
         return await self._flights.run(key, lambda: self._load(request))
 
-    async def roll_back(self, name: str, *, digest: str = "", expected_digest: str = "") -> AdapterView:
+    async def roll_back(
+        self, name: str, *, digest: str = "", expected_digest: str = "", tenant: str = ""
+    ) -> AdapterView:
         """Points a name back at the latest earlier version, or at the one with this digest.
 
-        Raises LorikeetError: NOT_FOUND, FAILED_PRECONDITION, ABORTED, INVALID_ARGUMENT.
+        Raises LorikeetError: NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, ABORTED, INVALID_ARGUMENT.
         """
-        self._catalog.get(name)
-        key = ("rollback", name, digest, expected_digest)
-        view, _ = await self._flights.run(key, lambda: self._roll_back(name, digest, expected_digest))
+        # Decided again when the name moves; this saves the wait for its turn.
+        self._catalog.owned(name, tenant)
+        key = ("rollback", name, digest, expected_digest, tenant)
+        view, _ = await self._flights.run(key, lambda: self._roll_back(name, digest, expected_digest, tenant))
         return view
 
-    async def unload(self, name: str, *, force: bool = False, expected_digest: str = "") -> AdapterView:
+    async def unload(
+        self, name: str, *, force: bool = False, expected_digest: str = "", tenant: str = ""
+    ) -> AdapterView:
         """Removes a name; with `force` its requests in flight end too.
 
-        Raises LorikeetError: NOT_FOUND, ABORTED, INVALID_ARGUMENT.
+        Raises LorikeetError: NOT_FOUND, PERMISSION_DENIED, ABORTED, INVALID_ARGUMENT.
         """
-        self._catalog.get(name)
-        key = ("unload", name, force, expected_digest)
-        view, _ = await self._flights.run(key, lambda: self._unload(name, force, expected_digest))
+        self._catalog.owned(name, tenant)
+        key = ("unload", name, force, expected_digest, tenant)
+        view, _ = await self._flights.run(key, lambda: self._unload(name, force, expected_digest, tenant))
         return view
 
     def get(self, name: str) -> AdapterView:
@@ -196,9 +202,13 @@ class Admin:
         moved = change is not None and (before is None or before.digest != version.digest)
         return self._view(self._catalog.get(name)), moved
 
-    async def _roll_back(self, name: str, digest: str, expected: str) -> tuple[AdapterView, bool]:
+    async def _roll_back(
+        self, name: str, digest: str, expected: str, tenant: str
+    ) -> tuple[AdapterView, bool]:
         async with self._names.hold(name):
-            change = await self._ledger.do(lambda: self._catalog.plan_rollback(name, digest, expected))
+            change = await self._ledger.do(
+                lambda: self._catalog.plan_rollback(name, digest, expected, tenant)
+            )
             view = self._view(self._catalog.get(name))
             if change is not None:
                 if (layout := self._layouts.latest) is not None:
@@ -207,11 +217,11 @@ class Admin:
         await self._followers.caught_up(view.revision)
         return view, change is not None
 
-    async def _unload(self, name: str, force: bool, expected: str) -> tuple[AdapterView, bool]:
+    async def _unload(self, name: str, force: bool, expected: str, tenant: str) -> tuple[AdapterView, bool]:
         async with self._names.hold(name):
             gone = self._view(self._catalog.get(name))
             change = await self._ledger.do(
-                lambda: self._catalog.plan_remove(name, expected), abort_running=force
+                lambda: self._catalog.plan_remove(name, expected, tenant), abort_running=force
             )
             assert change is not None
             view = replace(gone, state=State.UNLOADING, revision=change.revision, is_warm=False)

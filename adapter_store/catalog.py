@@ -1,22 +1,19 @@
 """Names and the versions that they point to. Decides; what must be written down is somebody else's work."""
 
 import math
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from adapter_store.adapter_names import unknown_name
 from adapter_store.formats.strict_json import printable
 from adapter_store.history import Pointer, check_expected, roll_back, succeed
 from adapter_store.page_tokens import read_token, write_token
 from adapter_store.quota import Limits, check_limits
 from rpc.digests import is_digest
-from rpc.errors import LorikeetError, invalid_argument, not_found, permission_denied
+from rpc.errors import invalid_argument, not_found, permission_denied
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-# A name may stand in a path or a URL, where these mean something else.
-_BAD_SEGMENTS = frozenset(("", ".", ".."))
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 
 
@@ -130,6 +127,22 @@ class Catalog:
             raise unknown_name(name)
         return pointer
 
+    def owned(self, name: str, tenant: str) -> Pointer:
+        """A name that a tenant may change; "" may change all.
+
+        Frontends refuse this too, by the catalog that they know, which may be older.
+
+        Raises LorikeetError: NOT_FOUND, also for another tenant's; PERMISSION_DENIED for everyone's.
+        """
+        pointer = self.get(name)
+        if tenant in ("", pointer.tenant):
+            return pointer
+        if pointer.tenant:
+            raise unknown_name(name)
+        raise permission_denied(
+            "SHARED_ADAPTER", f"{name} belongs to no tenant: only a token without a tenant may change it"
+        )
+
     def resolve(self, adapter: str) -> str:
         """The digest of a name, or of "b3:" and a digest. Raises LorikeetError: NOT_FOUND."""
         if adapter.startswith("b3:"):
@@ -224,13 +237,16 @@ class Catalog:
         check_limits(self._limits, self._pointers, new, lambda digest: sizes[digest].pack_bytes)
         return Change(revision=revision, pointer=new, version=version, retired=self._orphans(old, new))
 
-    def plan_rollback(self, name: str, digest: str = "", expected: str = "") -> Change | None:
+    def plan_rollback(
+        self, name: str, digest: str = "", expected: str = "", tenant: str = ""
+    ) -> Change | None:
         """Decides how a name goes back to its latest earlier version or a given one; None when it is there.
 
         Raises:
-            LorikeetError: NOT_FOUND, ABORTED, FAILED_PRECONDITION (that version is not kept).
+            LorikeetError: NOT_FOUND, PERMISSION_DENIED, ABORTED, FAILED_PRECONDITION (that version is not
+                kept).
         """
-        old = self.get(name)
+        old = self.owned(name, tenant)
         self.check_expected(name, expected)
         if digest == old.digest:
             return None
@@ -240,9 +256,12 @@ class Catalog:
         check_limits(self._limits, self._pointers, new, lambda digest: self._versions[digest].pack_bytes)
         return Change(revision=revision, pointer=new, version=version, retired=self._orphans(old, new))
 
-    def plan_remove(self, name: str, expected: str = "") -> Change:
-        """Decides how a name goes, and its earlier versions. Raises LorikeetError: NOT_FOUND, ABORTED."""
-        old = self.get(name)
+    def plan_remove(self, name: str, expected: str = "", tenant: str = "") -> Change:
+        """Decides how a name goes, and its earlier versions.
+
+        Raises LorikeetError: NOT_FOUND, PERMISSION_DENIED (see `owned`), ABORTED.
+        """
+        old = self.owned(name, tenant)
         self.check_expected(name, expected)
         return Change(revision=self._revision + 1, removed=name, retired=self._orphans(old, None))
 
@@ -326,22 +345,3 @@ class Catalog:
         if old.digest not in pointed:
             orphans.add(old.digest)
         return tuple(sorted(orphans - self._retiring))
-
-
-def check_name(name: str) -> None:
-    """Raises LorikeetError, INVALID_ARGUMENT, for what cannot be an adapter's name."""
-    if not _NAME.fullmatch(name) or _BAD_SEGMENTS.intersection(name.split("/")):
-        raise invalid_argument(
-            "BAD_NAME",
-            f"{printable(name, 150)!r} is not a name: use up to 128 letters, digits, '.', '_', '-' and '/', "
-            "starting with a letter or digit, and nothing empty, '.' or '..' between slashes",
-        )
-
-
-def unknown_name(name: str) -> LorikeetError:
-    """The error for a name that nothing is loaded under."""
-    return not_found(
-        "ADAPTER_NOT_FOUND",
-        f"no adapter is loaded as {printable(name, 150)!r}: load it, or list what there is",
-        adapter=printable(name),
-    )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import grpc
 
+from adapter_store.adapter_names import check_name
 from adapter_store.admin import Admin, LoadRequest
-from adapter_store.catalog import check_name
 from adapter_store.concurrency import SingleFlight
 from adapter_store.sources import Sources
 from adapter_store.watchers import AdapterView

@@ -73,7 +73,10 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
         return adapters_pb2.UnloadAdapterResponse(
             adapter=adapter_message(
                 await self._admin.unload(
-                    request.name, force=request.force, expected_digest=request.expected_digest
+                    request.name,
+                    force=request.force,
+                    expected_digest=request.expected_digest,
+                    tenant=request.tenant,
                 )
             )
         )
@@ -82,7 +85,10 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
         self, request: adapters_pb2.RollbackAdapterRequest, context: Context
     ) -> adapters_pb2.RollbackAdapterResponse:
         view = await self._admin.roll_back(
-            request.name, digest=request.digest, expected_digest=request.expected_digest
+            request.name,
+            digest=request.digest,
+            expected_digest=request.expected_digest,
+            tenant=request.tenant,
         )
         return adapters_pb2.RollbackAdapterResponse(adapter=adapter_message(view, with_report=True))
 

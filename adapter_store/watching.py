@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 import grpc
 
+from adapter_store.adapter_names import check_name
 from adapter_store.admin import LoadRequest
-from adapter_store.catalog import check_name
 from adapter_store.concurrency import Workers
 from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.sources import SourceReader

@@ -1,12 +1,15 @@
 """What a caller may do with whose adapters: everything, or what belongs to its tenant."""
 
 from collections.abc import AsyncIterable, AsyncIterator
+from typing import TypeVar
 
 from frontend.catalog import Catalog
 from frontend.validation import parse_adapter
 from lorikeet.v1 import adapters_pb2
 from rpc.access import check_tenant, current_caller, may_change, may_use
 from rpc.errors import LorikeetError, not_found, permission_denied
+
+Change = TypeVar("Change", adapters_pb2.UnloadAdapterRequest, adapters_pb2.RollbackAdapterRequest)
 
 
 class AdapterRights:
@@ -33,14 +36,20 @@ class AdapterRights:
                 self._take(message.start)
             yield message
 
-    def to_change(self, name: str) -> None:
-        """Raises LorikeetError: NOT_FOUND for another tenant's, PERMISSION_DENIED for everyone's."""
-        tenant = self._catalog.tenant_of(name)
-        if tenant is None or may_change(tenant, current_caller()):
-            return
-        self.to_see(name)
+    def to_change(self, request: Change) -> Change:
+        """The request on behalf of its tenant; the store decides about what this frontend does not know yet.
+
+        Raises LorikeetError: NOT_FOUND for another tenant's, PERMISSION_DENIED for everyone's.
+        """
+        caller = current_caller()
+        request.tenant = check_tenant(request.tenant, caller)
+        tenant = self._catalog.tenant_of(request.name)
+        if tenant is None or may_change(tenant, caller):
+            return request
+        self.to_see(request.name)
         raise permission_denied(
-            "SHARED_ADAPTER", f"{name} belongs to no tenant: only a token without a tenant may change it"
+            "SHARED_ADAPTER",
+            f"{request.name} belongs to no tenant: only a token without a tenant may change it",
         )
 
     def to_see(self, adapter: str) -> None:

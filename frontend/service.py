@@ -9,7 +9,7 @@ import grpc
 
 from frontend.admin import AdapterAdmin
 from frontend.generation import Generation
-from frontend.rights import AdapterRights
+from frontend.rights import AdapterRights, hidden
 from frontend.statistics import AdapterStatistics
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 
@@ -63,20 +63,24 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def UnloadAdapter(
         self, request: adapters_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.UnloadAdapterResponse:
-        self._rights.to_change(request.name)
-        return await self._admin.move(self._admin.store.Unload, request, context.time_remaining())
+        wanted = self._rights.to_change(request)
+        return await self._admin.move(self._admin.store.Unload, wanted, context.time_remaining())
 
     async def RollbackAdapter(
         self, request: adapters_pb2.RollbackAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.RollbackAdapterResponse:
-        self._rights.to_change(request.name)
-        return await self._admin.move(self._admin.store.Rollback, request, context.time_remaining())
+        wanted = self._rights.to_change(request)
+        return await self._admin.move(self._admin.store.Rollback, wanted, context.time_remaining())
 
     async def GetAdapter(
         self, request: adapters_pb2.GetAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.Adapter:
         self._rights.to_see(request.name)
-        return await self._admin.unary(self._admin.store.Get, request, context.time_remaining())
+        adapter = await self._admin.unary(self._admin.store.Get, request, context.time_remaining())
+        if not self._rights.sees(adapter):
+            # The store knows more names than this frontend has heard of yet.
+            raise hidden(request.name)
+        return adapter
 
     async def ListAdapters(
         self, request: adapters_pb2.ListAdaptersRequest, context: grpc.aio.ServicerContext

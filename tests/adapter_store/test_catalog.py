@@ -2,7 +2,8 @@ import random
 
 import pytest
 
-from adapter_store.catalog import Catalog, Change, ModuleReport, Version, check_name
+from adapter_store.adapter_names import check_name
+from adapter_store.catalog import Catalog, Change, ModuleReport, Version
 from adapter_store.quota import Limits
 from rpc.errors import LorikeetError
 

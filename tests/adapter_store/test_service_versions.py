@@ -72,6 +72,24 @@ async def test_of_two_tenants_that_load_a_new_name_at_once_one_gets_it(tmp_path)
         assert won.tenant in ("t", "u")
 
 
+async def test_a_tenant_changes_nothing_of_others_whatever_its_frontend_knows(tmp_path):
+    async with running_store(tmp_path) as running:
+        await running.register()
+        for name, tenant in (("theirs", "u"), ("shared", "")):
+            for seed in (0, 1):
+                await load(running, name, seed, tenant=tenant)
+        revision = running.store.catalog.revision
+        for name, reason in (("theirs", "ADAPTER_NOT_FOUND"), ("shared", "SHARED_ADAPTER")):
+            unload = adapters_pb2.UnloadAdapterRequest(name=name, tenant="t", expected_digest="0" * 64)
+            rollback = adapters_pb2.RollbackAdapterRequest(name=name, tenant="t", expected_digest="0" * 64)
+            assert (await refusal(running.catalog.Unload(unload))).reason == reason
+            assert (await refusal(running.catalog.Rollback(rollback))).reason == reason
+        assert running.store.catalog.revision == revision
+        await running.catalog.Rollback(adapters_pb2.RollbackAdapterRequest(name="theirs", tenant="u"))
+        await running.catalog.Unload(adapters_pb2.UnloadAdapterRequest(name="theirs", tenant="u"))
+        await running.catalog.Unload(adapters_pb2.UnloadAdapterRequest(name="shared"))
+
+
 async def test_of_two_admins_with_the_same_condition_one_wins(tmp_path):
     async with running_store(tmp_path) as running:
         await running.register()

@@ -100,6 +100,10 @@ async def test_a_tenant_sees_its_own_adapters_and_those_of_none(model_folder: Pa
         ):
             unload = rig.adapters.UnloadAdapter(pb.UnloadAdapterRequest(name=name), **shown(ACME_ADMIN))
             assert await outcome(unload) == reason, name
+        # The store decides again, for names that this frontend has not heard of yet.
+        assert rig.store.tenants_that_unload == ["acme"]
+        theirs = pb.UnloadAdapterRequest(name="ours", tenant="x")
+        assert await outcome(rig.adapters.UnloadAdapter(theirs, **shown(ACME_ADMIN))) == "OTHER_TENANT"
         for name, reason in (("theirs", "NAME_TAKEN"), ("shared", "NAME_TAKEN"), ("new", "OK")):
             request = pb.LoadAdapterRequest(name=name, source="somewhere")
             assert await outcome(rig.adapters.LoadAdapter(request, **shown(ACME_ADMIN))) == reason, name

@@ -36,6 +36,7 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         self.warm: set[str] = set()
         self.digests: dict[str, str] = {}
         self.tenants: dict[str, str] = {}
+        self.tenants_that_unload: list[str] = []
         self.templates: dict[str, str] = {}
         self.templates_asked = 0
         self.upload_messages: list[adapters_pb2.UploadAdapterRequest] = []
@@ -153,6 +154,7 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         self, request: adapters_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.UnloadAdapterResponse:
         self._known(request.name)
+        self.tenants_that_unload.append(request.tenant)
         adapter = self._adapter(request.name)
         await self.point(request.name, "")
         return adapters_pb2.UnloadAdapterResponse(adapter=adapter)

@@ -183,14 +183,16 @@ class UploadCommit(_message.Message):
     def __init__(self, digest: _Optional[str] = ...) -> None: ...
 
 class RollbackAdapterRequest(_message.Message):
-    __slots__ = ("name", "digest", "expected_digest")
+    __slots__ = ("name", "digest", "expected_digest", "tenant")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     expected_digest: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., expected_digest: _Optional[str] = ...) -> None: ...
+    tenant: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., expected_digest: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class RollbackAdapterResponse(_message.Message):
     __slots__ = ("adapter",)
@@ -207,14 +209,16 @@ class LoadAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., changed: _Optional[bool] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
-    __slots__ = ("name", "force", "expected_digest")
+    __slots__ = ("name", "force", "expected_digest", "tenant")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     name: str
     force: bool
     expected_digest: str
-    def __init__(self, name: _Optional[str] = ..., force: _Optional[bool] = ..., expected_digest: _Optional[str] = ...) -> None: ...
+    tenant: str
+    def __init__(self, name: _Optional[str] = ..., force: _Optional[bool] = ..., expected_digest: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class UnloadAdapterResponse(_message.Message):
     __slots__ = ("adapter",)
