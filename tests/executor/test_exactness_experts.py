@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from executor.control.request import FinishReason, SamplingParams
-from lorikeet.v1 import layout_pb2
-from tests.support.oracle_adapters import Pack, pack_by_hand
 from tests.support.oracle_checkpoints import MOE_FAMILIES, make_checkpoint
 from tests.support.oracle_experts import FORMS, make_expert_adapters
 from tests.support.oracle_reference import Oracle, Verdict
@@ -30,11 +28,7 @@ class Family:
 
     def server(self, **options: Any) -> Server:
         folders = {name: made.folder for name, made in self.adapters.items()}
-        return Server(self.checkpoint, folders, pack=self.pack, **options)
-
-    def pack(self, folder: Path, layout: layout_pb2.Layout) -> Pack:
-        made = self.adapters[folder.name]
-        return pack_by_hand(made.loras, made.scaling, layout)
+        return Server(self.checkpoint, folders, **options)
 
 
 @pytest.fixture(scope="module", params=MOE_FAMILIES)

@@ -1,20 +1,17 @@
 """Random adapters of many forms, made and written by PEFT itself, and packed by the adapter store."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from adapter_store.formats.layout import read_layout
 from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
-from rpc.digests import layout_digest
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
@@ -124,41 +121,3 @@ def pack_adapter(folder: Path, layout: layout_pb2.Layout) -> Pack:
     data = bytearray(checked.manifest.total_bytes)
     fill_pack(checked.plan, checked.files, memoryview(data))
     return Pack(data=bytes(data), manifest=checked.manifest)
-
-
-def pack_by_hand(
-    loras: Mapping[str, tuple[Tensor, Tensor]], scaling: float, layout: layout_pb2.Layout
-) -> Pack:
-    """What the store should make of lora_a and lora_b by module, in float32; a tensor that several modules
-    share is stored once.
-    """
-    data, places, offsets = bytearray(), [], dict[int, int]()
-
-    def place(tensor: Tensor, rows: int, columns: int) -> int:
-        if id(tensor) not in offsets:
-            offsets[id(tensor)] = len(data)
-            padded = torch.zeros(rows, columns)
-            padded[: tensor.shape[0], : tensor.shape[1]] = tensor
-            data.extend(padded.numpy().tobytes())
-            data.extend(bytes(-len(data) % layout.alignment_bytes))
-        return offsets[id(tensor)]
-
-    for index, spec in enumerate(layout.slices):
-        if spec.module not in loras:
-            continue
-        a_RK, b_NR = loras[spec.module]
-        rank = -(-len(a_RK) // layout.rank_multiple) * layout.rank_multiple
-        places.append(
-            layout_pb2.SlicePlacement(
-                slice=index,
-                a_offset=place(a_RK, rank, spec.in_features),
-                b_offset=place(b_NR, spec.out_features, rank),
-                padded_rank=rank,
-                rank=len(a_RK),
-                scaling=scaling,
-            )
-        )
-    manifest = layout_pb2.PackManifest(
-        digest="by hand", layout_digest=layout_digest(layout), total_bytes=len(data), slices=places
-    )
-    return Pack(data=bytes(data), manifest=manifest)

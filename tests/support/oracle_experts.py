@@ -24,6 +24,7 @@ from executor.model.layout import NamedSlice, named_slices
 ALPHA = 12
 
 _ATTENTION = r"self_attn\.[qkvo]_proj"
+_MLPS = r"mlp\.(.*\.)?(gate|up|down)_proj"  # experts, and dense and shared MLPs, which have the same names
 _EXPERTS = r"mlp\.experts\..*"
 _GATE_UP, _DOWN = r"mlp\.experts\.\d+\.(gate|up)_proj", r"mlp\.experts\.\d+\.down_proj"
 
@@ -48,19 +49,13 @@ class Form:
     write: Callable[[Path, Loras, "Form", ModelConfig], None]
     shares: str = ""  # "a of gate and up", or "outer"
 
-    @property
-    def scaling(self) -> float:
-        return ALPHA / self.rank
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertAdapter:
-    """`folder` for the store, `twin` for PEFT, and what both must come down to."""
+    """`folder` for the store, `twin` for PEFT; they mean the same."""
 
     folder: Path
     twin: Path
-    loras: Loras
-    scaling: float
 
 
 def make_expert_adapters(checkpoint: Path, folder: Path) -> dict[str, ExpertAdapter]:
@@ -69,9 +64,7 @@ def make_expert_adapters(checkpoint: Path, folder: Path) -> dict[str, ExpertAdap
     for seed, (name, form) in enumerate(FORMS.items()):
         torch.manual_seed(200 + seed)
         loras = _random_loras(config, form)
-        adapter = ExpertAdapter(
-            folder=folder / name, twin=folder / f"{name} for PEFT", loras=loras, scaling=form.scaling
-        )
+        adapter = ExpertAdapter(folder=folder / name, twin=folder / f"{name} for PEFT")
         form.write(adapter.folder, loras, form, config)
         write_parameters(adapter.twin, loras, form, config)
         made[name] = adapter
@@ -91,16 +84,10 @@ def write_per_expert(folder: Path, loras: Loras, form: Form, config: ModelConfig
 
 def write_parameters(folder: Path, loras: Loras, form: Form, config: ModelConfig) -> None:
     """As transformers 5 and PEFT's `target_parameters`, under which everything but attention goes."""
-    tensors: dict[str, Tensor] = {}
-    modules, parameters, ranks = [], [], {}
-    for module, lora in loras.items():
-        if ".experts." in module:
-            continue
-        tensors |= {f"{module}.lora_A.weight": lora.a, f"{module}.lora_B.weight": lora.b}
-        if ".self_attn." in module:
-            modules.append(module)
-        else:
-            parameters.append(f"{module}.weight")
+    tensors, ranks = _plain(loras), {}
+    plain = [module for module in loras if ".experts." not in module]
+    modules = [module for module in plain if ".self_attn." in module]
+    parameters = [f"{module}.weight" for module in plain if ".self_attn." not in module]
     for layer in range(config.layers):
         path = f"model.layers.{layer}.mlp.experts"
         stacks = _stacks(loras, path, config)
@@ -126,7 +113,7 @@ def write_named_stacks(folder: Path, loras: Loras, form: Form, config: ModelConf
     """One tensor for all experts of a projection, `[E, R, K]` and `[E, N, R]`, or `[1, ...]` where they share
     it.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = _plain(loras)
     for layer in range(config.layers):
         path = f"model.layers.{layer}.mlp.experts"
         experts = _experts_of(loras, path, config)
@@ -141,14 +128,14 @@ def write_named_stacks(folder: Path, loras: Loras, form: Form, config: ModelConf
 FORMS = {
     "attention": Form(rank=4, touches=_ATTENTION, write=write_per_expert),
     "router": Form(rank=6, touches=r"mlp\.gate", write=write_parameters),
-    "per expert": Form(rank=8, touches=_EXPERTS, write=write_per_expert),
+    "per expert": Form(rank=8, touches=_MLPS, write=write_per_expert),
     "everything": Form(rank=3, touches=".*", write=write_per_expert),
     "stacked": Form(
         rank=8, touches=f"{_ATTENTION}|{_EXPERTS}", write=write_parameters, shares="a of gate and up"
     ),
     "stacked gate_up": Form(rank=24, touches=_GATE_UP, write=write_parameters, shares="a of gate and up"),
     "stacked down": Form(rank=2, touches=_DOWN, write=write_parameters),
-    "shared outer": Form(rank=16, touches=_EXPERTS, write=write_named_stacks, shares="outer"),
+    "shared outer": Form(rank=16, touches=_MLPS, write=write_named_stacks, shares="outer"),
 }
 
 
@@ -179,6 +166,16 @@ def _random(rank: int, named: NamedSlice, part: str) -> Tensor:
     shape = named.shape
     rows, columns = (rank, shape.in_features) if part == "a" else (shape.out_features, rank)
     return torch.randn(rows, columns) * 0.7 * columns**-0.5
+
+
+def _plain(loras: Loras) -> dict[str, Tensor]:
+    """Tensors of all modules but the experts."""
+    return {
+        f"{module}.lora_{part.upper()}.weight": getattr(lora, part)
+        for module, lora in loras.items()
+        for part in "ab"
+        if ".experts." not in module
+    }
 
 
 def _stacks(loras: Loras, path: str, config: ModelConfig) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
 """The whole executor below its service: engine, scheduler, torch runner and adapter pool, in one thread."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
 from executor.runner import PendingStep, RunnerConfig, TorchRunner
 from kernels.lora import SlotRow
-from lorikeet.v1 import layout_pb2
 from rpc.digests import layout_digest
 from tests.support.oracle_adapters import Pack, pack_adapter
 
@@ -118,13 +117,12 @@ class Server:
         adapter_slots: int = 8,
         overlap: bool = True,
         triton: bool | None = None,
-        pack: Callable[[Path, layout_pb2.Layout], Pack] = pack_adapter,
     ) -> None:
         self.model = ModelConfig.load(checkpoint)
         layout = build_layout(
             self.model, base_digest="", base_name="tiny", dtype=dtype, max_rank=64, max_pack_bytes=1 << 24
         )
-        packs = {name: pack(folder, layout) for name, folder in adapters.items()}
+        packs = {name: pack_adapter(folder, layout) for name, folder in adapters.items()}
         for packed in packs.values():
             check_manifest(
                 packed.manifest,
