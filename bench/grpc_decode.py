@@ -49,12 +49,19 @@ def write_model(folder: Path, shape: dict[str, Any]) -> Path:
     return folder
 
 
-def write_adapters(folder: Path, shape: dict[str, Any], *, count: int, rank: int) -> None:
-    """Adapters `folder/0`, ... on all linears: the same numbers, scaled differently, so that they differ."""
+def write_adapters(
+    folder: Path,
+    shape: dict[str, Any],
+    *,
+    count: int,
+    rank: int,
+    projections: tuple[str, ...] = PROJECTIONS,
+) -> None:
+    """Adapters `folder/0`, ...: the same numbers, scaled differently, so that they differ."""
     model = ModelConfig.parse(shape, {})
     tensors: dict[str, torch.Tensor] = {}
     for named in named_slices(model):
-        if named.module.rpartition(".")[2] in PROJECTIONS:
+        if named.module.rpartition(".")[2] in projections:
             path = f"base_model.model.{named.module}"
             for part, size in (
                 ("lora_A", (rank, named.shape.in_features)),
@@ -70,7 +77,7 @@ def write_adapters(folder: Path, shape: dict[str, Any], *, count: int, rank: int
             os.link(folder / "0" / weights.name, weights)
         else:
             save_file(tensors, weights)
-        config = store_adapters.lora_config(PROJECTIONS, r=rank, lora_alpha=rank + index)
+        config = store_adapters.lora_config(projections, r=rank, lora_alpha=rank + index)
         (place / "adapter_config.json").write_text(json.dumps(config))
 
 

@@ -1,0 +1,153 @@
+"""A thousand adapters behind one GPU, through gRPC: what does the crowd cost beside one adapter?
+
+    python -m bench.adapter_crowd                                   # Qwen3-8B shape, an H100
+    python -m bench.adapter_crowd --device cpu --model-shape tiny --adapters 100 --slots 10
+
+Attention-only adapters of rank 16; the executor's pool has room for `--slots` of them and the store's memory
+for all. The load of `lorikeet bench serve`, Zipf(1.0), beside the same load on one adapter. Weights and
+prompts are random; the adapters are the same numbers with different scalings, stored apart like any others.
+Sources are links to one file, so that the disk holds each adapter once.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.engine import SHAPES
+from bench.grpc_decode import write_adapters, write_model
+from cli.benchmark import report
+from cli.benchmark.load import send
+from cli.benchmark.workload import Traffic, plan, random_prompts
+from cli.client import Client, Connection
+from tests.support import execsvc_stack
+from tests.support.execsvc_stack import Stack, stack_at
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LOADS_AT_ONCE = 4
+
+
+async def load_all(stack: Stack, folder: Path, count: int) -> float:
+    """Seconds until all are loaded."""
+    waiting = iter(range(count))
+
+    async def worker() -> None:
+        for index in waiting:
+            await stack.load(f"a{index:04}", folder / str(index))
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(LOADS_AT_ONCE)))
+    return time.perf_counter() - begun
+
+
+async def measure_load(
+    client: Client, names: list[str], options: argparse.Namespace, seed: int
+) -> dict[str, Any]:
+    """Throughput and times of one load; every request must be answered in full."""
+    traffic = Traffic(
+        requests=options.requests,
+        rate=None,
+        output_tokens=options.output,
+        zipf=1.0,
+        ignore_eos=True,
+        temperature=0.0,
+        seed=seed,
+    )
+    prompts = random_prompts(options.prompt, SHAPES[options.model_shape]["vocab_size"], seed)
+    outcomes = await send(
+        client, plan(traffic, prompts, names), concurrency=options.concurrency, on_end=lambda: None
+    )
+    summary = report.summarise(outcomes, {})
+    if (
+        summary["completed"] != options.requests
+        or summary["output_tokens"] != options.requests * options.output
+    ):
+        raise SystemExit(f"not all was answered: {summary['failed']}")
+    return summary
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    shape = SHAPES[options.model_shape]
+    model_dir = write_model(folder / "model", shape)
+    write_adapters(
+        folder / "adapters", shape, count=options.adapters, rank=options.rank, projections=ATTENTION
+    )
+    element_bytes = 2 if options.device == "cuda" else 4
+    size = (folder / "adapters/0/adapter_model.safetensors").stat().st_size * element_bytes // 2
+    size = size * 21 // 20  # padding
+    arena = options.arena_dir / f"lorikeet-crowd-{os.getpid()}" if options.arena_dir else folder / "arena"
+    services = folder / "services"
+    services.mkdir()
+    async with stack_at(
+        services,
+        model_dir=model_dir,
+        roots=[folder / "adapters"],
+        executor_flags=[
+            f"--device={options.device}",
+            f"--dtype={'bfloat16' if options.device == 'cuda' else 'float32'}",
+            "--load-format=dummy",
+            f"--max-running={options.concurrency}",
+            f"--max-step-tokens={options.step_tokens}",
+            f"--adapter-slots={options.slots}",
+            f"--adapter-pool-bytes={options.slots * size}",
+            f"--max-lora-rank={options.rank}",
+            f"--arena-dir={arena}",
+        ],
+        store_flags=[f"--arena-bytes={options.adapters * size + (64 << 20)}", f"--arena-dir={arena}"],
+    ) as stack:
+        seconds = await load_all(stack, folder / "adapters", options.adapters)
+        print(f"{options.adapters} adapters of {size >> 20} MiB loaded in {seconds:.0f} s", flush=True)
+        client = Client(Connection(target=stack.frontend.address, timeout=300))
+        names = [f"a{index:04}" for index in range(options.adapters)]
+        rows: dict[str, Any] = {}
+        # What is recorded and compiled is so before the second time, which asks for other prompts.
+        for seed in (1, 2):
+            for load, asked in (("one adapter", names[:1]), ("all adapters", names)):
+                before = await stack.statistics()
+                rows[load] = await measure_load(client, asked, options, seed)
+                after = await stack.statistics()
+                rows[load]["pool_loads"] = after.pool_loads - before.pool_loads
+                print(load, rows[load], flush=True)
+        await client.close()
+    one, crowd = (rows[load]["output_tokens_per_second"] for load in ("one adapter", "all adapters"))
+    return {
+        "options": {name: str(value) for name, value in vars(options).items() if name != "out"},
+        "loads_per_second": round(options.adapters / seconds, 1),
+        "share_of_one_adapters_throughput": round(crowd / one, 3),
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model-shape", choices=SHAPES, default="qwen3-8b")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--adapters", type=int, default=1000)
+    parser.add_argument("--slots", type=int, default=100, help="adapters on the GPU at once")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--output", type=int, default=128)
+    parser.add_argument("--step-tokens", type=int, default=8192)
+    parser.add_argument("--arena-dir", type=Path, help="a folder in memory; else beside the rest")
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
+    options = parser.parse_args()
+    execsvc_stack.START_SECONDS = 240.0
+    with tempfile.TemporaryDirectory() as folder:
+        result = uvloop.run(measure(options, Path(folder)))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"share of one adapter's throughput: {result['share_of_one_adapters_throughput']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
