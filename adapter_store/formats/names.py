@@ -2,7 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
+from functools import lru_cache
 
 from rpc.errors import invalid_argument, unimplemented
 
@@ -12,10 +13,11 @@ _PREFIX = "base_model.model."
 MIXTRAL_BLOCK = ".block_sparse_moe."
 MLP_BLOCK = ".mlp."
 _EXPERT_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_OLD_NAMES = {long: short for short, long in _EXPERT_NAMES.items()}
 _EXPERTS = re.compile(r"(.+\.experts)(?:\.(\d+)(?=\.))?(?:\.(\w+))?")
 
 
-class Part(Enum):
+class Part(StrEnum):
     """What a tensor is to its module; the value is for messages."""
 
     A = "lora_A"
@@ -118,6 +120,7 @@ def role_of(name: str) -> TensorRole:
     )
 
 
+@lru_cache(maxsize=64)  # the tensors of a module come one after another
 def _base_name(written: str) -> tuple[str, Stack | None]:
     module = written.replace(MIXTRAL_BLOCK, MLP_BLOCK)
     found = _EXPERTS.fullmatch(module) if ".experts" in module else None
@@ -139,7 +142,5 @@ def spellings(module: str) -> tuple[str, ...]:
     """The paths that adapters of any release know a module of the base by, its own first."""
     if ".experts" not in module and not module.endswith(".mlp.gate"):
         return (module,)
-    old = module.replace(MLP_BLOCK, MIXTRAL_BLOCK)
-    head, _, name = module.rpartition(".")
-    old_names = [short for short, long in _EXPERT_NAMES.items() if long == name and ".experts" in head]
-    return (module, old, *(f"{old.rpartition('.')[0]}.{short}" for short in old_names))
+    head, _, name = module.replace(MLP_BLOCK, MIXTRAL_BLOCK).rpartition(".")
+    return module, f"{head}.{_OLD_NAMES.get(name, name)}"
