@@ -24,6 +24,7 @@ _MAY_PASS = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.FAILED_PRECONDITION,
 )
+_NOTHING_THERE = ("NO_SOURCE", "NO_CONFIG")
 
 
 class Resolver:
@@ -73,8 +74,10 @@ class Resolver:
                 LoadRequest(name=name, reader=self._sources.open(f"{self._place}/{name}"))
             )
         except LorikeetError as error:
-            self._remember(name, error)
-            raise
+            # Who asks for a name need not know where names are looked for.
+            told = _nowhere(name) if error.reason in _NOTHING_THERE else error
+            self._remember(name, told)
+            raise told from None
         return view
 
     def _find(self, name: str) -> AdapterView | None:
@@ -95,3 +98,11 @@ class Resolver:
         self._refused.move_to_end(name)
         while len(self._refused) > _MAX_REMEMBERED:
             self._refused.popitem(last=False)
+
+
+def _nowhere(name: str) -> LorikeetError:
+    return not_found(
+        "ADAPTER_NOT_FOUND",
+        f"no adapter is loaded as {name!r}, and the store finds none: load it, or list what there is",
+        adapter=name,
+    )

@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 import grpc
 
-from adapter_store.adapter_names import check_name
 from adapter_store.admin import LoadRequest
 from adapter_store.concurrency import Workers
 from adapter_store.formats.safetensors_files import CONFIG_NAME
+from adapter_store.formats.strict_json import printable
 from adapter_store.sources import SourceReader
 from adapter_store.sources.files import PROMPT_NAMES
 from rpc.errors import LorikeetError
@@ -123,12 +123,12 @@ class WatchedFolder:
                 reader = self._open(str(self._folder / name))
                 await self._load(LoadRequest(name=name, reader=reader, pinned=None))
             except LorikeetError as error:
-                log.warning("the watched adapter %s was not loaded: %s", name, error)
+                log.warning("the watched adapter %s was not loaded: %s", printable(name), error)
                 if error.code in _MAY_PASS:
                     self._sightings.try_later(name)
             except Exception:
                 # One adapter's trouble must not keep the others, or the watching, from going on.
-                log.exception("the watched adapter %s was not loaded", name)
+                log.exception("the watched adapter %s was not loaded", printable(name))
                 self._sightings.try_later(name)
 
 
@@ -137,7 +137,9 @@ def look_at(folder: Path) -> dict[str, Look]:
     looks: dict[str, Look] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if len(looks) < _MAX_FOLDERS and _is_name(entry.name) and (look := _look_into(entry.path)):
+            # What begins with a dot waits to be renamed. Any other bad name is told when it is loaded.
+            is_hidden = entry.name.startswith(".")
+            if len(looks) < _MAX_FOLDERS and not is_hidden and (look := _look_into(entry.path)):
                 looks[entry.name] = look
     return looks
 
@@ -157,11 +159,3 @@ def _look_into(folder: str) -> Look:
     names = [name for name, *_ in found]
     is_whole = CONFIG_NAME in names and any(name.startswith("adapter_model") for name in names)
     return tuple(sorted(found)) if is_whole else ()
-
-
-def _is_name(name: str) -> bool:
-    try:
-        check_name(name)
-    except LorikeetError:
-        return False
-    return True

@@ -60,12 +60,14 @@ async def test_a_refusal_is_remembered_for_a_while(tmp_path):
             await running.register()
             now = [100.0]
             running.store._resolver._clock = lambda: now[0]
-            assert (await refusal(running, "a")).reason == "NO_CONFIG"
+            error = await refusal(running, "a")
+            assert (error.code.name, error.reason) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
+            assert web.url not in error.message
             asked = len(web.requests)
-            assert (await refusal(running, "a")).reason == "NO_CONFIG"
+            assert (await refusal(running, "a")).reason == "ADAPTER_NOT_FOUND"
             assert len(web.requests) == asked
             now[0] += 60
-            assert (await refusal(running, "a")).reason == "NO_CONFIG"
+            assert (await refusal(running, "a")).reason == "ADAPTER_NOT_FOUND"
             assert len(web.requests) == 2 * asked
 
 

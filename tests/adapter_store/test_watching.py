@@ -45,11 +45,31 @@ def test_what_may_pass_is_tried_again_later():
 def test_only_whole_adapters_with_good_names_are_seen(tmp_path):
     write_adapter(tmp_path / "good")
     write_adapter(tmp_path / ".hidden")
-    write_adapter(tmp_path / "bad name")
+    write_adapter(tmp_path / ".being-written")
     (write_adapter(tmp_path / "unfinished") / "adapter_config.json").unlink()
     (write_adapter(tmp_path / "unweighted") / "adapter_model.safetensors").unlink()
     (tmp_path / "file").write_text("x")
     assert list(look_at(tmp_path)) == ["good"]
+
+
+async def test_a_folder_whose_name_is_none_for_an_adapter_is_told_once(tmp_path, caplog):
+    write_adapter(tmp_path / "adapters" / "bad name\n")
+    async with running_store(tmp_path) as running:
+        await running.register()
+        workers = Workers(1, "test")
+        watched = WatchedFolder(
+            folder=tmp_path / "adapters",
+            open_source=running.store._sources.open,
+            load=running.store.admin.load,
+            is_ready=lambda: True,
+            workers=workers,
+        )
+        for _ in range(15):
+            await watched.look()
+        workers.close()
+    assert [
+        record.message.startswith("the watched adapter bad name\\n was not") for record in caplog.records
+    ] == [True]
 
 
 class Loads:
