@@ -106,14 +106,14 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         client = Client(Connection(target=stack.frontend.address, timeout=300))
         names = [f"a{index:04}" for index in range(options.adapters)]
         rows: dict[str, Any] = {}
-        # What is recorded and compiled is so before the second time, which asks for other prompts.
-        for seed in (1, 2):
-            for load, asked in (("one adapter", names[:1]), ("all adapters", names)):
-                before = await stack.statistics()
-                rows[load] = await measure_load(client, asked, options, seed)
-                after = await stack.statistics()
-                rows[load]["pool_loads"] = after.pool_loads - before.pool_loads
-                print(load, rows[load], flush=True)
+        # What is recorded and compiled is so before the second time. Prompts are never the same.
+        loads = (("one adapter", names[:1]), ("all adapters", names))
+        for seed, (load, asked) in enumerate(loads * 2):
+            before = await stack.statistics()
+            rows[load] = await measure_load(client, asked, options, seed)
+            after = await stack.statistics()
+            rows[load]["pool_loads"] = after.pool_loads - before.pool_loads
+            print(load, rows[load], flush=True)
         await client.close()
     one, crowd = (rows[load]["output_tokens_per_second"] for load in ("one adapter", "all adapters"))
     return {
