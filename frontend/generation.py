@@ -167,10 +167,18 @@ class Generation:
         """
         is_chat = request.WhichOneof("prompt") == "chat"
         while prompt_ids is None or is_chat:
-            template = await self._templates.of(digest) if is_chat else None
-            prompt_ids = await self._prompts.read(request, template)
+            before = digest
+            try:
+                template = await self._templates.of(digest) if is_chat else None
+                prompt_ids = await self._prompts.read(request, template)
+            except LorikeetError as error:
+                digest = self._catalog.resolve(plan.adapter, caller)
+                if digest == before or error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                # The version went, with its template, while that was fetched.
+                continue
             # The name may have moved, or gone, while the prompt was read.
-            before, digest = digest, self._catalog.resolve(plan.adapter, caller)
+            digest = self._catalog.resolve(plan.adapter, caller)
             if not is_chat or before == digest or await self._templates.of(digest) is template:
                 break
         return prompt_ids, digest

@@ -57,6 +57,21 @@ async def test_a_name_that_moves_takes_the_new_versions_template(model_folder):
         assert prompt_tokens(await ask(rig, "own")) > first
 
 
+async def test_a_version_that_goes_while_its_template_is_fetched_gives_way_to_the_new_one(model_folder):
+    async with running_rig(model_folder) as rig:
+        rig.store.templates |= {DIGEST: f"{TEMPLATE} and much more text", OTHER: TEMPLATE}
+        rig.store.templates_open.clear()
+        await rig.store.point("own", DIGEST)
+        asked = asyncio.create_task(ask(rig, "own"))
+        await rig.store.until(lambda: rig.store.templates_asked == 1)
+        del rig.store.templates[DIGEST]
+        await rig.store.point("own", OTHER)
+        rig.store.templates_open.set()
+        answer = await asked
+        assert answer[-1].summary.adapter_digest == OTHER
+        assert prompt_tokens(answer) == prompt_tokens(await ask(rig, "own", text="<hi>"))
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -39,6 +39,8 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         self.tenants_that_unload: list[str] = []
         self.templates: dict[str, str] = {}
         self.templates_asked = 0
+        self.templates_open = asyncio.Event()
+        self.templates_open.set()
         self.upload_messages: list[adapters_pb2.UploadAdapterRequest] = []
         self.uploads_running = 0
         self.revision = 1
@@ -116,6 +118,11 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         self, request: store_pb2.GetChatTemplateRequest, context: grpc.aio.ServicerContext
     ) -> store_pb2.ChatTemplate:
         self.templates_asked += 1
+        async with self.changed:
+            self.changed.notify_all()
+        await self.templates_open.wait()
+        if request.digest not in self.templates:
+            raise not_found("NO_CHAT_TEMPLATE", "no such adapter is loaded")
         return store_pb2.ChatTemplate(text=self.templates[request.digest])
 
     async def Load(  # noqa: N802
