@@ -14,6 +14,7 @@ from adapter_store.upload_protocol import DATA_START, Chunk, UploadProtocol
 from adapter_store.watchers import AdapterView
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, aborted, invalid_argument, resource_exhausted
+from rpc.refusing import read_to_end
 
 Messages = AsyncIterator[adapters_pb2.UploadAdapterRequest]
 Load = Callable[[LoadRequest], Awaitable[tuple[AdapterView, bool]]]
@@ -65,6 +66,15 @@ class Uploads:
         Raises:
             LorikeetError: see AdapterService.UploadAdapter.
         """
+        try:
+            return await self._receive_one(requests)
+        except LorikeetError:
+            await read_to_end(requests)
+            raise
+
+    async def _receive_one(
+        self, requests: AsyncIterable[adapters_pb2.UploadAdapterRequest]
+    ) -> tuple[AdapterView, bool]:
         if self._running >= self._max_uploads:
             raise resource_exhausted(
                 "TOO_MANY_UPLOADS", f"{self._max_uploads} uploads are running already", retry_after=1.0

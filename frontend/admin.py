@@ -18,6 +18,8 @@ Moved = TypeVar("Moved", adapters_pb2.UnloadAdapterResponse, adapters_pb2.Rollba
 
 # The store has waited for this frontend's acknowledgement; this is for a stream that was lost in between.
 _CATCH_UP_SECONDS = 2.0
+# For a client that still sends when its upload is refused: one that is answered while it writes may miss why.
+_LAST_SECONDS = 0.5
 
 
 class AdapterAdmin:
@@ -72,6 +74,8 @@ class AdapterAdmin:
             await asyncio.wait({relay, answer}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 relay.result()
+            elif answer.exception() is not None:
+                await asyncio.wait({relay}, timeout=_LAST_SECONDS)
             response = await answer
         except grpc.aio.AioRpcError as error:
             raise _store_error(error) from None
@@ -149,13 +153,22 @@ class AdapterAdmin:
 
 
 async def _relay(messages: AsyncIterator[adapters_pb2.UploadAdapterRequest], call: Any) -> None:
+    is_wanted = True
+    async for message in messages:
+        # Once the store has answered, or is gone, the rest is read and dropped; the answer says which it is.
+        is_wanted = is_wanted and await _write(call, message)
+    if is_wanted:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.done_writing()
+
+
+async def _write(call: Any, message: adapters_pb2.UploadAdapterRequest) -> bool:
+    """Waits for room; False when nothing is read any more."""
     try:
-        async for message in messages:
-            await call.write(message)  # waits for room
-        await call.done_writing()
+        await call.write(message)
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        # The store has answered, or is gone: the answer says which.
-        return
+        return False
+    return True
 
 
 async def _answer(call: Any) -> adapters_pb2.LoadAdapterResponse:

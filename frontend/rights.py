@@ -8,6 +8,7 @@ from frontend.validation import parse_adapter
 from lorikeet.v1 import adapters_pb2
 from rpc.access import check_tenant, current_caller, may_change, may_use
 from rpc.errors import LorikeetError, not_found, permission_denied
+from rpc.refusing import read_to_end
 
 Change = TypeVar("Change", adapters_pb2.UnloadAdapterRequest, adapters_pb2.RollbackAdapterRequest)
 
@@ -33,7 +34,11 @@ class AdapterRights:
         """The messages on behalf of their tenant. Raises LorikeetError: PERMISSION_DENIED."""
         async for message in messages:
             if message.WhichOneof("message") == "start":
-                self._take(message.start)
+                try:
+                    self._take(message.start)
+                except LorikeetError:
+                    await read_to_end(messages)
+                    raise
             yield message
 
     def to_change(self, request: Change) -> Change:

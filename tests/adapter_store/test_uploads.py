@@ -134,6 +134,16 @@ async def test_what_cannot_be_served_leaves_nothing(tmp_path: Path, requests, re
         assert running.store.statistics().disk.objects == 0
 
 
+async def test_a_client_that_is_refused_while_it_sends_learns_why(tmp_path: Path) -> None:
+    async with running_store(tmp_path) as running:
+        await running.register()
+        data = bytes(2 << 20)
+        for _ in range(20):
+            many = (Tensor(name=f"t{i}", dtype="F32", shape=(len(data) // 4,), data=data) for i in range(8))
+            error = await refusal(running, messages("../bad", json.dumps(lora_config()), many))
+            assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "BAD_NAME")
+
+
 async def test_a_client_that_vanishes_mid_tensor_leaves_nothing(tmp_path: Path) -> None:
     async with running_store(tmp_path) as running:
         await running.register()
