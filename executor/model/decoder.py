@@ -151,7 +151,7 @@ class _Layer:
         x_TD = add_norm(x_TD, delta_TD, weights.post_attention_norm, self._eps)
         if isinstance(self._mlp, DenseMlp):
             return self._mlp.forward(x_TD, batch.lora)
-        return self._mlp.forward(x_TD, batch.lora, padding_T=batch.kv_tokens < 0)
+        return self._mlp.forward(x_TD, batch.lora, places_T=batch.kv_tokens)
 
     def _attend(self, x_TD: Tensor, batch: Batch) -> Tensor:
         weights = self._weights

@@ -3,8 +3,6 @@
 Legend: T tokens, E experts, X experts of a token, P = T x X pairs, D hidden, I an expert's width.
 """
 
-from typing import NamedTuple
-
 from torch import Tensor
 
 from executor.model.expert_options import ExpertsConfig
@@ -13,26 +11,8 @@ from executor.model.mlp import DenseMlp
 from executor.model.parameters import ExpertParameters
 from kernels import lora, moe, moe_lora
 from kernels.fused import FusedSteps
-from kernels.lora import LoraBatch, PackedSlice, SlotTable
-from kernels.moe import Routing
-
-
-class _Adapters(NamedTuple):
-    """A batch's adapters on the experts of one layer, as `kernels.moe.Adapt` has them."""
-
-    first_slice: int
-    batch: LoraBatch
-    table: SlotTable
-
-    def gate_up(self, y_P2I: Tensor, x_TD: Tensor, routing: Routing) -> None:
-        moe_lora.apply_gate_up(
-            y_P2I, x_TD, routing, first_slice=self.first_slice, batch=self.batch, table=self.table
-        )
-
-    def down(self, y_PD: Tensor, wide_PI: Tensor, routing: Routing) -> None:
-        moe_lora.apply_down(
-            y_PD, wide_PI, routing, first_slice=self.first_slice, batch=self.batch, table=self.table
-        )
+from kernels.lora import NO_LORA, LoraBatch, PackedSlice, SlotTable
+from kernels.moe_lora import ExpertLora
 
 
 class SparseMlp:
@@ -58,16 +38,28 @@ class SparseMlp:
         if weights.shared is not None and slices.shared is not None:
             self._shared = DenseMlp(weights.shared, slices.shared, adapters=adapters, steps=steps)
 
-    def forward(self, x_TD: Tensor, batch: LoraBatch, *, padding_T: Tensor | None = None) -> Tensor:
-        """x `[T, D]`; returns `[T, D]`. Tokens where `padding` is true go to no expert."""
-        logits_TE = self._linear(x_TD, self._weights.router, self._slices.router, batch)
-        experts_TX, weights_TX = moe.route(logits_TE, top_k=self._config.chosen, form=self._config.form)
-        if padding_T is not None:
-            experts_TX = experts_TX.masked_fill(padding_T[:, None], -1)
-        adapt = None if batch.empty else _Adapters(self._slices.first_expert, batch, self._adapters)
-        out_TD = moe.experts(
-            x_TD, Routing(experts_TX, weights_TX), self._weights.experts, adapt=adapt, triton=self._triton
+    def forward(self, x_TD: Tensor, batch: LoraBatch, *, places_T: Tensor) -> Tensor:
+        """x `[T, D]`; returns `[T, D]`. Tokens whose place in the KV cache is negative go to no expert."""
+        adapted = batch if batch.touches_routers else NO_LORA
+        logits_TE = self._linear(x_TD, self._weights.router, self._slices.router, adapted)
+        routing = moe.route(
+            logits_TE,
+            top_k=self._config.chosen,
+            form=self._config.form,
+            places_T=places_T,
+            triton=self._triton,
         )
+        weights = self._weights.experts
+        if batch.empty:
+            out_TD = moe.experts(x_TD, routing, weights, adapt=None, triton=self._triton)
+        else:
+            adapters = ExpertLora(
+                first_slice=self._slices.first_expert,
+                experts=len(weights.down_EDI),
+                batch=batch,
+                table=self._adapters,
+            )
+            out_TD = moe_lora.experts(x_TD, routing, weights, lora=adapters, triton=self._triton)
         if self._shared is not None and self._weights.shared_gate is not None:
             gate_T1 = self._linear(x_TD, self._weights.shared_gate, self._slices.shared_gate, batch)
             out_TD.add_(self._shared.forward(x_TD, batch, whole=True) * gate_T1.sigmoid())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from kernels.lora.table import SlotTable
 from kernels.lora.tiles import Tiles
@@ -29,12 +30,16 @@ class LoraBatch:
     nothing.
 
     With `tiles`, Triton's kernels compute the batch; without, plain torch does. A batch of tiles alone is one
-    that the host does not know: tiles are written where a recorded launch reads them.
+    that the host does not know: tiles are written where a recorded launch reads them. `slots_T`, int32, are
+    each token's slot on the device, for those who would otherwise work them out again and again.
+    `touches_routers` may be False where no adapter of the batch has LoRA on a router of experts.
     """
 
     slots: tuple[int, ...]
     splits: tuple[int, ...]
     tiles: Tiles | None = None
+    slots_T: Tensor | None = None
+    touches_routers: bool = True
 
     @classmethod
     def of_rows(cls, slots_R: np.ndarray, lengths_R: np.ndarray) -> "LoraBatch":

@@ -7,11 +7,32 @@ what they compute.
 
 from torch import Tensor
 
-from kernels.moe import cpu
+from kernels.moe import cpu, routing
 from kernels.moe.interface import Adapt, ExpertWeights
-from kernels.moe.routing import RouterForm, Routing, route
+from kernels.moe.routing import RouterForm, Routing
 
 __all__ = ["Adapt", "ExpertWeights", "RouterForm", "Routing", "experts", "route"]
+
+
+def route(
+    logits_TE: Tensor,
+    *,
+    top_k: int,
+    form: RouterForm,
+    places_T: Tensor | None = None,
+    triton: bool = False,
+) -> Routing:
+    """Choose each token's experts; see `routing.route`. Where `places`, integers `[T]`, are negative, a token
+    is padding and has none.
+    """
+    if triton:
+        from kernels.moe import gpu_routing  # imports Triton, which the CPU does without
+
+        return gpu_routing.route(logits_TE, top_k=top_k, form=form, places_T=places_T)
+    chosen = routing.route(logits_TE, top_k=top_k, form=form)
+    if places_T is None:
+        return chosen
+    return chosen._replace(experts_TX=chosen.experts_TX.masked_fill((places_T < 0)[:, None], -1))
 
 
 def experts(
