@@ -1,6 +1,8 @@
 """The store's arena, mapped read-only: where leased packs are copied from."""
 
+import contextlib
 import mmap
+import os
 import struct
 from pathlib import Path
 
@@ -31,12 +33,24 @@ class ArenaView:
             if size <= 0 or actual < size:
                 raise ValueError(f"{path} has {actual} bytes where the store announced {size}")
             self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            self._file = _identity(os.fstat(file.fileno()))
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
 
     @property
     def size(self) -> int:
         """Bytes of the arena."""
         return len(self._bytes)
+
+    @property
+    def memory(self) -> np.ndarray:
+        """All of it: uint8, read-only."""
+        return self._bytes
+
+    def shows(self, path: Path, size: int) -> bool:
+        """Whether it is the file that lies there now."""
+        with contextlib.suppress(OSError):
+            return size == self.size and _identity(path.stat()) == self._file
+        return False
 
     def pack(self, offset: int, size: int) -> np.ndarray:
         """The uint8 view of a pack, without a copy. Raises StalePackError when it is not inside the arena."""
@@ -53,3 +67,7 @@ class ArenaView:
         magic, found = _GENERATION.unpack_from(self._map, header_offset)
         if magic != MAGIC or found != generation or generation % 2:
             raise StalePackError(f"generation {found} at {header_offset}, granted was {generation}")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from pathlib import Path
 import grpc
 
 from executor.adapters.arena_view import ArenaView
-from executor.adapters.manifest import ManifestError, check_manifest
+from executor.adapters.manifest import ManifestChecker, ManifestError
+from executor.adapters.placements import Placements
 from lorikeet.v1 import layout_pb2, store_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, data_loss, from_code, from_rpc, internal, unavailable
 
@@ -34,6 +35,7 @@ class Lease:
     pack_offset: int
     generation: int
     manifest: layout_pb2.PackManifest
+    places: Placements
     view: ArenaView | None
 
 
@@ -57,10 +59,12 @@ class LeaseClient:
         self._stub = store_pb2_grpc.PackServiceStub(channel)
         self._layout = layout
         self._layout_digest = layout_digest
+        self._checker = ManifestChecker(layout, layout_digest)
         self._incarnation = incarnation
         self._arena_dir = arena_dir
         self._patience = patience_seconds
         self._on_retire: Callable[[str], None] = lambda digest: None
+        self._on_map: Callable[[ArenaView], Awaitable[None]] | None = None
         self._outgoing: asyncio.Queue[store_pb2.LeaseRequest] | None = None
         self._since: float | None = None
         self._view: ArenaView | None = None
@@ -129,11 +133,15 @@ class LeaseClient:
             )
         return pack
 
-    async def run(self, on_retire: Callable[[str], None]) -> None:
+    async def run(
+        self,
+        on_retire: Callable[[str], None],
+        on_map: Callable[[ArenaView], Awaitable[None]] | None = None,
+    ) -> None:
         """Keeps the stream up; returns only by cancellation. `on_retire` hears of digests that no name points
-        to.
+        to, `on_map` sees each arena before the first lease of it.
         """
-        self._on_retire = on_retire
+        self._on_retire, self._on_map = on_retire, on_map
         failures = 0
         while True:
             reason: LorikeetError | str = "it closed the lease stream"
@@ -160,7 +168,7 @@ class LeaseClient:
             raise internal(
                 "LAYOUT_DIGEST", "the store computes another digest of our layout: versions differ"
             )
-        self._view = self._map(registered)
+        await self._map(registered)
         outgoing: asyncio.Queue[store_pb2.LeaseRequest] = asyncio.Queue()
         call = self._stub.Lease(_requests(self._hello(), outgoing))
         try:
@@ -174,15 +182,21 @@ class LeaseClient:
         finally:
             call.cancel()
 
-    def _map(self, registered: store_pb2.RegisterLayoutResponse) -> ArenaView | None:
+    async def _map(self, registered: store_pb2.RegisterLayoutResponse) -> None:
         if self._arena_dir is None:
-            return None
-        path = self._arena_dir / Path(registered.arena_file).name
+            return
+        path, size = self._arena_dir / Path(registered.arena_file).name, registered.arena_bytes
+        if self._view is not None and self._view.shows(path, size):
+            return
+        self._view = None
         try:
-            return ArenaView(path, registered.arena_bytes)
+            view = ArenaView(path, size)
         except (OSError, ValueError) as error:
             log.warning("cannot map the store's arena, fetching packs through gRPC instead: %s", error)
-            return None
+            return
+        if self._on_map is not None:
+            await self._on_map(view)
+        self._view = view
 
     def _hello(self) -> store_pb2.LeaseHello:
         return store_pb2.LeaseHello(
@@ -217,9 +231,7 @@ class LeaseClient:
         if future is None or future.done():
             return  # given up meanwhile; its release is on the way
         try:
-            check_manifest(
-                grant.manifest, digest=digest, layout=self._layout, layout_digest=self._layout_digest
-            )
+            places = self._checker.check(grant.manifest, digest)
         except ManifestError as error:
             self._send(_release(grant.lease))
             future.set_exception(
@@ -232,6 +244,7 @@ class LeaseClient:
             pack_offset=grant.pack_offset,
             generation=grant.generation,
             manifest=grant.manifest,
+            places=places,
             view=self._view,
         )
         self._held[lease.number] = lease

@@ -13,13 +13,12 @@ from typing import Any, Generic
 
 import grpc
 
-from executor.adapters.arena_view import StalePackError
+from executor.adapters.arena_view import ArenaView, StalePackError
 from executor.adapters.lease_client import Lease, LeaseClient
 from executor.adapters.manifest import UNIT_BYTES
 from executor.adapters.pool import Pool, Row
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
-from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, code_number, failed_precondition, internal, unavailable
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class StoreLoader(Generic[Row]):
     async def run(self) -> None:
         """Keeps the store's stream up until cancelled; then ends all loads."""
         try:
-            await self._client.run(self._on_retire)
+            await self._client.run(self._on_retire, self._on_map)
         finally:
             for load in list(self._loads.values()):
                 if load.task is not None:
@@ -150,14 +149,17 @@ class StoreLoader(Generic[Row]):
     def _on_retire(self, digest: str) -> None:
         self._post(_Report(Retire(digest=digest)))
 
+    async def _on_map(self, view: ArenaView) -> None:
+        await self._loop.run_in_executor(self._copier, self._pool.register, view.memory)
+
     def _post(self, report: _Report[Row]) -> None:
         self._reports.append(report)
         self._wake()
 
     async def _run(self, load: _Load) -> None:
         try:
-            manifest = await self._bring(load)
-            row = await self._prepare(load, manifest)
+            lease = await self._bring(load)
+            row = await self._prepare(load, lease)
             self._post(_Report(Copied(digest=load.digest), load.number, row))
         except LorikeetError as error:
             self._post(_Report(_failure(load.digest, error), load.number))
@@ -166,7 +168,7 @@ class StoreLoader(Generic[Row]):
             error = internal("ADAPTER_LOAD", "loading the adapter failed; the executor's log says why")
             self._post(_Report(_failure(load.digest, error), load.number))
 
-    async def _bring(self, load: _Load) -> layout_pb2.PackManifest:
+    async def _bring(self, load: _Load) -> Lease:
         """Leases, waits for a place, copies; again when the store moved the pack meanwhile."""
         for _ in range(_COPY_ATTEMPTS):
             async with self._client.lease(load.digest) as lease:
@@ -184,7 +186,7 @@ class StoreLoader(Generic[Row]):
                 except StalePackError as error:
                     log.info("pack %s moved while it was copied: %s", load.digest, error)
                     continue
-                return lease.manifest
+                return lease
         raise unavailable(
             "ADAPTER_KEEPS_MOVING",
             "the adapter store is short of memory and moved the pack again and again: retry",
@@ -197,11 +199,12 @@ class StoreLoader(Generic[Row]):
         else:
             await self._loop.run_in_executor(self._copier, _copy_leased, lease, self._pool, unit_offset)
 
-    async def _prepare(self, load: _Load, manifest: layout_pb2.PackManifest) -> Row:
+    async def _prepare(self, load: _Load, lease: Lease) -> Row:
         """By the thread that copies, so that a load given up never writes into its successor's range."""
         try:
+            place = load.place.result()
             return await self._loop.run_in_executor(
-                self._copier, self._pool.prepare, load.place.result(), manifest
+                self._copier, self._pool.prepare, place, lease.manifest, lease.places
             )
         except ValueError as error:
             raise failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)) from error

@@ -1,45 +1,11 @@
 """A pack's manifest, checked before anything of it is believed."""
 
-import math
-from collections.abc import Iterator
+import numpy as np
 
+from executor.adapters.placements import PARTS, Placements, placements_of
 from lorikeet.v1 import layout_pb2
 
 UNIT_BYTES = 128
-
-OPTIONAL_PARTS = ("magnitude", "lora_bias", "bias", "shift", "weight")
-
-
-class ManifestError(Exception):
-    """The store's manifest does not describe a pack of this layout: a fault of the store's, not of a
-    client's.
-    """
-
-
-def check_manifest(
-    manifest: layout_pb2.PackManifest, *, digest: str, layout: layout_pb2.Layout, layout_digest: str
-) -> None:
-    """Raises ManifestError unless the manifest is one of `digest` in this layout, with every tensor inside
-    the pack.
-    """
-    if manifest.digest != digest:
-        raise ManifestError(f"asked for {digest}, got a pack of {manifest.digest}")
-    if manifest.layout_digest != layout_digest:
-        raise ManifestError(f"the pack has layout {manifest.layout_digest}, expected {layout_digest}")
-    if manifest.tensor_parallel_rank >= layout.tensor_parallel_size:
-        raise ManifestError(f"the pack is for tensor-parallel rank {manifest.tensor_parallel_rank}")
-    total = manifest.total_bytes
-    if total == 0 or total % UNIT_BYTES or total > layout.max_pack_bytes:
-        raise ManifestError(
-            f"a pack of {total} bytes: expected a multiple of {UNIT_BYTES}, at most {layout.max_pack_bytes}"
-        )
-    seen: set[int] = set()
-    for place in manifest.slices:
-        if place.slice >= len(layout.slices) or place.slice in seen:
-            raise ManifestError(f"slice {place.slice} is unknown or named twice")
-        seen.add(place.slice)
-        _check_place(place, layout, total)
-
 
 _ELEMENT_BYTES = {
     layout_pb2.TENSOR_TYPE_FLOAT32: 4,
@@ -48,45 +14,101 @@ _ELEMENT_BYTES = {
 }
 
 
-def _check_place(place: layout_pb2.SlicePlacement, layout: layout_pb2.Layout, total: int) -> None:
-    spec = layout.slices[place.slice]
-    _check_combination(place, spec)
-    padded = -(-place.rank // layout.rank_multiple) * layout.rank_multiple
-    if place.rank > layout.max_rank or place.padded_rank != padded:
-        raise ManifestError(f"{spec.module} has rank {place.rank}, padded to {place.padded_rank}")
-    if not math.isfinite(place.scaling):
-        raise ManifestError(f"{spec.module} has scaling {place.scaling}")
-    for name, size in _sizes(place, spec, _ELEMENT_BYTES[layout.compute_dtype]):
-        offset = getattr(place, f"{name}_offset")
-        if offset % layout.alignment_bytes or offset + size > total:
-            raise ManifestError(f"{name} of {spec.module} at {offset} is not aligned or outside the pack")
+class ManifestError(Exception):
+    """The store's manifest does not describe a pack of this layout: a fault of the store's, not of a
+    client's.
+    """
 
 
-def _check_combination(place: layout_pb2.SlicePlacement, spec: layout_pb2.SliceSpec) -> None:
-    """What PEFT's forms of LoRA can bring together for one module, and nothing else."""
-    parts = {name for name in OPTIONAL_PARTS if place.HasField(f"{name}_offset")}
-    said = f"{spec.module} brings rank {place.rank} with {', '.join(sorted(parts)) or 'nothing'}"
-    if not place.rank and not parts - {"shift"}:
-        raise ManifestError(said)
-    if "weight" in parts and (place.rank or len(parts) > 1 or not spec.is_replaceable):
-        raise ManifestError(said)
-    if not place.rank and parts & {"magnitude", "lora_bias"}:
-        raise ManifestError(said)
-    if {"magnitude", "lora_bias"} <= parts or ("bias" in parts and not spec.has_bias):
-        raise ManifestError(said)
-    needs_shift = bool(parts & {"lora_bias", "bias"}) or ("magnitude" in parts and spec.has_bias)
-    if needs_shift != ("shift" in parts):
-        raise ManifestError(f"{said}, {'without' if needs_shift else 'but no use for'} room for a shift")
+class ManifestChecker:
+    """Knows one layout."""
 
+    def __init__(self, layout: layout_pb2.Layout, layout_digest: str) -> None:
+        self._layout = layout
+        self._layout_digest = layout_digest
+        self._modules = [spec.module for spec in layout.slices]
+        self._inputs_L = np.array([spec.in_features for spec in layout.slices], np.int64)
+        self._outputs_L = np.array([spec.out_features for spec in layout.slices], np.int64)
+        self._has_bias_L = np.array([spec.has_bias for spec in layout.slices], bool)
+        self._is_replaceable_L = np.array([spec.is_replaceable for spec in layout.slices], bool)
+        self._element_bytes = _ELEMENT_BYTES[layout.compute_dtype]
 
-def _sizes(
-    place: layout_pb2.SlicePlacement, spec: layout_pb2.SliceSpec, element_bytes: int
-) -> Iterator[tuple[str, int]]:
-    """Each tensor of a slice and its bytes."""
-    if place.rank:
-        yield "a", spec.in_features * place.padded_rank * element_bytes
-        yield "b", spec.out_features * place.padded_rank * element_bytes
-    for name in OPTIONAL_PARTS:
-        if place.HasField(f"{name}_offset"):
-            whole = spec.in_features * spec.out_features * element_bytes
-            yield name, whole if name == "weight" else spec.out_features * 4
+    def check(self, manifest: layout_pb2.PackManifest, digest: str) -> Placements:
+        """Raises ManifestError unless this is one of `digest` in the layout with all tensors in the pack."""
+        layout = self._layout
+        if manifest.digest != digest:
+            raise ManifestError(f"asked for {digest}, got a pack of {manifest.digest}")
+        if manifest.layout_digest != self._layout_digest:
+            raise ManifestError(
+                f"the pack has layout {manifest.layout_digest}, expected {self._layout_digest}"
+            )
+        if manifest.tensor_parallel_rank >= layout.tensor_parallel_size:
+            raise ManifestError(f"the pack is for tensor-parallel rank {manifest.tensor_parallel_rank}")
+        total = manifest.total_bytes
+        if total == 0 or total % UNIT_BYTES or total > layout.max_pack_bytes:
+            wanted = f"a multiple of {UNIT_BYTES}, at most {layout.max_pack_bytes}"
+            raise ManifestError(f"a pack of {total} bytes: expected {wanted}")
+        places = placements_of(manifest)
+        unknown_M = places.slices >= len(self._modules)
+        if unknown_M.any():
+            raise ManifestError(f"slice {places.slices[unknown_M][0]} is unknown")
+        if len(places.slices) and np.bincount(places.slices).max() > 1:
+            raise ManifestError(f"slice {np.bincount(places.slices).argmax()} is named twice")
+        self._check_combinations(places)
+        self._check_ranks(places)
+        self._check_ranges(places, total)
+        return places
+
+    def _check_combinations(self, places: Placements) -> None:
+        """What PEFT's forms of LoRA can bring together for one module, and nothing else."""
+        magnitude, lora_bias, bias, shift, weight = map(places.has, PARTS[2:])
+        has_bias, no_lora = self._has_bias_L[places.slices], places.ranks == 0
+        others = magnitude | lora_bias | bias
+        needs_shift = lora_bias | bias | (magnitude & has_bias)
+        for wrong_M, why in (
+            (no_lora & ~(others | weight), "which is nothing"),
+            (weight & ~self._is_replaceable_L[places.slices], "but has no weight to replace"),
+            (weight & (~no_lora | others | shift), "a weight with something beside it"),
+            (no_lora & (magnitude | lora_bias), "without a LoRA"),
+            (magnitude & lora_bias, "which exclude each other"),
+            (bias & ~has_bias, "but has no bias"),
+            (needs_shift & ~shift, "without room for a shift"),
+            (shift & ~needs_shift, "but no use for a shift"),
+        ):
+            if wrong_M.any():
+                first = int(wrong_M.argmax())
+                parts = [part for part in PARTS[2:] if places.has(part)[first]]
+                said = f"rank {places.ranks[first]} with {', '.join(parts) or 'nothing'}"
+                raise ManifestError(f"{self._name(places, first)} brings {said}, {why}")
+
+    def _check_ranks(self, places: Placements) -> None:
+        multiple = self._layout.rank_multiple
+        padded = -(-places.ranks // multiple) * multiple
+        wrong_M = (places.ranks > self._layout.max_rank) | (places.padded_ranks != padded)
+        if wrong_M.any():
+            first = int(wrong_M.argmax())
+            said = f"rank {places.ranks[first]}, padded to {places.padded_ranks[first]}"
+            raise ManifestError(f"{self._name(places, first)} has {said}")
+        wrong_M = ~np.isfinite(places.scaling)
+        if wrong_M.any():
+            first = int(wrong_M.argmax())
+            raise ManifestError(f"{self._name(places, first)} has scaling {places.scaling[first]}")
+
+    def _check_ranges(self, places: Placements, total: int) -> None:
+        inputs_M, outputs_M = self._inputs_L[places.slices], self._outputs_L[places.slices]
+        sizes = dict.fromkeys(PARTS, 4 * outputs_M)
+        sizes["a"] = inputs_M * places.padded_ranks * self._element_bytes
+        sizes["b"] = outputs_M * places.padded_ranks * self._element_bytes
+        sizes["weight"] = inputs_M * outputs_M * self._element_bytes
+        for part, size_M in sizes.items():
+            offset_M = places.offset(part)
+            # Compared so that no sum overflows.
+            wrong_M = (offset_M % self._layout.alignment_bytes != 0) | (offset_M > total - size_M)
+            wrong_M &= places.has(part)
+            if wrong_M.any():
+                first = int(wrong_M.argmax())
+                said = f"{part} of {self._name(places, first)} at {offset_M[first]}"
+                raise ManifestError(f"{said} is not aligned or outside the pack")
+
+    def _name(self, places: Placements, number: int) -> str:
+        return self._modules[int(places.slices[number])]

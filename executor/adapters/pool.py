@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from executor.adapters.manifest import UNIT_BYTES
+from executor.adapters.placements import Placements
 from lorikeet.v1 import layout_pb2
 
 Row = TypeVar("Row")
@@ -15,10 +16,19 @@ class Pool(Protocol[Row]):
     between launches.
     """
 
+    def register(self, memory: np.ndarray) -> None:
+        """Packs will come from this memory, uint8; may take seconds. By the thread that writes, before it
+        does so from there.
+        """
+        ...
+
     def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None: ...
 
-    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> Row:
-        """Complete a pack that was written, and work out what a slot needs to show it.
+    def prepare(
+        self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements | None = None
+    ) -> Row:
+        """Complete a pack that was written, and work out what a slot needs to show it. `places` are the
+        manifest's, where they are known.
 
         Raises ValueError where it and the base do not go together.
         """
@@ -37,6 +47,9 @@ class PlainPool:
         self.slots: dict[int, tuple[int, str]] = {}
         """The unit offset and the digest that each slot shows."""
 
+    def register(self, memory: np.ndarray) -> None:
+        pass
+
     def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
         source = np.frombuffer(pack, np.uint8)
         start = unit_offset * UNIT_BYTES
@@ -44,7 +57,9 @@ class PlainPool:
             raise ValueError(f"a pack of {source.size} bytes at unit {unit_offset} does not fit the pool")
         self.bytes[start : start + source.size] = source
 
-    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> tuple[int, str]:
+    def prepare(
+        self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements | None = None
+    ) -> tuple[int, str]:
         return unit_offset, manifest.digest
 
     def install_slot(self, slot: int, row: tuple[int, str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from executor.model.config import ModelConfig
 from executor.model.expert_options import ExpertsConfig
 from kernels.lora import UNIT_BYTES, PackedSlice, SliceShape
-from kernels.lora.table import RANK_MULTIPLE
+from kernels.lora.rows import RANK_MULTIPLE
 from lorikeet.v1 import layout_pb2
 
 PACK_FORMAT_VERSION = 2

@@ -1,19 +1,19 @@
 """The pool of resident packs and the slot table that points into it."""
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from executor.adapters.placements import Placements, placements_of
 from executor.model.config import ModelConfig
 from executor.model.derivation import Derivation
+from executor.model.host_memory import RegisteredMemory
 from executor.model.layout import named_slices
+from executor.model.pack_rows import PackRows
 from executor.model.parameters import Parameters
-from kernels.lora import UNIT_BYTES, LoraBatch, SliceEntry, SliceShape, SlotRow, SlotTable
+from kernels.lora import UNIT_BYTES, LoraBatch, SlotRow, SlotTable
 from lorikeet.v1 import layout_pb2
-
-_NOT_PLAIN = ("magnitude", "lora_bias", "bias", "shift", "weight")
 
 
 class AdapterPool:
@@ -40,10 +40,12 @@ class AdapterPool:
         """
         pool = torch.zeros(units * UNIT_BYTES // dtype.itemsize, dtype=dtype, device=device)
         self.units = units
-        self._slices = named_slices(config)
-        self.table = SlotTable(pool=pool, shapes=[named.shape for named in self._slices], slots=slots)
+        slices = named_slices(config)
+        self.table = SlotTable(pool=pool, shapes=[named.shape for named in slices], slots=slots)
+        self._packs = PackRows(slices, dtype.itemsize)
         self._bytes = pool.view(torch.uint8)
         self._copies = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+        self._host = RegisteredMemory(pool.device) if pool.is_cuda else None
         self._derivation = Derivation(config, parameters, pool) if parameters is not None else None
         self.triton = pool.is_cuda if triton is None else triton
 
@@ -51,6 +53,11 @@ class AdapterPool:
         """Rows' slots, sorted, and numbers of tokens as the kernels want them."""
         batch = LoraBatch.of_rows(slots, lengths)
         return batch.tiled(self.table) if self.triton else batch
+
+    def register(self, memory: np.ndarray) -> None:
+        """Says where packs will come from, so that copies from there are fast; comes between copies."""
+        if self._host is not None:
+            self._host.register(memory)
 
     def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
         """Copy a pack into the pool. Raises ValueError where it does not fit there."""
@@ -68,15 +75,18 @@ class AdapterPool:
             place.copy_(torch.frombuffer(pack, dtype=torch.uint8), non_blocking=True)
         self._copies.synchronize()
 
-    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> SlotRow:
+    def prepare(
+        self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements | None = None
+    ) -> SlotRow:
         """Complete the pack that was written to `unit_offset` with what depends on the base as well, and work
         out the row that shows it.
 
         Raises ValueError where the base and this adapter do not go together, or the manifest does not fit the
         layout, the pack or the pool.
         """
-        row = self.table.row_of([self._entry(unit_offset, place, manifest) for place in manifest.slices])
-        if any(p.HasField("magnitude_offset") or p.HasField("shift_offset") for p in manifest.slices):
+        pack = self._packs.of(unit_offset, manifest, placements_of(manifest) if places is None else places)
+        row = self.table.row_of(pack.columns)
+        if pack.has_vectors:
             self._derive(unit_offset, manifest)
         return row
 
@@ -97,48 +107,3 @@ class AdapterPool:
         with torch.cuda.stream(self._copies):
             self._derivation.derive(unit_offset * UNIT_BYTES, manifest)
         self._copies.synchronize()
-
-    def _entry(
-        self, unit_offset: int, place: layout_pb2.SlicePlacement, manifest: layout_pb2.PackManifest
-    ) -> SliceEntry:
-        if place.slice < len(self.table.shapes):
-            named = self._slices[place.slice]
-            if named.is_plain and any(place.HasField(f"{part}_offset") for part in _NOT_PLAIN):
-                raise ValueError(f"{named.module} takes plain LoRA alone: no magnitude and no bias")
-            for end in _ends(place, self.table.shapes[place.slice], self.table.pool.element_size()):
-                if end > manifest.total_bytes:
-                    raise ValueError(f"slice {place.slice} reaches beyond pack {manifest.digest}")
-
-        def unit(field: str) -> int:
-            offset = getattr(place, f"{field}_offset")
-            if offset % UNIT_BYTES:
-                raise ValueError(
-                    f"slice {place.slice} of pack {manifest.digest} is not aligned to {UNIT_BYTES} bytes"
-                )
-            return unit_offset + offset // UNIT_BYTES
-
-        def unit_if_there(field: str) -> int | None:
-            return unit(field) if place.HasField(f"{field}_offset") else None
-
-        return SliceEntry(
-            slice=place.slice,
-            a_unit=unit("a") if place.padded_rank else 0,
-            b_unit=unit("b") if place.padded_rank else 0,
-            rank=place.padded_rank,
-            scaling=place.scaling,
-            gain_unit=unit_if_there("magnitude"),
-            shift_unit=unit_if_there("shift"),
-            weight_unit=unit_if_there("weight"),
-        )
-
-
-def _ends(place: layout_pb2.SlicePlacement, shape: SliceShape, element_bytes: int) -> Iterator[int]:
-    """Where the tensors that a row points at end in their pack, in bytes."""
-    if place.padded_rank:
-        yield place.a_offset + place.padded_rank * shape.in_features * element_bytes
-        yield place.b_offset + place.padded_rank * shape.out_features * element_bytes
-    for field in ("magnitude_offset", "shift_offset"):
-        if place.HasField(field):
-            yield getattr(place, field) + shape.out_features * 4
-    if place.HasField("weight_offset"):
-        yield place.weight_offset + shape.in_features * shape.out_features * element_bytes

@@ -12,7 +12,8 @@ from torch import Tensor
 from kernels.lora import cpu
 from kernels.lora.batch import NO_LORA, LoraBatch, PackedSlice
 from kernels.lora.cpu import replace_embedding, replace_linear
-from kernels.lora.table import UNIT_BYTES, LoraWeights, SliceEntry, SliceShape, SlotRow, SlotTable
+from kernels.lora.rows import UNIT_BYTES, SliceColumns, SliceEntry, SliceShape
+from kernels.lora.table import LoraWeights, SlotRow, SlotTable
 
 __all__ = [
     "NO_LORA",
@@ -20,6 +21,7 @@ __all__ = [
     "LoraBatch",
     "LoraWeights",
     "PackedSlice",
+    "SliceColumns",
     "SliceEntry",
     "SliceShape",
     "SlotRow",

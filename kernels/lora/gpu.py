@@ -22,7 +22,8 @@ from torch import Tensor
 
 from kernels.launch import overlapping, wait_for_inputs
 from kernels.lora.batch import PackedSlice
-from kernels.lora.table import UNIT_BYTES, SlotTable
+from kernels.lora.rows import UNIT_BYTES
+from kernels.lora.table import SlotTable
 from kernels.lora.tiles import Tiles
 
 _MAX_SLICES = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from executor.adapters.manifest import check_manifest
+from executor.adapters.manifest import ManifestChecker
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.loader import Copied, Granted, LoaderEvent
@@ -123,13 +123,9 @@ class Server:
             self.model, base_digest="", base_name="tiny", dtype=dtype, max_rank=64, max_pack_bytes=1 << 24
         )
         packs = {name: pack_adapter(folder, layout) for name, folder in adapters.items()}
+        checker = ManifestChecker(layout, layout_digest(layout))
         for packed in packs.values():
-            check_manifest(
-                packed.manifest,
-                digest=packed.manifest.digest,
-                layout=layout,
-                layout_digest=layout_digest(layout),
-            )
+            checker.check(packed.manifest, packed.manifest.digest)
         units = sum(len(packed.data) for packed in packs.values()) // 128 + 7
         parameters = load_parameters(checkpoint, self.model, dtype=dtype)
         pool = AdapterPool(

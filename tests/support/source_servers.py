@@ -132,7 +132,7 @@ def serving(server: WebServer, context: ssl.SSLContext | None = None) -> Iterato
         def do_GET(self) -> None:
             server.answer(self)
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_GET
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
             pass

@@ -11,6 +11,7 @@ import pytest
 
 from executor.adapters.lease_client import LeaseClient
 from executor.adapters.loader import StoreLoader
+from executor.adapters.placements import Placements
 from executor.adapters.pool import PlainPool
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
@@ -148,13 +149,15 @@ class PreparingPool(PlainPool):
         self.refuses = refuses
         self.prepared: list[tuple[int, str, bytes]] = []
 
-    def prepare(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> tuple[int, str]:
+    def prepare(
+        self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements | None = None
+    ) -> tuple[int, str]:
         assert threading.current_thread() is not threading.main_thread()
         if self.refuses:
             raise ValueError("DoRA on m0 does not fit")
         start = unit_offset * 128
         self.prepared.append((unit_offset, manifest.digest, self.bytes[start : start + 4].tobytes()))
-        return super().prepare(unit_offset, manifest)
+        return super().prepare(unit_offset, manifest, places)
 
 
 async def test_a_pack_is_completed_after_the_copy_and_before_it_counts(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from executor.adapters.manifest import ManifestError, check_manifest
+from executor.adapters.manifest import ManifestChecker, ManifestError
 from lorikeet.v1 import layout_pb2
 from rpc.digests import layout_digest
 from tests.support.execsvc_store import small_layout
@@ -30,7 +30,7 @@ def manifest() -> layout_pb2.PackManifest:
 
 
 def check(pack: layout_pb2.PackManifest) -> None:
-    check_manifest(pack, digest=DIGEST, layout=LAYOUT, layout_digest=layout_digest(LAYOUT))
+    ManifestChecker(LAYOUT, layout_digest(LAYOUT)).check(pack, DIGEST)
 
 
 Change = Callable[[layout_pb2.PackManifest], object]
@@ -112,7 +112,7 @@ def pack_of(index: int, rank: int, parts: set[str]) -> layout_pb2.PackManifest:
 
 
 def check_form(pack: layout_pb2.PackManifest) -> None:
-    check_manifest(pack, digest=DIGEST, layout=FORMS_LAYOUT, layout_digest=layout_digest(FORMS_LAYOUT))
+    ManifestChecker(FORMS_LAYOUT, layout_digest(FORMS_LAYOUT)).check(pack, DIGEST)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())

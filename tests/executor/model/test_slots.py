@@ -8,6 +8,7 @@ import torch
 from executor.model.config import ModelConfig
 from executor.model.layout import build_layout, named_slices
 from executor.model.slots import AdapterPool
+from kernels.lora import SliceEntry, SliceShape, SlotTable
 from lorikeet.v1 import layout_pb2
 from tests.support.oracle_adapters import Pack, make_adapters, pack_adapter
 from tests.support.oracle_checkpoints import make_checkpoint
@@ -121,3 +122,19 @@ def test_a_pack_of_another_base_is_refused(config: ModelConfig, pack: Pack) -> N
     lying.CopyFrom(pack.manifest)
     with pytest.raises(ValueError, match="outside the pool"):
         pool_of(config).prepare(390, lying)
+
+
+def test_a_layout_of_thousands_of_slices_takes_rows_of_any_of_them() -> None:
+    shapes = [SliceShape(kind="linear", in_features=16, out_features=24)] * 5000
+    pool = torch.arange(64 * 100, dtype=torch.float32)
+    table = SlotTable(pool=pool, shapes=shapes, slots=1)
+    table.set_row(0, [SliceEntry(slice=4999, a_unit=3, b_unit=10, rank=8, scaling=0.5, gain_unit=50)])
+    weights = table.weights(0, 4999)
+    assert weights is not None
+    assert weights.a[1, 2] == 3 * 32 + 18
+    assert weights.b[2, 1] == 10 * 32 + 17
+    assert weights.gain is not None
+    assert (weights.gain[5], weights.shift) == (50 * 32 + 5, None)
+    assert table.rows_SL6[0, 4999].tolist() == [3, 10, 8, 51, 0, 0]
+    assert not table.rows_SL6[0, :4999].any()
+    assert table.weights(0, 4998) is None
