@@ -76,27 +76,9 @@ class AdapterStore:
         self.layouts = Layouts(database, self._writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
-        self._holds = holds = Holds()
-        self.warm = WarmTier(
-            arena=self.arena,
-            disk=disk,
-            workers=self._pack_workers,
-            crew=self._crew,
-            holds=holds,
-            counters=self.counters,
-            layout=lambda: self.layouts.latest,
-        )
-        self._ledger = Ledger(
-            catalog=self.catalog,
-            database=database,
-            writer=self._writer,
-            disk=disk,
-            workers=self._load_workers,
-            warm=self.warm,
-            holds=holds,
-            followers=self.followers,
-            executor_grace_seconds=config.executor_grace_seconds,
-        )
+        self._holds = Holds()
+        self.warm = self._make_warm()
+        self._ledger = self._make_ledger()
         # What is pinned is in memory for the latest layout.
         self.layouts.on_registered(lambda: self.warm.set_pinned(self.catalog.pinned))
         self._sources = Sources(roots=config.roots, prefixes=config.sources)
@@ -104,7 +86,7 @@ class AdapterStore:
             catalog=self.catalog,
             ledger=self._ledger,
             layouts=self.layouts,
-            loader=self._make_loader(disk, holds),
+            loader=self._make_loader(),
             warm=self.warm,
             followers=self.followers,
             watchers=self.watchers,
@@ -112,7 +94,7 @@ class AdapterStore:
         )
         self._resolver = Resolver(admin=self.admin, sources=self._sources, place=config.resolve_from)
         self._watching = self._watch(config.watch_folder) if config.watch_folder is not None else None
-        self.uploads = self._make_uploads(disk)
+        self.uploads = self._make_uploads()
         self.executors = Executors(
             arena=self.arena,
             catalog=self.catalog,
@@ -122,23 +104,47 @@ class AdapterStore:
         )
         self._recover()
 
-    def _make_loader(self, disk: DiskTier, holds: Holds) -> Loader:
+    def _make_warm(self) -> WarmTier:
+        return WarmTier(
+            arena=self.arena,
+            disk=self._disk,
+            workers=self._pack_workers,
+            crew=self._crew,
+            holds=self._holds,
+            counters=self.counters,
+            layout=lambda: self.layouts.latest,
+        )
+
+    def _make_ledger(self) -> Ledger:
+        return Ledger(
+            catalog=self.catalog,
+            database=self._database,
+            writer=self._writer,
+            disk=self._disk,
+            workers=self._load_workers,
+            warm=self.warm,
+            holds=self._holds,
+            followers=self.followers,
+            executor_grace_seconds=self._config.executor_grace_seconds,
+        )
+
+    def _make_loader(self) -> Loader:
         return Loader(
-            disk=disk,
+            disk=self._disk,
             arena=self.arena,
             warm=self.warm,
             workers=self._load_workers,
             fetchers=self._fetchers,
             crew=self._crew,
-            holds=holds,
+            holds=self._holds,
             counters=self.counters,
             max_bytes=self._config.max_adapter_bytes,
-            make_room=DiskRoom(catalog=self.catalog, ledger=self._ledger, disk=disk).make,
+            make_room=DiskRoom(catalog=self.catalog, ledger=self._ledger, disk=self._disk).make,
         )
 
-    def _make_uploads(self, disk: DiskTier) -> Uploads:
+    def _make_uploads(self) -> Uploads:
         return Uploads(
-            disk=disk,
+            disk=self._disk,
             worker=self._spooler,
             load=self.admin.load,
             max_uploads=self._config.max_uploads,
