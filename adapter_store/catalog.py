@@ -19,13 +19,19 @@ _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModuleReport:
-    """`delta_norm` is NaN where nobody computed it; `parts` are those of AdaptedPart, without the prefix."""
+    """`delta_norm` is NaN where nobody computed it; `parts` are those of AdaptedPart, without the prefix.
+
+    With `experts`, of so many that are alike: `delta_norm` is the largest, and the module has "*" for their
+    numbers.
+    """
 
     module: str
     rank: int
     scaling: float
     delta_norm: float = math.nan
     parts: tuple[str, ...] = ()
+    experts: int = 0
+    least_delta_norm: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

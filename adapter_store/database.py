@@ -244,14 +244,28 @@ def _write_version(version: Version) -> tuple[str, int, int, str]:
 
 def _write_module(report: ModuleReport) -> list[object]:
     norm = None if math.isnan(report.delta_norm) else report.delta_norm
-    return [report.module, report.rank, report.scaling, norm, report.parts]
+    row: list[object] = [report.module, report.rank, report.scaling, norm, report.parts]
+    return [*row, report.experts, report.least_delta_norm] if report.experts else row
 
 
 def _read_module(
-    module: str, rank: int, scaling: float, delta_norm: float | None = None, parts: tuple[str, ...] = ()
+    module: str,
+    rank: int,
+    scaling: float,
+    delta_norm: float | None = None,
+    parts: tuple[str, ...] = (),
+    experts: int = 0,
+    least_delta_norm: float = math.nan,
 ) -> ModuleReport:
-    norm = math.nan if delta_norm is None else delta_norm
-    return ModuleReport(module=module, rank=rank, scaling=scaling, delta_norm=norm, parts=tuple(parts))
+    return ModuleReport(
+        module=module,
+        rank=rank,
+        scaling=scaling,
+        delta_norm=math.nan if delta_norm is None else delta_norm,
+        parts=tuple(parts),
+        experts=experts,
+        least_delta_norm=least_delta_norm,
+    )
 
 
 def _read_version(digest: str, pack_bytes: int, max_rank: int, report: str) -> Version:

@@ -34,6 +34,8 @@ def adapter_message(view: AdapterView, *, with_report: bool = False) -> adapters
                 scaling=report.scaling,
                 delta_norm=report.delta_norm,
                 parts=[f"ADAPTED_PART_{part}" for part in report.parts],
+                experts=report.experts,
+                least_delta_norm=report.least_delta_norm if report.experts else 0.0,
             )
         for earlier in view.pointer.previous:
             version = message.previous.add(digest=earlier.digest, source=earlier.source)

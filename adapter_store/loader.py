@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from adapter_store.catalog import ModuleReport, Version
+from adapter_store.catalog import Version
 from adapter_store.concurrency import KeyedLock, Workers
 from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.norms import delta_norm
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
+from adapter_store.reports import report_version
 from adapter_store.sources import SourceReader
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.disk import DiskTier
@@ -105,7 +105,7 @@ class Loader:
                         await self._keep(staged, checked.digest)
                 self._counters.disk.loads += 1
                 log.info("%s is %s (%s)", reader.source, checked.digest, clock)
-                yield await self._workers.run(_version, notes, checked)
+                yield await self._workers.run(report_version, checked, notes, crew=self._crew)
         finally:
             await self._workers.run(self._disk.discard, staged)
 
@@ -136,26 +136,6 @@ class Loader:
             if self._make_room is None or not await self._make_room(missing):
                 break
         await self._workers.run(self._disk.commit_object, staged, digest)
-
-
-def _version(notes: tuple[str, ...], checked: CheckedAdapter) -> Version:
-    return Version(
-        digest=checked.digest,
-        pack_bytes=checked.manifest.total_bytes,
-        max_rank=checked.max_rank,
-        modules=tuple(
-            ModuleReport(
-                module=adapted.slice.module,
-                rank=adapted.rank,
-                scaling=adapted.scaling,
-                delta_norm=delta_norm(adapted, checked.files),
-                parts=adapted.parts,
-            )
-            for adapted in checked.slices
-        ),
-        notes=notes + checked.notes,
-        has_chat_template=checked.chat_template is not None,
-    )
 
 
 def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[int, int], None]:

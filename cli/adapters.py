@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import top
-from cli.options import AsJson, ConfigFile, Target, Timeout, connection
+from cli.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
 from cli.output import (
     human_bytes,
     print_error,
@@ -31,12 +31,6 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)]
-Expect = Annotated[
-    str,
-    typer.Option(
-        "--expect", metavar="DIGEST", help="Only if the name points to this digest; none: to nothing."
-    ),
-]
 
 
 @app.callback()
@@ -54,7 +48,8 @@ def load(
         str, typer.Argument(help="A PEFT folder, under one of the store's roots.", show_default=False)
     ],
     expect: Expect = "",
-    pin: Annotated[bool, typer.Option("--pin", help="Keep it in the store's memory.")] = False,
+    pin: Pin = False,
+    tenant: Tenant = "",
     as_json: AsJson = False,
     target: Target = None,
     timeout: Timeout = None,
@@ -72,12 +67,18 @@ def load(
     with reporting(as_json=as_json):
         from cli import client
         from cli.loading import describe_load, load_adapter, local_source
+        from lorikeet.v1 import adapters_pb2 as pb
 
         async def call(opened: "Client") -> "pb.LoadAdapterResponse":
             with progress() as display:
-                return await load_adapter(
-                    opened, name, local_source(source), display, expected_digest=expect, pinned=pin
+                request = pb.LoadAdapterRequest(
+                    name=name,
+                    source=local_source(source),
+                    expected_digest=expect,
+                    pinned=pin,
+                    tenant=tenant,
                 )
+                return await load_adapter(opened, request, display)
 
         response = client.run(connection(target, timeout, config), call)
         if as_json:
@@ -201,7 +202,7 @@ def show(
                 "loaded": _time(adapter.load_time) if adapter.HasField("load_time") else "",
                 "revision": str(adapter.revision),
                 "pinned": "yes" if adapter.pinned else "no",
-                "tenant": adapter.tenant,
+                "tenant": adapter.tenant or "none",
                 "template": "its own" if adapter.has_chat_template else "the base's",
             }
         )
@@ -295,8 +296,11 @@ def _module_row(module: "pb.ModuleReport") -> tuple[str, ...]:
     from lorikeet.v1 import adapters_pb2 as pb
 
     norm = "" if math.isnan(module.delta_norm) else f"{module.delta_norm:.4g}"
-    parts = [pb.AdaptedPart.Name(part).removeprefix("ADAPTED_PART_").lower() for part in module.parts]
-    return module.module, str(module.rank), f"{module.scaling:g}", norm, ",".join(parts)
+    if module.experts:
+        norm = f"{module.least_delta_norm:.4g} to {norm}"
+    parts = ",".join(pb.AdaptedPart.Name(part).removeprefix("ADAPTED_PART_").lower() for part in module.parts)
+    whose = f" of {module.experts} experts" if module.experts else ""
+    return module.module, str(module.rank), f"{module.scaling:g}", norm, parts + whose
 
 
 def _row(adapter: "pb.Adapter") -> tuple[str, ...]:

@@ -23,21 +23,13 @@ _STAGES = {
 
 
 async def load_adapter(
-    client: Client,
-    name: str,
-    source: str,
-    progress: "Progress",
-    *,
-    expected_digest: str = "",
-    pinned: bool = False,
+    client: Client, request: pb.LoadAdapterRequest, progress: "Progress"
 ) -> pb.LoadAdapterResponse:
     """One LoadAdapter call, with a line in `progress` that follows its events. Raises grpc.RpcError."""
+    name = request.name
     task = progress.add_task(f"{name}: waiting", total=None)
     watcher = None if progress.disable else asyncio.create_task(_follow(client, name, progress, task))
     try:
-        request = pb.LoadAdapterRequest(
-            name=name, source=source, expected_digest=expected_digest, pinned=pinned
-        )
         response = await client.adapters.LoadAdapter(request, timeout=client.connection.deadline)
         progress.update(task, description=f"{name}: loaded", total=1, completed=1)
         return response
@@ -72,9 +64,8 @@ def describe_load(response: pb.LoadAdapterResponse) -> str:
     """What was loaded, on one line for people."""
     adapter = response.adapter
     note = "" if response.changed else " (unchanged)"
-    size = (
-        f"{human_bytes(adapter.pack_bytes)}, rank {adapter.max_rank}, {len(adapter.report.modules)} modules"
-    )
+    modules = sum(max(1, module.experts) for module in adapter.report.modules)
+    size = f"{human_bytes(adapter.pack_bytes)}, rank {adapter.max_rank}, {modules} modules"
     return f"{adapter.name}: {size}, digest {adapter.digest[:12]}{note}"
 
 

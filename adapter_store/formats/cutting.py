@@ -1,9 +1,9 @@
-"""Copies the cuts of one tensor to their places in a pack.
+"""The cuts of one tensor: seen without a copy, and copied to their places in a pack.
 
 The experts' cuts lie regularly, in the tensor and in the pack, so that a few strided copies do all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,20 +17,24 @@ from adapter_store.formats.safetensors_files import NUMPY_DTYPES
 _BLOCK_BYTES = 1 << 17
 
 
-class _Run(NamedTuple):
-    """Cuts that are alike, `cut_step` elements and `place_step` bytes after each other."""
+class CutRun(NamedTuple):
+    """Cuts that are alike, `step` elements after each other."""
 
-    first: PlacedTensor
-    cut: Cut
+    first: Cut
     number: int
-    cut_step: int
-    place_step: int
+    step: int
+
+    def view(self, data: memoryview, dtype: np.dtype) -> np.ndarray:
+        """All of them in a tensor's bytes: [number, rows, columns], no copy."""
+        cut, item = self.first, dtype.itemsize
+        steps = self.step * item, cut.row_step * item, cut.column_step * item
+        return np.ndarray((self.number, cut.rows, cut.columns), dtype, data, cut.start * item, steps)
 
 
 def copy_cuts(data: memoryview, places: Sequence[PlacedTensor], target: memoryview) -> None:
     """Writes the cuts of a tensor to their places, cast and padded. Values may overflow to infinity."""
-    for run in _runs(places):
-        _copy(data, run, target)
+    for run, first, place_step in _placed_runs(places):
+        _copy(data, run, first, place_step, target)
 
 
 def view_of(data: memoryview, dtype: np.dtype, cut: Cut) -> np.ndarray:
@@ -51,48 +55,54 @@ def _is_zero(bits: np.ndarray, mask: int) -> bool:
     return not any((row & mask).any() for row in bits)
 
 
-def _runs(places: Sequence[PlacedTensor]) -> Iterator[_Run]:
-    """Groups cuts by their steps, in the tensor's order."""
-    ordered = sorted(
-        ((placed.cut, placed) for placed in places if placed.cut is not None), key=lambda pair: pair[0]
-    )
+def runs(starts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, int]]:
+    """(first, number) of neighbours that follow each other by the same steps."""
+    steps = [tuple(b - a for a, b in zip(*pair, strict=True)) for pair in pairwise(starts)]
     begin = 0
-    steps = [(b[0].start - a[0].start, b[1].offset - a[1].offset) for a, b in pairwise(ordered)]
-    while begin < len(ordered):
+    while begin < len(starts):
         end = begin + 1
-        while end < len(ordered) and steps[end - 1] == steps[begin]:
+        while end < len(starts) and steps[end - 1] == steps[begin]:
             end += 1
-        cut, first = ordered[begin]
-        cut_step, place_step = steps[begin] if end > begin + 1 else (0, 0)
-        yield _Run(first=first, cut=cut, number=end - begin, cut_step=cut_step, place_step=place_step)
+        yield begin, end - begin
         begin = end
 
 
-def _copy(data: memoryview, run: _Run, target: memoryview) -> None:
-    cut, first = run.cut, run.first
-    stored = NUMPY_DTYPES[first.entry.dtype]
-    item = stored.itemsize
-    source = np.ndarray(
-        (run.number, cut.rows, cut.columns),
-        stored,
-        data,
-        cut.start * item,
-        (run.cut_step * item, cut.row_step * item, cut.column_step * item),
+def cut_runs(cuts: Iterable[Cut]) -> Iterator[CutRun]:
+    """Cuts that are alike, in runs."""
+    ordered = sorted(cuts)
+    for begin, number in runs([(cut.start,) for cut in ordered]):
+        step = ordered[begin + 1].start - ordered[begin].start if number > 1 else 0
+        yield CutRun(ordered[begin], number, step)
+
+
+def _placed_runs(places: Sequence[PlacedTensor]) -> Iterator[tuple[CutRun, PlacedTensor, int]]:
+    """Runs in the tensor that are runs in the pack too: with the first's place, and bytes to the next."""
+    ordered = sorted(
+        ((placed.cut, placed) for placed in places if placed.cut is not None), key=lambda pair: pair[0]
     )
+    for begin, number in runs([(cut.start, placed.offset) for cut, placed in ordered]):
+        cut, placed = ordered[begin]
+        following, next_placed = ordered[begin + 1] if number > 1 else (cut, placed)
+        yield CutRun(cut, number, following.start - cut.start), placed, next_placed.offset - placed.offset
+
+
+def _copy(data: memoryview, run: CutRun, first: PlacedTensor, place_step: int, target: memoryview) -> None:
+    cut, stored = run.first, NUMPY_DTYPES[first.entry.dtype]
+    source = run.view(data, stored)
     dtype = NUMPY_DTYPES[first.dtype]
     place = np.ndarray(
         (run.number, first.rows, first.columns),
         dtype,
         target,
         first.offset,
-        (run.place_step, first.columns * dtype.itemsize, dtype.itemsize),
+        (place_step, first.columns * dtype.itemsize, dtype.itemsize),
     )
     place[:, cut.rows :], place[:, : cut.rows, cut.columns :] = 0, 0
     inner = place[:, : cut.rows, : cut.columns]
     # Along the longer of the two steps, unless the cuts themselves lie farther apart.
     axis = 1 if cut.row_step > cut.column_step else 2
     step = max(cut.row_step, cut.column_step)
-    length = inner.shape[axis] if step <= run.cut_step else max(1, _BLOCK_BYTES // (step * item))
+    length = inner.shape[axis] if step <= run.step else max(1, _BLOCK_BYTES // (step * stored.itemsize))
     with np.errstate(over="ignore", under="ignore"):
         for start in range(0, inner.shape[axis], length):
             block = slice(start, start + length)

@@ -22,7 +22,7 @@ def load(server: FakeServer, *names: str) -> None:
 
 def test_load_says_what_was_loaded(server: FakeServer) -> None:
     done = lorikeet("adapters", "load", "alice", "/adapters/alice", "--target", server.target)
-    assert done.out == f"alice: 1.5 KiB, rank 8, 1 modules, digest {DIGEST[:12]}\n"
+    assert done.out == f"alice: 1.5 KiB, rank 8, 129 modules, digest {DIGEST[:12]}\n"
     again = lorikeet("adapters", "load", "alice", "/adapters/alice", "--target", server.target)
     assert again.out.endswith(" (unchanged)\n")
 
@@ -46,7 +46,7 @@ def test_load_fails_with_the_servers_words(server: FakeServer) -> None:
 
 def test_conditions_and_pins_are_sent(server: FakeServer) -> None:
     target = ("--target", server.target)
-    lorikeet("adapters", "load", "a", "x", "--expect", "none", "--pin", *target)
+    lorikeet("adapters", "load", "a", "x", "--expect", "none", "--pin", "--tenant", "acme", *target)
     done = lorikeet("adapters", "rollback", "a", "--to", "f" * 64, "--expect", DIGEST, *target)
     assert done.out == f"a: digest {'f' * 12}\n"
     shown = lorikeet("adapters", "show", "a", *target).out
@@ -54,7 +54,9 @@ def test_conditions_and_pins_are_sent(server: FakeServer) -> None:
     assert "pinned:   yes\n" in shown
     lorikeet("adapters", "unload", "a", "--force", "--expect", "f" * 64, *target)
     assert server.changes == [
-        adapters_pb2.LoadAdapterRequest(name="a", source="x", expected_digest="none", pinned=True),
+        adapters_pb2.LoadAdapterRequest(
+            name="a", source="x", expected_digest="none", pinned=True, tenant="acme"
+        ),
         adapters_pb2.RollbackAdapterRequest(name="a", digest="f" * 64, expected_digest=DIGEST),
         adapters_pb2.UnloadAdapterRequest(name="a", force=True, expected_digest="f" * 64),
     ]
@@ -82,6 +84,8 @@ def test_show_prints_the_report(server: FakeServer) -> None:
     done = lorikeet("adapters", "show", "alice", "--target", server.target)
     assert f"digest:   {DIGEST}" in done.out
     assert "model.layers.0.self_attn.q_proj\t8\t2" in done.out
+    experts = "model.layers.0.mlp.experts.*.up_proj\t4\t1\t0.25 to 0.5\tlora of 128 experts"
+    assert experts in done.out
     as_json = json.loads(lorikeet("adapters", "show", "alice", "--json", "--target", server.target).out)
     assert as_json["report"]["modules"][0]["scaling"] == 2.0
 

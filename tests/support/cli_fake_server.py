@@ -113,7 +113,18 @@ class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
             max_rank=8,
             tier=adapters.ADAPTER_TIER_WARM,
             report=adapters.AdapterReport(
-                modules=[adapters.ModuleReport(module="model.layers.0.self_attn.q_proj", rank=8, scaling=2.0)]
+                modules=[
+                    adapters.ModuleReport(module="model.layers.0.self_attn.q_proj", rank=8, scaling=2.0),
+                    adapters.ModuleReport(
+                        module="model.layers.0.mlp.experts.*.up_proj",
+                        rank=4,
+                        scaling=1.0,
+                        delta_norm=0.5,
+                        least_delta_norm=0.25,
+                        experts=128,
+                        parts=[adapters.ADAPTED_PART_LORA],
+                    ),
+                ]
             ),
         )
         changed = request.name not in self.state.names

@@ -113,18 +113,22 @@ class AdapterReport(_message.Message):
     def __init__(self, modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModuleReport(_message.Message):
-    __slots__ = ("module", "rank", "scaling", "delta_norm", "parts")
+    __slots__ = ("module", "rank", "scaling", "delta_norm", "parts", "experts", "least_delta_norm")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
     DELTA_NORM_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_DELTA_NORM_FIELD_NUMBER: _ClassVar[int]
     module: str
     rank: int
     scaling: float
     delta_norm: float
     parts: _containers.RepeatedScalarFieldContainer[AdaptedPart]
-    def __init__(self, module: _Optional[str] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., delta_norm: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[AdaptedPart, str]]] = ...) -> None: ...
+    experts: int
+    least_delta_norm: float
+    def __init__(self, module: _Optional[str] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., delta_norm: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[AdaptedPart, str]]] = ..., experts: _Optional[int] = ..., least_delta_norm: _Optional[float] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
     __slots__ = ("name", "source", "expected_digest", "pinned", "tenant")
