@@ -115,4 +115,7 @@ def check_expected(name: str, expected: str, current: str) -> None:
 def check_digest(field: str, digest: str) -> None:
     """Raises LorikeetError, INVALID_ARGUMENT, for what cannot be a digest."""
     if not is_digest(digest):
-        raise invalid_argument("BAD_DIGEST", f"{field} is {printable(digest, 80)!r}: give 64 hex digits")
+        none = ", or none for a name that must not exist" if field == "expected_digest" else ""
+        raise invalid_argument(
+            "BAD_DIGEST", f"{field} is {printable(digest, 80)!r}: give 64 hex digits, all of them{none}"
+        )

@@ -117,8 +117,19 @@ def explain(error: LorikeetError, connection: Connection) -> CliError:
 
 def _transport_message(error: LorikeetError, connection: Connection) -> str:
     target = connection.target
+    was_met = "failed to connect" not in error.message
     match error.code:
-        case grpc.StatusCode.UNAVAILABLE if any(word in error.message for word in _LOST):
+        case grpc.StatusCode.UNAVAILABLE if "handshake failed" in error.message.lower():
+            return (
+                f"there is no TLS with {target}: leave out --tls-ca where the server speaks none, otherwise name "
+                f"the authority of its certificate ({error.message})"
+            )
+        case grpc.StatusCode.UNAVAILABLE if not was_met and _is_lost(error):
+            return (
+                f"{target} hangs up: where it speaks TLS, give --tls-ca; where it asks for a certificate, "
+                f"--tls-cert and --tls-key ({error.message})"
+            )
+        case grpc.StatusCode.UNAVAILABLE if _is_lost(error):
             return f"{target} went away before the answer was complete: ask again ({error.message})"
         case grpc.StatusCode.UNAVAILABLE:
             return (
@@ -134,3 +145,7 @@ def _transport_message(error: LorikeetError, connection: Connection) -> str:
             )
         case _:
             return error.message
+
+
+def _is_lost(error: LorikeetError) -> bool:
+    return any(word in error.message for word in _LOST)

@@ -11,6 +11,11 @@ CONNECTION = Connection(target="here:1", timeout=5)
     ("transport", "said"),
     [
         ("failed to connect to all addresses; last error: UNKNOWN: refused", "nothing answers at here:1"),
+        ("failed to connect to all addresses; last error: UNAVAILABLE: Socket closed", "give --tls-ca"),
+        (
+            "failed to connect to all addresses; Tls handshake failed (TSI_PROTOCOL_FAILURE)",
+            "leave out --tls-ca",
+        ),
         ("Stream removed (Socket closed)", "here:1 went away before the answer was complete: ask again"),
     ],
 )
