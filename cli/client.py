@@ -121,8 +121,8 @@ def _transport_message(error: LorikeetError, connection: Connection) -> str:
     match error.code:
         case grpc.StatusCode.UNAVAILABLE if "handshake failed" in error.message.lower():
             return (
-                f"there is no TLS with {target}: leave out --tls-ca where the server speaks none, otherwise name "
-                f"the authority of its certificate ({error.message})"
+                f"there is no TLS with {target}: leave out --tls-ca where the server speaks none, otherwise "
+                f"name the authority of its certificate ({error.message})"
             )
         case grpc.StatusCode.UNAVAILABLE if not was_met and _is_lost(error):
             return (
