@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import AsJson, ConfigFile, Target, Timeout, connection
+from cli.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
 from cli.output import print_error, print_json, print_line, reporting, to_json
 
 if TYPE_CHECKING:
@@ -19,11 +19,9 @@ def upload(
     digest: Annotated[
         str, typer.Option(metavar="DIGEST", help="Refuse what arrives unless its content has this digest.")
     ] = "",
-    expected_digest: Annotated[
-        str, typer.Option(metavar="DIGEST", help="Only if the name points to this now; none: to nothing.")
-    ] = "",
-    pinned: Annotated[bool, typer.Option("--pin", help="Never evict it from the store's memory.")] = False,
-    tenant: Annotated[str, typer.Option(metavar="TENANT", help="Whose quota it counts against.")] = "",
+    expect: Expect = "",
+    pin: Pin = False,
+    tenant: Tenant = "",
     as_json: AsJson = False,
     target: Target = None,
     timeout: Timeout = None,
@@ -46,8 +44,8 @@ def upload(
             uploading.folder_config(folder),
             uploading.folder_tensors(folder),
             digest=digest,
-            expected_digest=expected_digest,
-            pinned=pinned,
+            expected_digest=expect,
+            pinned=pin,
             tenant=tenant,
         )
 

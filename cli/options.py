@@ -47,6 +47,18 @@ AsJson = Annotated[
     typer.Option("--json", help="Print JSON, one object a line, errors too.", rich_help_panel=PANEL),
 ]
 
+# Of what moves a name.
+Expect = Annotated[
+    str,
+    typer.Option(
+        "--expect", metavar="DIGEST", help="Only if the name points to this digest; none: to nothing."
+    ),
+]
+Pin = Annotated[bool, typer.Option("--pin", help="Keep it in the store's memory.")]
+Tenant = Annotated[
+    str, typer.Option(metavar="TENANT", help="Whose it is, and whose quota it counts against.")
+]
+
 
 # Flags that stand before the command's name: what is shown to the server, and whom to trust.
 _before_command: ContextVar[dict[str, Any]] = ContextVar("before_command", default={})  # noqa: B039 - not changed

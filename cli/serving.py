@@ -26,6 +26,7 @@ from cli.processes import ChildSpec, Supervisor
 from cli.settings import Settings
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
+from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, from_rpc
 
 T = TypeVar("T")
@@ -287,7 +288,8 @@ async def _load(client: Client, name: str, source: str, display: Progress, deadl
     """Loads one adapter; until the deadline, again when the services are not ready for each other."""
     while True:
         try:
-            await load_adapter(client, name, source, display)
+            request = adapters_pb2.LoadAdapterRequest(name=name, source=source)
+            await load_adapter(client, request, display)
             return
         except grpc.RpcError as error:
             settling = from_rpc(error).code in (
