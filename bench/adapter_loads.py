@@ -3,9 +3,9 @@
     python bench/adapter_loads.py --shape qwen3-8b --rounds 5 --json bench/results/adapter_loads.json
 
 Makes adapters of random bytes in a temporary folder (--folder), starts a store process of its own, and plays
-its client and its executor. Needs no GPU and no torch. Of a cold load it tells the milliseconds from the
-request to the pack that can be leased, to the reply (which follows once the adapter is durable),
-and by stage.
+its client and its executor. Without --device it needs no GPU and no torch; with it, the executor's own code
+brings the leased pack into a pool on that device. Of a cold load it tells the milliseconds from the request
+to the pack that can be leased, to the reply (which follows once the adapter is durable), and by stage.
 """
 
 import argparse
@@ -185,6 +185,10 @@ class Figures:
     checked: list[float] = field(default_factory=list)
     warm_grant: list[float] = field(default_factory=list)
     warm_copy: list[float] = field(default_factory=list)
+    warm_check: list[float] = field(default_factory=list)
+    warm_to_pool: list[float] = field(default_factory=list)
+    warm_row: list[float] = field(default_factory=list)
+    resident: list[float] = field(default_factory=list)
     from_disk: list[float] = field(default_factory=list)
 
 
@@ -214,16 +218,24 @@ async def load(store: Store, source: Path, figures: Figures) -> str:
     return reply.adapter.digest
 
 
-async def measure(shape: str, rounds: int, folder: Path) -> tuple[Figures, dict[str, int]]:
+async def measure(
+    shape: str, rounds: int, folder: Path, device: str | None
+) -> tuple[Figures, dict[str, float]]:
     slices, figures = slices_of(shape), Figures()
     source = folder / "sources" / "adapter"
     size = write_adapter(source, shape, slices)
-    layout = layout_of(slices)
+    half = None
+    if device is not None:
+        from bench.adapter_pool import ExecutorHalf
+
+        half = ExecutorHalf(shape, device, size + (64 << 20))
+    layout = layout_of(slices) if half is None else half.layout
     store = Store(folder, arena_bytes=2 * size + (64 << 20))
     await store.start(layout)
     digest, manifest_bytes = "", 0
     scratch = np.empty(size + (1 << 20), np.uint8)
     scratch[:] = 0
+    registering = half.register(store.arena) if half is not None else 0.0
     try:
         for number in range(rounds + 1):
             change_adapter(source, number)
@@ -234,7 +246,17 @@ async def measure(shape: str, rounds: int, folder: Path) -> tuple[Figures, dict[
             manifest_bytes, total = grant.manifest.ByteSize(), grant.manifest.total_bytes
             scratch[:total] = store.arena[grant.pack_offset : grant.pack_offset + total]
             figures.warm_copy.append(1e3 * (time.perf_counter() - began))
+            if half is not None:
+                pack = store.arena[grant.pack_offset : grant.pack_offset + total]
+                parts = half.bring(grant.manifest, pack)
+                for series, part in zip(
+                    (figures.warm_check, figures.warm_to_pool, figures.warm_row), parts, strict=True
+                ):
+                    series.append(part)
+                figures.resident.append(figures.warm_grant[-1] + sum(parts))
             await store.release(number)
+        if half is not None:
+            half.release()
         for number in range(2):
             await store.stop()
             store.drop_memory()
@@ -254,6 +276,7 @@ async def measure(shape: str, rounds: int, folder: Path) -> tuple[Figures, dict[
         "tensors": tensors,
         "slices": len(slices),
         "manifest_bytes": manifest_bytes,
+        "registering_ms": registering,
     }
 
 
@@ -261,18 +284,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=["qwen3-8b", "qwen3-30b-a3b"], default="qwen3-8b")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="of the executor's pool")
     parser.add_argument("--folder", type=Path, help="on the file system to measure")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="lorikeet-bench-", dir=options.folder))
     try:
-        figures, facts = asyncio.run(measure(options.shape, options.rounds, folder))
+        figures, facts = asyncio.run(measure(options.shape, options.rounds, folder, options.device))
     finally:
         shutil.rmtree(folder)
     print(f"{options.shape}: {facts}, {os.cpu_count()} cores, {platform.platform()}")
     print(f"{'ms':>12} {'median':>9} {'best':>9} {'worst':>9}")
     for name, series in asdict(figures).items():
-        print(f"{name:>12} {np.median(series):9.1f} {min(series):9.1f} {max(series):9.1f}")
+        if series:
+            print(f"{name:>12} {np.median(series):9.1f} {min(series):9.1f} {max(series):9.1f}")
     if options.json:
         row = {"shape": options.shape, "cores": os.cpu_count(), "platform": platform.platform()}
         rows = json.loads(options.json.read_text()) if options.json.exists() else []

@@ -1,7 +1,7 @@
 """What running streams feel while adapters load: inter-token times with and without cold loads beside them.
 
     python -m bench.load_stalls                            # demo model, CPU
-    python -m bench.load_stalls --device cuda --dtype bfloat16 --model-dir DIR [--load-format dummy]
+    python -m bench.load_stalls --device cuda --dtype bfloat16 --shape qwen3-8b --ranks 16 --adapters 16
 
 Store, executor and frontend are three processes, this client of the streams a fourth, that of the loads a
 fifth (`bench.load_loop`). Streams decode without end. Windows of
@@ -35,7 +35,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench import seeded_adapters
+from bench.engine import SHAPES
+from bench.grpc_decode import write_adapters, write_model
 from lorikeet.v1 import generation_pb2
+from tests.support import execsvc_stack
 from tests.support.execsvc_stack import DEMO, Stack, stack_at
 
 MODEL = DEMO / "qwen3-tiny"
@@ -248,14 +251,28 @@ def make_adapters(folder: Path, model_dir: Path, ranks: list[int], count: int) -
     seeded_adapters.write(folder / "running", seeded_adapters.weights(places, 7, 8), 8)
 
 
+def make_model(options: argparse.Namespace, folder: Path) -> Path:
+    """The model's folder; of a shape, one without weights. Its adapters lie in folder/adapters afterwards."""
+    if not options.shape:
+        make_adapters(folder / "adapters", options.model_dir, options.ranks, options.adapters)
+        return options.model_dir
+    shape = SHAPES[options.shape]
+    for rank in options.ranks:
+        write_adapters(folder / "adapters" / f"rank-{rank}", shape, count=options.adapters, rank=rank)
+    write_adapters(folder / "running", shape, count=1, rank=8)
+    (folder / "running" / "0").rename(folder / "adapters" / "running")
+    return write_model(folder / "model", shape)
+
+
 async def measure(options: argparse.Namespace, folder: Path) -> list[Window]:
-    make_adapters(folder / "adapters", options.model_dir, options.ranks, options.adapters)
+    model_dir = make_model(options, folder)
     (folder / "services").mkdir()
-    flags = [f"--device={options.device}", f"--dtype={options.dtype}", f"--load-format={options.load_format}"]
+    load_format = "dummy" if options.shape else "safetensors"
+    flags = [f"--device={options.device}", f"--dtype={options.dtype}", f"--load-format={load_format}"]
     flags += [f"--max-lora-rank={max(64, *options.ranks)}", f"--adapter-pool-bytes={options.pool_bytes}"]
     async with stack_at(
         folder / "services",
-        model_dir=options.model_dir,
+        model_dir=model_dir,
         roots=[folder / "adapters"],
         executor_flags=flags,
         store_flags=[f"--arena-bytes={options.arena_bytes}"],
@@ -296,11 +313,13 @@ def main() -> None:
     parser.add_argument("--model-dir", type=Path, default=MODEL)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--load-format", default="safetensors", choices=("safetensors", "dummy"))
+    parser.add_argument("--shape", choices=SHAPES, help="of a model without weights, in place of model-dir")
     parser.add_argument("--arena-bytes", type=int, default=64 << 20)
     parser.add_argument("--pool-bytes", type=int, default=32 << 20)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--start-seconds", type=float, default=60.0, help="patience with the start")
     options = parser.parse_args()
+    execsvc_stack.START_SECONDS = options.start_seconds
     with tempfile.TemporaryDirectory(prefix="lorikeet-stalls-") as folder:
         windows = asyncio.run(measure(options, Path(folder)))
     rows = summary(windows)

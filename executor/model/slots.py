@@ -59,6 +59,11 @@ class AdapterPool:
         if self._host is not None:
             self._host.register(memory)
 
+    def release(self) -> None:
+        """No pack will come from the registered memory any more."""
+        if self._host is not None:
+            self._host.release()
+
     def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
         """Copy a pack into the pool. Raises ValueError where it does not fit there."""
         size, start = memoryview(pack).nbytes, unit_offset * UNIT_BYTES

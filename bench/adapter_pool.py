@@ -1,0 +1,78 @@
+"""The executor's half of a warm load, for `bench.adapter_loads`: check, copy to the pool, make the row."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.engine import SHAPES
+from executor.adapters.manifest import ManifestChecker
+from executor.model.config import ModelConfig
+from executor.model.layout import build_layout
+from executor.model.slots import AdapterPool
+from lorikeet.v1 import layout_pb2
+from rpc.digests import layout_digest
+
+_EXPERTS: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 151_936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+    "rope_theta": 1_000_000.0,
+    "tie_word_embeddings": False,
+}
+
+
+class ExecutorHalf:
+    """A pool of one adapter, and what an executor does to bring a leased pack into it."""
+
+    def __init__(self, shape: str, device: str, pack_bytes: int) -> None:
+        self._config = ModelConfig.parse({"qwen3-30b-a3b": _EXPERTS, **SHAPES}[shape], {})
+        self.layout = build_layout(
+            self._config,
+            base_digest="0" * 64,
+            base_name="synthetic",
+            dtype=torch.bfloat16,
+            max_rank=64,
+            max_pack_bytes=pack_bytes,
+        )
+        self._checker = ManifestChecker(self.layout, layout_digest(self.layout))
+        self._pool = AdapterPool(
+            self._config,
+            units=pack_bytes // 128,
+            slots=1,
+            dtype=torch.bfloat16,
+            device=torch.device(device),
+        )
+
+    def register(self, arena: np.ndarray) -> float:
+        """Milliseconds that it took to make the arena known to CUDA."""
+        began = time.perf_counter()
+        self._pool.register(arena)
+        return 1e3 * (time.perf_counter() - began)
+
+    def release(self) -> None:
+        """The arena goes."""
+        self._pool.release()
+
+    def bring(self, manifest: layout_pb2.PackManifest, pack: np.ndarray) -> tuple[float, float, float]:
+        """Milliseconds of checking the manifest, copying the pack, and making and showing the row."""
+        times = [time.perf_counter()]
+        places = self._checker.check(manifest, manifest.digest)
+        times.append(time.perf_counter())
+        self._pool.write(0, pack.data)
+        times.append(time.perf_counter())
+        self._pool.install_slot(0, self._pool.prepare(0, manifest, places))
+        times.append(time.perf_counter())
+        checked, copied, shown = (1e3 * np.diff(times)).tolist()
+        return checked, copied, shown
