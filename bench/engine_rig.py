@@ -126,8 +126,10 @@ class Rig:
         graphs: bool = True,
         slots: int | None = None,
         host_pages: int = 0,
+        deterministic: bool = False,
+        triton: bool | None = None,
     ) -> None:
-        """With fewer `slots` than packs, adapters come and go."""
+        """With fewer `slots` than packs, adapters come and go. `triton` as in `AdapterPool`."""
         packs = packs or {}
         slots = len(packs) if slots is None else slots
         sizes = sorted(pack.manifest.total_bytes // UNIT for pack in packs.values())
@@ -139,6 +141,8 @@ class Rig:
             dtype=parameters.embed.dtype,
             device=parameters.embed.device,
             parameters=parameters,
+            deterministic=deterministic,
+            triton=triton,
         )
         config = SchedulerConfig(
             context=context,
@@ -164,6 +168,7 @@ class Rig:
                     max_context=config.longest,
                     graphs=graphs,
                     host_pages=host_pages,
+                    deterministic=deterministic,
                 ),
             )
         )

@@ -73,7 +73,16 @@ class Step:
 class Bench:
     """One model and one runner, with `adapters` adapters in its slots."""
 
-    def __init__(self, shape: dict[str, Any], *, device: torch.device, rows: int, adapters: int, rank: int):
+    def __init__(
+        self,
+        shape: dict[str, Any],
+        *,
+        device: torch.device,
+        rows: int,
+        adapters: int,
+        rank: int,
+        deterministic: bool = False,
+    ) -> None:
         self.model = model = ModelConfig.parse(shape, {})
         self.device, self.rows = device, rows
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -81,7 +90,13 @@ class Bench:
         pack = random_pack(model, rank=rank, dtype=dtype) if adapters else None
         units = pack.manifest.total_bytes // UNIT if pack else 0
         self.pool = AdapterPool(
-            model, units=units, slots=adapters, dtype=dtype, device=device, parameters=self.parameters
+            model,
+            units=units,
+            slots=adapters,
+            dtype=dtype,
+            device=device,
+            parameters=self.parameters,
+            deterministic=deterministic,
         )
         if pack:
             self._show(pack, adapters)
@@ -95,6 +110,7 @@ class Bench:
                 pages=rows * CONTEXT // PAGE_SIZE,
                 page_size=PAGE_SIZE,
                 max_context=CONTEXT,
+                deterministic=deterministic,
             ),
         )
         self._step = 0
@@ -232,6 +248,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=128, help="of a batch")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--adapters", type=int, default=32, help="0 leaves adapters out")
+    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--profile", action="store_true", help="say which kernels take the time")
     parser.add_argument("--check-waits", action="store_true", help="fail where the host waits but for ids")
     parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
@@ -242,7 +259,14 @@ def main() -> None:
     options = parse()
     shape = SHAPES[options.model_shape] | ({"num_hidden_layers": options.layers} if options.layers else {})
     device = torch.device(options.device)
-    bench = Bench(shape, device=device, rows=options.rows, adapters=options.adapters, rank=options.rank)
+    bench = Bench(
+        shape,
+        device=device,
+        rows=options.rows,
+        adapters=options.adapters,
+        rank=options.rank,
+        deterministic=options.deterministic,
+    )
     with warnings.catch_warnings(record=True) as waits:
         if options.check_waits:
             warnings.simplefilter("always")

@@ -18,7 +18,10 @@ def parse(arguments: list[str]) -> ExecutorConfig:
     hints = get_type_hints(ExecutorConfig)
     for field in dataclasses.fields(ExecutorConfig):
         kind = next((kind for kind in (Path, int, float) if kind in _members(hints[field.name])), str)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__)
+        if hints[field.name] is bool:
+            parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction)
+            continue
+        parser.add_argument(_flag(field.name), type=kind, metavar=kind.__name__)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
         return ExecutorConfig(**given)
@@ -35,6 +38,10 @@ def main() -> None:
         await run(config, stop=stop)
 
     run_service(serve, process_name="executor")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -33,6 +33,8 @@ class ExecutorConfig:
         device: "cpu" or "cuda", which takes the first GPU that CUDA_VISIBLE_DEVICES leaves visible.
         load_format: "safetensors", or "dummy", which makes up weights from config.json alone (benchmarks).
         dtype: of weights, KV and LoRA packs.
+        deterministic: a request's logits have the same bits alone and in any batch, in one chunk or many,
+            from cached prefixes or without. Costs speed.
         max_running: rows of a batch.
         max_waiting: requests waiting over all frontends.
         max_step_tokens: tokens computed in one step, prompt chunks and decoding together.
@@ -65,6 +67,7 @@ class ExecutorConfig:
     device: Device = "cpu"
     load_format: LoadFormat = "safetensors"
     dtype: DType = "float32"
+    deterministic: bool = False
     max_running: int = 64
     max_waiting: int = 1024
     max_step_tokens: int = 512

@@ -113,7 +113,7 @@ class DecodeGraphs:
         size = next(size for size in self._sizes if size >= count)
         tiles, shape = None, None
         if not lora.empty:
-            tiles, block = cut(lora.slots, lora.splits)
+            tiles, block = cut(lora.slots, lora.splits, fixed_order=self._adapters.fixed_order)
             shape = _shape(tiles.shape[1], block, self._adapters.largest_rank(lora.slots), size)
         graph = self._graph(size, shape)
         numbers = np.zeros(graph.numbers, dtype=np.int32)

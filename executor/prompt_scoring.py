@@ -34,7 +34,9 @@ class ScoredPrompt:
 class PromptScorer:
     """Remembers which rows still owe scores of their prompt."""
 
-    def __init__(self, decoder: Decoder, pool: AdapterPool) -> None:
+    def __init__(self, decoder: Decoder, pool: AdapterPool, *, one_by_one: bool = False) -> None:
+        """`one_by_one`: the logits of each token by themselves."""
+        self._block = 1 if one_by_one else _PROMPT_BLOCK
         self._decoder = decoder
         self._pool = pool
         self._owed: dict[int, _Owed] = {}
@@ -75,7 +77,7 @@ class PromptScorer:
     def _score(self, x_ND: Tensor, targets: np.ndarray, slot: int, top: int) -> Scores:
         (targets_N,) = upload(x_ND.device, targets)
         parts = []
-        for x_BD, targets_B in zip(x_ND.split(_PROMPT_BLOCK), targets_N.split(_PROMPT_BLOCK), strict=True):
+        for x_BD, targets_B in zip(x_ND.split(self._block), targets_N.split(self._block), strict=True):
             lora = self._pool.batch(np.array([slot]), np.array([len(x_BD)]))
             parts.append(score(self._decoder.logits(x_BD, lora).float(), targets_B, top))
         return Scores.joined(parts)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from executor.control.plan import RowInstall, StepPlan, StepResult
 from executor.model.attention import Attention, PagedAttention, Spans
-from executor.model.batch import build_batch
+from executor.model.batch import Sampled, build_batch
 from executor.model.config import ModelConfig
 from executor.model.decoder import Decoder
 from executor.model.host_pages import HostPages
@@ -29,6 +29,7 @@ from executor.model.slots import AdapterPool
 from executor.prompt_scoring import PromptScorer, ScoredPrompt
 from executor.sampling.sampler import Draw, Sampler
 from kernels.fused import FusedSteps, reference
+from kernels.lora import LoraBatch
 
 if TYPE_CHECKING:
     from executor.decode_graphs import DecodeGraphs  # imports Triton
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """`max_rows` run at once; the cache holds `pages` of `page_size` tokens and host memory `host_pages`; no
-    sequence exceeds `max_context`. With `graphs`, a GPU decodes by CUDA graphs.
+    sequence exceeds `max_context`. With `graphs`, a GPU decodes by CUDA graphs. `deterministic`: a request's
+    logits have the same bits whatever else is in the batch, in whatever chunks its prompt comes.
     """
 
     max_rows: int
@@ -46,6 +48,7 @@ class RunnerConfig:
     max_context: int
     graphs: bool = True
     host_pages: int = 0
+    deterministic: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -90,8 +93,8 @@ class TorchRunner:
         )
         self._host = HostPages(self._cache, pages=config.host_pages) if config.host_pages else None
         self._pool = pool
-        self._steps = steps = _fused_steps(pool)
-        self._attention = attention = _attention(model, self._cache, pool)
+        self._steps = steps = _fused_steps(pool, config.deterministic)
+        self._attention = attention = _attention(model, self._cache, pool, config.deterministic)
         self._decoder = Decoder(
             model,
             parameters,
@@ -108,7 +111,9 @@ class TorchRunner:
         )
         self._sampler = Sampler(rows=config.max_rows, eos_ids=model.eos_ids)
         self._last_sampled = torch.zeros(config.max_rows, dtype=torch.int64, device=device)
-        self._prompts = PromptScorer(self._decoder, pool)
+        # Without kernels of our own, tokens by themselves are all that is the same in any batch.
+        self._one_by_one = config.deterministic and not pool.triton
+        self._prompts = PromptScorer(self._decoder, pool, one_by_one=self._one_by_one)
         self._graphs = self._record_graphs() if pool.triton and config.graphs else None
         self._unsampled: PendingStep | None = None
 
@@ -159,7 +164,47 @@ class TorchRunner:
     def _forward(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
     ) -> "_Computed":
+        if self._one_by_one:
+            return self._forward_one_by_one(spans, slots, input_ids, sampled)
         lora = self._pool.batch(slots, spans.lengths)
+        x_TD, chosen = self._run_layers(spans, lora, input_ids, sampled)
+        prompts = self._prompts.score(spans, slots, x_TD)
+        if len(sampled) < len(input_ids):
+            x_TD = x_TD.index_select(0, chosen.tokens)
+            lora = self._pool.batch(slots[sampled], np.ones(len(sampled), dtype=np.int64))
+        logits = self._decoder.logits(x_TD, lora)
+        return _Computed(logits, self._steps.greedy(logits), chosen.rows, prompts)
+
+    def _forward_one_by_one(
+        self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
+    ) -> "_Computed":
+        """Each token in a batch of its own, so that every operation has the same shapes for it, always."""
+        parts, one = [], np.ones(1, dtype=np.int64)
+        loras = [self._pool.batch(slots[i : i + 1], one) for i in range(len(slots))]
+        for i, length in enumerate(spans.lengths.tolist()):
+            for token in range(length):
+                alone = Spans(
+                    rows=spans.rows[i : i + 1],
+                    starts=spans.starts[i : i + 1] + token,
+                    lengths=one,
+                    splits=np.array([0, 1]),
+                )
+                place = int(spans.splits[i]) + token
+                parts.append(self._run_layers(alone, loras[i], input_ids[place : place + 1], one[:0])[0])
+        x_TD = torch.cat(parts)
+        prompts = self._prompts.score(spans, slots, x_TD)
+        logits = [
+            self._decoder.logits(x_TD[spans.splits[i + 1] - 1 : spans.splits[i + 1]], loras[i])
+            for i in sampled.tolist()
+        ]
+        logits_NV = torch.cat(logits) if logits else x_TD.new_empty(0, self._decoder.config.vocab_size)
+        rows = torch.from_numpy(spans.rows[sampled].astype(np.int64))
+        return _Computed(logits_NV, self._steps.greedy(logits_NV), rows, prompts)
+
+    def _run_layers(
+        self, spans: Spans, lora: LoraBatch, input_ids: np.ndarray, sampled: np.ndarray
+    ) -> tuple[Tensor, Sampled]:
+        """The residual stream `[T, D]`, and which of its tokens are sampled."""
         batch, chosen = build_batch(
             spans,
             input_ids=input_ids,
@@ -171,13 +216,7 @@ class TorchRunner:
             attention=self._attention,
             windows=self._windows,
         )
-        x_TD = self._decoder.forward(batch)
-        prompts = self._prompts.score(spans, slots, x_TD)
-        if len(sampled) < len(input_ids):
-            x_TD = x_TD.index_select(0, chosen.tokens)
-            lora = self._pool.batch(slots[sampled], np.ones(len(sampled), dtype=np.int64))
-        logits = self._decoder.logits(x_TD, lora)
-        return _Computed(logits, self._steps.greedy(logits), chosen.rows, prompts)
+        return self._decoder.forward(batch), chosen
 
     @torch.inference_mode()
     def collect(self, pending: PendingStep) -> StepResult:
@@ -244,18 +283,18 @@ def _flatten(plan: StepPlan, by_slot: np.ndarray) -> tuple[Spans, np.ndarray, np
     return spans, plan.slots[by_slot], plan.input_ids[moved_from].astype(np.int64)
 
 
-def _fused_steps(pool: AdapterPool) -> FusedSteps:
+def _fused_steps(pool: AdapterPool, deterministic: bool) -> FusedSteps:
     if pool.triton:
-        from kernels.fused import gpu  # the CPU does without Triton
+        from kernels.fused import fixed, gpu  # the CPU does without Triton
 
-        return gpu
+        return fixed if deterministic else gpu
     return reference
 
 
-def _attention(model: ModelConfig, cache: KvCache, pool: AdapterPool) -> Attention[Any]:
+def _attention(model: ModelConfig, cache: KvCache, pool: AdapterPool, deterministic: bool) -> Attention[Any]:
     dtype = pool.table.pool.dtype
     if pool.triton:
         from executor.model.attention_triton import TritonAttention
 
-        return TritonAttention(model, cache, dtype=dtype)
+        return TritonAttention(model, cache, dtype=dtype, deterministic=deterministic)
     return PagedAttention(model, cache, dtype=dtype)

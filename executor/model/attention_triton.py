@@ -1,4 +1,4 @@
-"""Attention over KV pages on a GPU: the same two calls as `attention.PagedAttention`, by Triton's kernel.
+"""Attention over KV pages on a GPU: the same two calls as `attention.PagedAttention`, by Triton's kernels.
 
 The page table lives on the device, so that a step sends only what it changed.
 """
@@ -13,8 +13,7 @@ from executor.model.attention import Spans
 from executor.model.config import ModelConfig
 from executor.model.kv_cache import KvCache
 from executor.model.page_table import PageTable
-from kernels.attention import QueryTiles
-from kernels.attention.paged import attend, queries_per_tile
+from kernels.attention import QueryTiles, fixed, paged
 from kernels.attention.tiles import cut
 from kernels.transfer import upload
 
@@ -39,11 +38,20 @@ class TritonPlan:
 class TritonAttention:
     """Grouped-query attention for a GPU; any window, any mix of chunks and decodes."""
 
-    def __init__(self, config: ModelConfig, cache: KvCache, *, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, cache: KvCache, *, dtype: torch.dtype, deterministic: bool = False
+    ) -> None:
+        """`deterministic`: what a query gets depends on nothing but its sequence."""
         self._cache = cache
         self._kv_heads = config.kv_heads
         self._scale = config.head_dim**-0.5
-        self._chunk_queries = queries_per_tile(config.heads // config.kv_heads, config.head_dim, dtype)
+        group = config.heads // config.kv_heads
+        if deterministic:
+            self._attend, self._keys_of_a_split = fixed.attend, fixed.SEGMENT
+            self._chunk_queries = fixed.queries_per_tile(group, dtype)
+        else:
+            self._attend, self._keys_of_a_split = paged.attend, _KEYS_OF_A_SPLIT
+            self._chunk_queries = paged.queries_per_tile(group, config.head_dim, dtype)
 
     def plan(self, spans: Spans, page_table: PageTable, window: int | None) -> TritonPlan:
         """Which program computes which queries."""
@@ -77,7 +85,7 @@ class TritonAttention:
         """Attend with rotated queries, this step's KV being in the cache already. Returns `[T, H * D]`."""
         out_TE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1] * q_THD.shape[2])
         for tiles, splits in ((plan.decodes, plan.splits), (plan.chunks, 1)):
-            attend(
+            self._attend(
                 out_TE,
                 q_THD,
                 self._cache.layers[layer],
@@ -95,7 +103,7 @@ class TritonAttention:
             return 1
         longest = int(visible.max()) if window is None else min(int(visible.max()), window)
         wanted = min(
-            _ENOUGH_PROGRAMS // (len(visible) * self._kv_heads), longest // _KEYS_OF_A_SPLIT, _MAX_SPLITS
+            _ENOUGH_PROGRAMS // (len(visible) * self._kv_heads), longest // self._keys_of_a_split, _MAX_SPLITS
         )
         return _power_of_two(wanted)
 

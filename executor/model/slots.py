@@ -1,6 +1,7 @@
 """The pool of resident packs and the slot table that points into it."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from executor.model.layout import named_slices
 from executor.model.pack_rows import PackRows
 from executor.model.parameters import Parameters
 from kernels.lora import UNIT_BYTES, LoraBatch, SlotRow, SlotTable
+from kernels.lora.tiles import Tiles
 from lorikeet.v1 import layout_pb2
 
 
@@ -34,14 +36,21 @@ class AdapterPool:
         device: torch.device | None = None,
         triton: bool | None = None,
         parameters: Parameters | None = None,
+        deterministic: bool = False,
     ) -> None:
         """`units` of 128 bytes for packs in all; `slots` adapters at most. `triton`: computed with Triton's
         kernels, as on every GPU. `parameters` are the base's, which some adapters' vectors depend on.
+        `deterministic`: what an adapter does to a token depends on nothing else in the batch.
         """
         pool = torch.zeros(units * UNIT_BYTES // dtype.itemsize, dtype=dtype, device=device)
         self.units = units
         slices = named_slices(config)
-        self.table = SlotTable(pool=pool, shapes=[named.shape for named in slices], slots=slots)
+        self.table = SlotTable(
+            pool=pool,
+            shapes=[named.shape for named in slices],
+            slots=slots,
+            fixed_order=deterministic,
+        )
         self._packs = PackRows(slices, dtype.itemsize)
         self._bytes = pool.view(torch.uint8)
         self._copies = torch.cuda.Stream(pool.device) if pool.is_cuda else None
@@ -51,8 +60,12 @@ class AdapterPool:
 
     def batch(self, slots: np.ndarray, lengths: np.ndarray) -> LoraBatch:
         """Rows' slots, sorted, and numbers of tokens as the kernels want them."""
-        batch = LoraBatch.of_rows(slots, lengths)
-        return batch.tiled(self.table) if self.triton else batch
+        batch, table = LoraBatch.of_rows(slots, lengths), self.table
+        if not self.triton or batch.empty or not table.fixed_order:
+            return batch.tiled(table) if self.triton else batch
+        rank = table.largest_rank(batch.slots)
+        tiles = Tiles.cut(batch.slots, batch.splits, rank=rank, like=table.pool, fixed_order=True)
+        return replace(batch, tiles=tiles)
 
     def register(self, memory: np.ndarray) -> None:
         """Says where packs will come from, so that copies from there are fast; comes between copies."""

@@ -118,6 +118,10 @@ def _torch(
             "device is 'cuda', but torch finds no GPU: install a torch built for CUDA and its driver, "
             "or use device 'cpu'"
         )
+    if config.deterministic and device.type == "cuda" and model.experts is not None:
+        raise ValueError(
+            "deterministic is set, but products of experts on a GPU depend on the batch: leave it out"
+        )
     # Mistakes in the settings are told before weights are read.
     scheduling = _scheduling(config, model, 1 if config.measures_kv else _given_pages(config, model))
     begun = time.monotonic()
@@ -133,6 +137,7 @@ def _torch(
         dtype=dtype,
         device=device,
         parameters=parameters,
+        deterministic=config.deterministic,
     )
 
     def make_runner(pages: int, context: int, host_pages: int) -> TorchRunner:
@@ -142,6 +147,7 @@ def _torch(
             page_size=config.page_size,
             max_context=context,
             host_pages=host_pages,
+            deterministic=config.deterministic,
         )
         return TorchRunner(model, parameters, pool=pool, config=runner_config)
 

@@ -45,13 +45,13 @@ def attend(
         raise ValueError("queries and output need a contiguous last dimension, pages to be contiguous")
     if heads % kv_heads or kv_PS2KD.shape[4] != head_dim or out_TE.shape != (len(q_THD), heads * head_dim):
         raise ValueError(f"shapes do not fit: {q_THD.shape=}, {kv_PS2KD.shape=}, {out_TE.shape=}")
-    group, head_block = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
+    group, head_block = heads // kv_heads, max(16, _power_of_two(head_dim))
     if tiles.queries > queries_per_tile(group, q_THD.dtype) or (splits > 1 and tiles.queries > 1):
         raise ValueError(f"{tiles.queries} queries do not fit a tile of {splits} splits")
     if not tiles.count:
         return
     wide, is_merged = q_THD.dtype == torch.float32, tiles.queries > 1
-    segments = triton.cdiv(page_table_RC.shape[1] * page_size, SEGMENT)
+    segments = -(-page_table_RC.shape[1] * page_size // SEGMENT)
     partial = stats = out_TE
     if not is_merged:
         partial = q_THD.new_empty((tiles.count, heads, segments, head_dim), dtype=torch.float32)
@@ -60,7 +60,7 @@ def attend(
         "KV_HEADS": kv_heads,
         "GROUP": group,
         "HEAD_DIM": head_dim,
-        "GROUP_BLOCK": triton.next_power_of_2(group),
+        "GROUP_BLOCK": _power_of_two(group),
         "HEAD_BLOCK": head_block,
         "SEGMENT": SEGMENT,
     }
@@ -109,7 +109,11 @@ def attend(
 
 def queries_per_tile(group: int, dtype: torch.dtype) -> int:
     """How many queries fit a tile, all heads of a group together."""
-    return max(1, _rows(dtype) // triton.next_power_of_2(group))
+    return max(1, _rows(dtype) // _power_of_two(group))
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def _rows(dtype: torch.dtype) -> int:

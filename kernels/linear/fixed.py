@@ -35,7 +35,7 @@ def multiply(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Ten
         raise ValueError("x needs a contiguous last dimension, weight and out to be contiguous")
     if not tokens:
         return out_TN
-    blocks, token_blocks = triton.cdiv(outputs, _ROWS), triton.cdiv(tokens, _TOKENS)
+    blocks, token_blocks = -(-outputs // _ROWS), -(-tokens // _TOKENS)
     segments = _segments(blocks, inputs)
     is_split = segments > 1 and blocks * token_blocks < _ENOUGH_PROGRAMS
     parts = out_TN

@@ -49,7 +49,12 @@ def replace_linear(
         weight_NK = table.saved_weight(slot, slice_index)
         if weight_NK is not None:
             tokens = slice(batch.splits[segment], batch.splits[segment + 1])
-            torch.mm(x_TK[tokens], weight_NK.t(), out=y_TN[tokens])
+            if table.fixed_order and x_TK.is_cuda:
+                from kernels.linear.fixed import multiply  # imports Triton
+
+                y_TN[tokens] = multiply(x_TK[tokens], weight_NK, None)
+            else:
+                torch.mm(x_TK[tokens], weight_NK.t(), out=y_TN[tokens])
 
 
 def replace_embedding(

@@ -51,7 +51,8 @@ def apply(
         _expand(y_TN, y_TN.new_empty(1, dtype=torch.float32), slices, tiles, table, gathered=False)
         return
     in_features = x_TK.shape[1]
-    few, is_one_pass = len(x_TK) <= _FEW_TOKENS, tiles.block == 16 and len(x_TK) <= _FEW_TOKENS
+    few = len(x_TK) <= _FEW_TOKENS or table.fixed_order
+    is_one_pass = tiles.block == 16 and few and not table.fixed_order
     block_k, k_splits = 64 if x_TK.dtype == torch.float32 else 128, 1
     if is_one_pass:
         block_k = 1 << (max(_SHARE_OF_K, -(-in_features // _MAX_K_SPLITS)) - 1).bit_length()
@@ -110,6 +111,7 @@ def _expand(
     stops = [packed.stop for packed in slices] + [0] * (_MAX_SLICES - len(slices))
     block_n = 128 if tiles.block == 64 else 256 if tiles.count >= _MANY_TILES else 64
     block_r = min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
+    block_n, block_r = (64, 16) if table.fixed_order else (block_n, block_r)
     k_splits = source.shape[0] if source.dim() == 4 else 1
     columns = sum(-((packed.start - packed.stop) // block_n) for packed in slices)
     _expand_kernel[(columns, tiles.count)](
@@ -136,7 +138,7 @@ def _expand(
         K_SPLITS=k_splits,
         GATHERED=gathered,
         HALVES=y_TN.dtype != torch.float32,
-        IS_ONE_PASS=tiles.rank <= block_r,
+        IS_ONE_PASS=tiles.rank <= block_r and not table.fixed_order,
         PRECISION=_precision(y_TN),
         num_warps=4,
         # The splits of a block would not fit in shared memory twice.

@@ -60,13 +60,18 @@ class SlotTable:
     no row. Rows change only between steps.
     """
 
-    def __init__(self, *, pool: Tensor, shapes: Sequence[SliceShape], slots: int) -> None:
-        """`pool` is flat, in the compute dtype, and a whole number of units long."""
+    def __init__(
+        self, *, pool: Tensor, shapes: Sequence[SliceShape], slots: int, fixed_order: bool = False
+    ) -> None:
+        """`pool` is flat, in the compute dtype, and a whole number of units long. `fixed_order`: kernels take
+        sums in an order that does not depend on the batch.
+        """
         if pool.dim() != 1 or pool.numel() * pool.element_size() % UNIT_BYTES:
             raise ValueError(
                 f"the pool must be flat and a multiple of {UNIT_BYTES} bytes, got {tuple(pool.shape)}"
             )
         self.pool = pool
+        self.fixed_order = fixed_order
         self.shapes = tuple(shapes)
         self.vectors = pool.view(torch.float32)
         self.rows_SL6 = torch.zeros(slots, len(self.shapes), 6, dtype=torch.int64, device=pool.device)
@@ -142,6 +147,10 @@ class SlotTable:
     def brings_weights(self, slots: Sequence[int]) -> bool:
         """Whether any of these slots has a weight of its own instead of the base's."""
         return any(row.saved for slot in slots if (row := self._rows[slot]) is not None)
+
+    def touches(self, slots: Sequence[int], slices: Sequence[int]) -> bool:
+        """Whether any of these slots has LoRA on any of these slices."""
+        return any(self._views[slot][index] is not None for slot in slots for index in slices)
 
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
         """What one slot does to the output of one slice, or None where the adapter leaves it untouched."""

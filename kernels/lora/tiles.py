@@ -28,18 +28,31 @@ class Tiles:
         return self.places.shape[1]
 
     @classmethod
-    def cut(cls, slots: tuple[int, ...], splits: tuple[int, ...], *, rank: int, like: Tensor) -> "Tiles":
+    def cut(
+        cls,
+        slots: tuple[int, ...],
+        splits: tuple[int, ...],
+        *,
+        rank: int,
+        like: Tensor,
+        fixed_order: bool = False,
+    ) -> "Tiles":
         """Tiles of segments, on the device of `like`."""
-        places, block = cut(slots, splits)
+        places, block = cut(slots, splits, fixed_order=fixed_order)
         (sent,) = upload(like.device, places)
         return cls(places=sent, block=block, rank=rank)
 
 
-def cut(slots: tuple[int, ...], splits: tuple[int, ...]) -> tuple[np.ndarray, int]:
-    """The places of tiles that cover segments, int32 `[3, N]`, and their block."""
+def cut(
+    slots: tuple[int, ...], splits: tuple[int, ...], *, fixed_order: bool = False
+) -> tuple[np.ndarray, int]:
+    """The places of tiles that cover segments, int32 `[3, N]`, and their block, with `fixed_order` always the
+    same.
+    """
     lengths = np.diff(splits)
     longest = lengths.max()
-    block = next((block for block in _BLOCKS if longest <= block), _BLOCKS[-1])
+    blocks = _BLOCKS[:1] if fixed_order else _BLOCKS
+    block = next((block for block in blocks if longest <= block), blocks[-1])
     per_segment = -(-lengths // block)
     segment = np.repeat(np.arange(len(lengths)), per_segment)
     first = np.concatenate(([0], np.cumsum(per_segment)))[:-1]
