@@ -204,7 +204,6 @@ def build_layout(
                 out_features=named.shape.out_features,
                 has_bias=named.has_bias,
                 is_replaceable=named.module in REPLACEABLE_MODULES,
-                is_plain=named.is_plain,
             )
             for named in named_slices(config)
         ],

@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18lorikeet/v1/layout.proto\x12\x0blorikeet.v1\"\x9d\x02\n\x06Layout\x12\x1b\n\x13pack_format_version\x18\x01 \x01(\r\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\t\x12\x11\n\tbase_name\x18\x03 \x01(\t\x12.\n\rcompute_dtype\x18\x04 \x01(\x0e\x32\x17.lorikeet.v1.TensorType\x12\x1c\n\x14tensor_parallel_size\x18\x05 \x01(\r\x12\x17\n\x0f\x61lignment_bytes\x18\x06 \x01(\r\x12\x15\n\rrank_multiple\x18\x07 \x01(\r\x12\x10\n\x08max_rank\x18\x08 \x01(\r\x12&\n\x06slices\x18\t \x03(\x0b\x32\x16.lorikeet.v1.SliceSpec\x12\x16\n\x0emax_pack_bytes\x18\n \x01(\x04\"\xa8\x01\n\tSliceSpec\x12\x0e\n\x06module\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.lorikeet.v1.SliceKind\x12\x13\n\x0bin_features\x18\x03 \x01(\r\x12\x14\n\x0cout_features\x18\x04 \x01(\r\x12\x10\n\x08has_bias\x18\x05 \x01(\x08\x12\x16\n\x0eis_replaceable\x18\x06 \x01(\x08\x12\x10\n\x08is_plain\x18\x07 \x01(\x08\"\x95\x01\n\x0cPackManifest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rlayout_digest\x18\x02 \x01(\t\x12\x1c\n\x14tensor_parallel_rank\x18\x03 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12+\n\x06slices\x18\x05 \x03(\x0b\x32\x1b.lorikeet.v1.SlicePlacement\"\xe3\x02\n\x0eSlicePlacement\x12\r\n\x05slice\x18\x01 \x01(\r\x12\x10\n\x08\x61_offset\x18\x02 \x01(\x04\x12\x10\n\x08\x62_offset\x18\x03 \x01(\x04\x12\x13\n\x0bpadded_rank\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0f\n\x07scaling\x18\x06 \x01(\x02\x12\x1d\n\x10magnitude_offset\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\x1d\n\x10lora_bias_offset\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0b\x62ias_offset\x18\t \x01(\x04H\x02\x88\x01\x01\x12\x19\n\x0cshift_offset\x18\n \x01(\x04H\x03\x88\x01\x01\x12\x1a\n\rweight_offset\x18\x0b \x01(\x04H\x04\x88\x01\x01\x42\x13\n\x11_magnitude_offsetB\x13\n\x11_lora_bias_offsetB\x0e\n\x0c_bias_offsetB\x0f\n\r_shift_offsetB\x10\n\x0e_weight_offset*u\n\nTensorType\x12\x1b\n\x17TENSOR_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13TENSOR_TYPE_FLOAT32\x10\x01\x12\x18\n\x14TENSOR_TYPE_BFLOAT16\x10\x02\x12\x17\n\x13TENSOR_TYPE_FLOAT16\x10\x03*X\n\tSliceKind\x12\x1a\n\x16SLICE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SLICE_KIND_LINEAR\x10\x01\x12\x18\n\x14SLICE_KIND_EMBEDDING\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18lorikeet/v1/layout.proto\x12\x0blorikeet.v1\"\x9d\x02\n\x06Layout\x12\x1b\n\x13pack_format_version\x18\x01 \x01(\r\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\t\x12\x11\n\tbase_name\x18\x03 \x01(\t\x12.\n\rcompute_dtype\x18\x04 \x01(\x0e\x32\x17.lorikeet.v1.TensorType\x12\x1c\n\x14tensor_parallel_size\x18\x05 \x01(\r\x12\x17\n\x0f\x61lignment_bytes\x18\x06 \x01(\r\x12\x15\n\rrank_multiple\x18\x07 \x01(\r\x12\x10\n\x08max_rank\x18\x08 \x01(\r\x12&\n\x06slices\x18\t \x03(\x0b\x32\x16.lorikeet.v1.SliceSpec\x12\x16\n\x0emax_pack_bytes\x18\n \x01(\x04\"\x96\x01\n\tSliceSpec\x12\x0e\n\x06module\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.lorikeet.v1.SliceKind\x12\x13\n\x0bin_features\x18\x03 \x01(\r\x12\x14\n\x0cout_features\x18\x04 \x01(\r\x12\x10\n\x08has_bias\x18\x05 \x01(\x08\x12\x16\n\x0eis_replaceable\x18\x06 \x01(\x08\"\x95\x01\n\x0cPackManifest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rlayout_digest\x18\x02 \x01(\t\x12\x1c\n\x14tensor_parallel_rank\x18\x03 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12+\n\x06slices\x18\x05 \x03(\x0b\x32\x1b.lorikeet.v1.SlicePlacement\"\xe3\x02\n\x0eSlicePlacement\x12\r\n\x05slice\x18\x01 \x01(\r\x12\x10\n\x08\x61_offset\x18\x02 \x01(\x04\x12\x10\n\x08\x62_offset\x18\x03 \x01(\x04\x12\x13\n\x0bpadded_rank\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0f\n\x07scaling\x18\x06 \x01(\x02\x12\x1d\n\x10magnitude_offset\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\x1d\n\x10lora_bias_offset\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0b\x62ias_offset\x18\t \x01(\x04H\x02\x88\x01\x01\x12\x19\n\x0cshift_offset\x18\n \x01(\x04H\x03\x88\x01\x01\x12\x1a\n\rweight_offset\x18\x0b \x01(\x04H\x04\x88\x01\x01\x42\x13\n\x11_magnitude_offsetB\x13\n\x11_lora_bias_offsetB\x0e\n\x0c_bias_offsetB\x0f\n\r_shift_offsetB\x10\n\x0e_weight_offset*u\n\nTensorType\x12\x1b\n\x17TENSOR_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13TENSOR_TYPE_FLOAT32\x10\x01\x12\x18\n\x14TENSOR_TYPE_BFLOAT16\x10\x02\x12\x17\n\x13TENSOR_TYPE_FLOAT16\x10\x03*X\n\tSliceKind\x12\x1a\n\x16SLICE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SLICE_KIND_LINEAR\x10\x01\x12\x18\n\x14SLICE_KIND_EMBEDDING\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lorikeet.v1.layout_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TENSORTYPE']._serialized_start=1010
-  _globals['_TENSORTYPE']._serialized_end=1127
-  _globals['_SLICEKIND']._serialized_start=1129
-  _globals['_SLICEKIND']._serialized_end=1217
+  _globals['_TENSORTYPE']._serialized_start=992
+  _globals['_TENSORTYPE']._serialized_end=1109
+  _globals['_SLICEKIND']._serialized_start=1111
+  _globals['_SLICEKIND']._serialized_end=1199
   _globals['_LAYOUT']._serialized_start=42
   _globals['_LAYOUT']._serialized_end=327
   _globals['_SLICESPEC']._serialized_start=330
-  _globals['_SLICESPEC']._serialized_end=498
-  _globals['_PACKMANIFEST']._serialized_start=501
-  _globals['_PACKMANIFEST']._serialized_end=650
-  _globals['_SLICEPLACEMENT']._serialized_start=653
-  _globals['_SLICEPLACEMENT']._serialized_end=1008
+  _globals['_SLICESPEC']._serialized_end=480
+  _globals['_PACKMANIFEST']._serialized_start=483
+  _globals['_PACKMANIFEST']._serialized_end=632
+  _globals['_SLICEPLACEMENT']._serialized_start=635
+  _globals['_SLICEPLACEMENT']._serialized_end=990
 # @@protoc_insertion_point(module_scope)

@@ -52,22 +52,20 @@ class Layout(_message.Message):
     def __init__(self, pack_format_version: _Optional[int] = ..., base_digest: _Optional[str] = ..., base_name: _Optional[str] = ..., compute_dtype: _Optional[_Union[TensorType, str]] = ..., tensor_parallel_size: _Optional[int] = ..., alignment_bytes: _Optional[int] = ..., rank_multiple: _Optional[int] = ..., max_rank: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[SliceSpec, _Mapping]]] = ..., max_pack_bytes: _Optional[int] = ...) -> None: ...
 
 class SliceSpec(_message.Message):
-    __slots__ = ("module", "kind", "in_features", "out_features", "has_bias", "is_replaceable", "is_plain")
+    __slots__ = ("module", "kind", "in_features", "out_features", "has_bias", "is_replaceable")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     IN_FEATURES_FIELD_NUMBER: _ClassVar[int]
     OUT_FEATURES_FIELD_NUMBER: _ClassVar[int]
     HAS_BIAS_FIELD_NUMBER: _ClassVar[int]
     IS_REPLACEABLE_FIELD_NUMBER: _ClassVar[int]
-    IS_PLAIN_FIELD_NUMBER: _ClassVar[int]
     module: str
     kind: SliceKind
     in_features: int
     out_features: int
     has_bias: bool
     is_replaceable: bool
-    is_plain: bool
-    def __init__(self, module: _Optional[str] = ..., kind: _Optional[_Union[SliceKind, str]] = ..., in_features: _Optional[int] = ..., out_features: _Optional[int] = ..., has_bias: _Optional[bool] = ..., is_replaceable: _Optional[bool] = ..., is_plain: _Optional[bool] = ...) -> None: ...
+    def __init__(self, module: _Optional[str] = ..., kind: _Optional[_Union[SliceKind, str]] = ..., in_features: _Optional[int] = ..., out_features: _Optional[int] = ..., has_bias: _Optional[bool] = ..., is_replaceable: _Optional[bool] = ...) -> None: ...
 
 class PackManifest(_message.Message):
     __slots__ = ("digest", "layout_digest", "tensor_parallel_rank", "total_bytes", "slices")
