@@ -1,12 +1,14 @@
 """A frontend's metrics: requests and tokens by adapter, first-token times, and what is queued."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from frontend.catalog import Catalog
-from frontend.usage import FIRST_TOKEN_BOUNDS, OTHERS, UsageTable
+from frontend.usage import FIRST_TOKEN_BOUNDS, OTHERS, Usage, UsageTable
+from rpc.metrics import Rising
 
 # Each adapter is four time series; those beyond are added up as "others".
 MOST_ADAPTERS = 200
@@ -27,6 +29,7 @@ class FrontendMetrics:
         self._usage = usage
         self._catalog = catalog
         self._queues = queues
+        self._rising = Rising()
 
     async def gather(self) -> list[Metric]:
         """All metric families at this moment."""
@@ -48,13 +51,16 @@ class FrontendMetrics:
         rest = self._usage.total()
         for _, usage in listed:
             rest = rest.minus(usage)
-        for digest, usage in [*listed, (OTHERS, rest)]:
+        for digest, usage in [*listed, (OTHERS, self._risen(rest))]:
             label = [_name(digest, names), digest]
             requests.add_metric(label, usage.requests)
             failures.add_metric(label, usage.failures)
             prompt.add_metric(label, usage.prompt_tokens)
             generated.add_metric(label, usage.generated_tokens)
         return [requests, failures, prompt, generated]
+
+    def _risen(self, rest: Usage) -> Usage:
+        return Usage(**{name: int(self._rising.most(name, value)) for name, value in asdict(rest).items()})
 
     def _first_token(self) -> Metric:
         bounds = [*map(str, FIRST_TOKEN_BOUNDS), "+Inf"]

@@ -52,6 +52,22 @@ class MetricsServer:
         await asyncio.to_thread(self._thread.join)
 
 
+class Rising:
+    """Told as counters, what is left over when the busiest are told apart.
+
+    That falls when one of them comes from there with more than its place had, and Prometheus takes a counter
+    that falls for one that began anew: it would count all of it again.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[str, float] = {}
+
+    def most(self, name: str, value: float) -> float:
+        """The largest value of a name so far."""
+        self._most[name] = most = max(value, self._most.get(name, 0.0))
+        return most
+
+
 class _LoopCollector(Collector):
     def __init__(self, loop: asyncio.AbstractEventLoop, gather: Gather) -> None:
         self._loop = loop

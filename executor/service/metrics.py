@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from executor.control.usage import OTHERS
 from lorikeet.v1 import executor_pb2 as pb
+from rpc.metrics import Rising
 
 # Each adapter is five time series or so; those beyond are one entry, "others".
 MOST_ADAPTERS = 200
@@ -48,6 +50,7 @@ class ExecutorMetrics:
 
     def __init__(self, statistics: Callable[[int], pb.ExecutorStatistics]) -> None:
         self._statistics = statistics
+        self._rising = Rising()
 
     async def gather(self) -> list[Metric]:
         """All metric families at this moment."""
@@ -61,22 +64,25 @@ class ExecutorMetrics:
             )
             for name in _COUNTED
         ]
-        return [held, *counted, *_by_adapter(statistics)]
+        return [held, *counted, *self._by_adapter(statistics)]
 
-
-def _by_adapter(statistics: pb.ExecutorStatistics) -> list[Metric]:
-    families: list[Metric] = []
-    for name, help_ in _BY_ADAPTER.items():
-        family = CounterMetricFamily(f"lorikeet_adapter_{name}", help_, labels=["digest"])
+    def _by_adapter(self, statistics: pb.ExecutorStatistics) -> list[Metric]:
+        families: list[Metric] = []
+        for name, help_ in _BY_ADAPTER.items():
+            family = CounterMetricFamily(f"lorikeet_adapter_{name}", help_, labels=["digest"])
+            for adapter in statistics.adapters:
+                family.add_metric([adapter.digest], self._value(adapter, name))
+            families.append(family)
+        waits = CounterMetricFamily(
+            "lorikeet_adapter_wait_seconds",
+            "Seconds before the first step: waits for a slot, for the weights, for pages or a turn.",
+            labels=["digest", "for"],
+        )
         for adapter in statistics.adapters:
-            family.add_metric([adapter.digest], getattr(adapter, name))
-        families.append(family)
-    waits = CounterMetricFamily(
-        "lorikeet_adapter_wait_seconds",
-        "What requests waited before their first step: for a slot, for the weights, for pages or their turn.",
-        labels=["digest", "for"],
-    )
-    for adapter in statistics.adapters:
-        for kind in _WAITS:
-            waits.add_metric([adapter.digest, kind], getattr(adapter, f"{kind}_wait_seconds"))
-    return [*families, waits]
+            for kind in _WAITS:
+                waits.add_metric([adapter.digest, kind], self._value(adapter, f"{kind}_wait_seconds"))
+        return [*families, waits]
+
+    def _value(self, adapter: pb.ExecutorAdapter, name: str) -> float:
+        value = getattr(adapter, name)
+        return self._rising.most(name, value) if adapter.digest == OTHERS else value

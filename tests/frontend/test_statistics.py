@@ -62,6 +62,22 @@ async def test_metrics_are_bounded_and_add_up(model_folder: Path):
     assert families["lorikeet_frontend_held"].samples[0].value == 3
 
 
+async def test_what_is_left_over_never_falls(model_folder: Path):
+    async with running_rig(model_folder) as rig:
+        usage = UsageTable()
+        for number in range(MOST_ADAPTERS):
+            usage.count(f"{number:064x}", Usage(requests=2), first_token_seconds=None)
+        usage.count(A, Usage(requests=1, generated_tokens=50), first_token_seconds=None)
+        metrics = FrontendMetrics(usage=usage, catalog=rig.frontend.catalog, queues=dict)
+        told = []
+        for _ in range(2):
+            families = {family.name: family for family in await metrics.gather()}
+            told.append(families["lorikeet_generated_tokens"].samples[-1].value)
+            # Comes among the busiest, and takes its tokens with it.
+            usage.count(A, Usage(requests=5), first_token_seconds=None)
+    assert told == [50, 50]
+
+
 async def test_failures_count(model_folder: Path):
     async with running_rig(model_folder) as rig:
         rig.executor.refuse = lambda submit: executor_pb2.Failed(
