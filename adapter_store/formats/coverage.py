@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 
-from adapter_store.formats.layout import PackLayout
+from adapter_store.formats.layout import PackLayout, endings_of
 from adapter_store.formats.names import spellings
 from adapter_store.formats.peft_config import PeftConfig
 from adapter_store.formats.targets import names, stacked_paths, targeted_modules
@@ -73,16 +73,17 @@ def _check_spelling(
 ) -> None:
     """Refuses names and patterns that mean nothing."""
     if not isinstance(config.target_modules, str):
-        for target in config.target_modules:
-            if not any(names(target, module) for module in layout.by_module):
-                _check_other_spelling(target, layout)
-            tick()
-    parameters = [f"{slice_.module}.weight" for slice_ in layout.slices if not slice_.is_expert]
-    parameters += {path[0] for experts in layout.experts.values() for path in stacked_paths(experts)}
-    for target in config.target_parameters:
-        if not any(names(target, parameter) for parameter in parameters):
-            raise _unknown_target("target_parameters", target, layout)
-        tick()
+        unknown = [target for target in config.target_modules if target not in layout.endings]
+        if unknown:
+            other = _other_endings(layout)
+            for target in unknown:
+                if target not in other:
+                    raise _unknown_target("target_modules", target, layout)
+    if config.target_parameters:
+        known = _parameter_endings(layout)
+        for target in config.target_parameters:
+            if target not in known:
+                raise _unknown_target("target_parameters", target, layout)
     for option, key in config.unused_patterns(paths, tick):
         raise invalid_argument(
             "UNUSED_PATTERN",
@@ -91,13 +92,19 @@ def _check_spelling(
         )
 
 
-def _check_other_spelling(target: str, layout: PackLayout) -> None:
-    others = (path for module in layout.by_module for path in spellings(module)[1:])
-    stacked = (
-        path for experts in layout.experts.values() for paths in stacked_paths(experts) for path in paths
-    )
-    if not (any(names(target, path) for path in stacked) or any(names(target, path) for path in others)):
-        raise _unknown_target("target_modules", target, layout)
+def _other_endings(layout: PackLayout) -> frozenset[str]:
+    """Of modules by older names, and of experts by names that stand for all of them."""
+    paths = [path for module in layout.by_module for path in spellings(module)[1:]]
+    paths += [path for experts in layout.experts.values() for some in stacked_paths(experts) for path in some]
+    return endings_of(paths)
+
+
+def _parameter_endings(layout: PackLayout) -> frozenset[str]:
+    paths = [
+        f"{slice_.module}.weight" for slice_ in layout.slices if not (slice_.is_expert or slice_.is_embedding)
+    ]
+    paths += [some[0] for experts in layout.experts.values() for some in stacked_paths(experts)]
+    return endings_of(paths)
 
 
 def _unknown_target(option: str, target: str, layout: PackLayout) -> Exception:

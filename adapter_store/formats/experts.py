@@ -13,7 +13,6 @@ from adapter_store.formats.names import Part, Stack
 from adapter_store.formats.peft_config import PeftConfig
 from adapter_store.formats.safetensors_files import TensorEntry
 from adapter_store.formats.stack_shapes import ExpertStack, Reading, misfit, readings
-from adapter_store.formats.targets import names
 from rpc.errors import LorikeetError, invalid_argument
 
 _GATE_UP, _DOWN = (0, 1), (2,)
@@ -125,7 +124,7 @@ def _nested(
     targeted = [
         projections
         for projections in (_GATE_UP, _DOWN)
-        if any(names(t, f"{experts.module}.{_PARAMETERS[projections]}") for t in config.target_parameters)
+        if config.parameters.mean(f"{experts.module}.{_PARAMETERS[projections]}")
     ]
     if len(targeted) == 1:
         return targeted[0]

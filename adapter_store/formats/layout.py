@@ -1,7 +1,7 @@
 """The layout that an executor published, in the form that checks and packing use."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,8 +87,24 @@ class PackLayout:
         """By their module."""
         return {experts.module: experts for experts in _experts(self.slices)}
 
+    @cached_property
+    def endings(self) -> frozenset[str]:
+        """The last parts, one or more of them, of every module's path."""
+        return endings_of(self.by_module)
+
     def padded(self, rank: int) -> int:
         return -(-rank // self.rank_multiple) * self.rank_multiple
+
+
+def endings_of(paths: Iterable[str]) -> frozenset[str]:
+    """The last parts, one or more, of these paths: what a list of targets may have for them."""
+    found: set[str] = set()
+    for path in paths:
+        # Of paths that end alike, the first has brought the rest.
+        while path not in found:
+            found.add(path)
+            path = path.partition(".")[2] or path
+    return frozenset(found)
 
 
 def read_layout(layout: layout_pb2.Layout) -> PackLayout:

@@ -7,6 +7,7 @@ looks at the clock between them.
 """
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from adapter_store.formats.strict_json import printable
@@ -29,6 +30,32 @@ _INNERMOST_GROUP = re.compile(r"\((?:\?:)?([^()]*)\)")
 # What Python's `re` keeps for sets of the future, and warns of each time.
 _SET_OPERATION = re.compile(r"\[|--|&&|~~|\|\|")
 _SPECIAL = frozenset(".^$*+?{}[]()|\\")
+
+
+class Endings:
+    """A list of targets, in which PEFT finds a path if one of them is the path, or its last parts."""
+
+    def __init__(self, targets: Iterable[str]) -> None:
+        self._targets = frozenset(targets)
+        self._parts = max((target.count(".") + 1 for target in self._targets), default=0)
+
+    @property
+    def are_single(self) -> bool:
+        """True when no target has more than one part."""
+        return self._parts <= 1
+
+    def mean_exactly(self, path: str) -> bool:
+        return path in self._targets
+
+    def mean(self, path: str) -> bool:
+        end = len(path)
+        for _ in range(self._parts):
+            end = path.rfind(".", 0, end)
+            if path[end + 1 :] in self._targets:
+                return True
+            if end < 0:
+                break
+        return False
 
 
 def pattern_key_regex(key: str, option: str) -> re.Pattern[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from adapter_store.formats.patterns import pattern_key_regex
+from adapter_store.formats.patterns import Endings, pattern_key_regex
 from adapter_store.formats.strict_json import load_object, printable
 from rpc.errors import LorikeetError, invalid_argument, unimplemented
 
@@ -93,9 +93,19 @@ class PeftConfig:
     peft_version: str
 
     @cached_property
-    def target_endings(self) -> tuple[str, ...]:
-        """How the path of a module ends that a list of targets means."""
-        return tuple(f".{target}" for target in self.target_modules)
+    def modules(self) -> Endings:
+        """Of target_modules, where it is a list."""
+        return Endings(() if isinstance(self.target_modules, str) else self.target_modules)
+
+    @cached_property
+    def parameters(self) -> Endings:
+        """Of target_parameters."""
+        return Endings(self.target_parameters)
+
+    @cached_property
+    def excluded(self) -> Endings:
+        """Of exclude_modules, where it is a list."""
+        return Endings(() if isinstance(self.exclude_modules, str) else self.exclude_modules)
 
     def rank_of(self, module: str) -> int:
         """The rank that PEFT gives a module or parameter, by the path that the adapter knows it by."""

@@ -38,21 +38,17 @@ def targeted_modules(config: PeftConfig, layout: PackLayout, tick: Callable[[], 
 def is_parameter_targeted(config: PeftConfig, slice_: Slice) -> bool:
     """True when PEFT would wrap the weight of this linear layer as a parameter."""
     return not slice_.is_embedding and any(
-        names(target, f"{path}.weight")
-        for target in config.target_parameters
-        for path in spellings(slice_.module)
+        config.parameters.mean(f"{path}.weight") for path in spellings(slice_.module)
     )
 
 
 def _targeted_experts(config: PeftConfig, experts: Experts, tick: Callable[[], None]) -> Iterator[str]:
     # A single name means the same projection of every expert, or none: no need to look at each of them.
     means_all = not config.exclude_modules
-    only_names = not isinstance(config.target_modules, str) and not any(
-        "." in t for t in config.target_modules
-    )
+    only_names = not isinstance(config.target_modules, str) and config.modules.are_single
     for index, paths in enumerate(stacked_paths(experts)):
         tick()
-        if any(names(target, paths[0]) for target in config.target_parameters) or (
+        if config.parameters.mean(paths[0]) or (
             means_all and any(is_targeted(config, path) for path in paths)
         ):
             yield from (triple[index].module for triple in experts.slices)
@@ -85,9 +81,9 @@ def is_targeted(config: PeftConfig, module: str) -> bool:
         if targets.lower() == "all-linear":
             return module.rpartition(".")[2] not in ("lm_head", "embed_tokens")
         return target_regex(targets, "target_modules").fullmatch(module) is not None
-    if module in targets:
+    if config.modules.mean_exactly(module):
         return True
-    return module.endswith(config.target_endings) and _is_in_layers(config, module)
+    return config.modules.mean(module) and _is_in_layers(config, module)
 
 
 def names(target: str, module: str) -> bool:
@@ -99,7 +95,7 @@ def _is_excluded(config: PeftConfig, module: str) -> bool:
     excluded = config.exclude_modules
     if isinstance(excluded, str):
         return target_regex(excluded, "exclude_modules").fullmatch(module) is not None
-    return any(names(name, module) for name in excluded)
+    return config.excluded.mean(module)
 
 
 def _is_in_layers(config: PeftConfig, module: str) -> bool:

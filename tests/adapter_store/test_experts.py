@@ -45,6 +45,20 @@ FORMS: dict[str, tuple[Any, dict[str, np.ndarray], dict[str, Any]]] = {
     "one by one": (FREE, alone(FREE), MODULES),
     "one by one, by a pattern": (FREE, alone(FREE), {"target_modules": r".*\.experts\.\d+\.\w+_proj"}),
     "one by one, all-linear": (FREE, alone(FREE), {"target_modules": "all-linear"}),
+    "one by one, by whole paths": (
+        FREE,
+        alone(FREE),
+        {"target_modules": sorted({name[17:-14] for name in alone(FREE)})},
+    ),
+    "Mixtral's, by whole paths": (
+        FREE,
+        alone(FREE, "block_sparse_moe.experts", ("w1", "w3", "w2")),
+        {
+            "target_modules": sorted(
+                {n[17:-14] for n in alone(FREE, "block_sparse_moe.experts", ("w1", "w3", "w2"))}
+            )
+        },
+    ),
     "Mixtral's": (
         FREE,
         alone(FREE, "block_sparse_moe.experts", ("w1", "w3", "w2")),
