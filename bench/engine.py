@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import triton
 
-from bench import gpu_checks
+from bench import gpu_checks, moe_checks
 from bench.engine_rig import Ask, Pack, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
@@ -39,6 +39,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 36,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40_960,
+        "rope_theta": 1_000_000.0,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "vocab_size": 151_936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
         "head_dim": 128,
         "max_position_embeddings": 40_960,
         "rope_theta": 1_000_000.0,
@@ -120,7 +137,8 @@ class Bench:
     def rig(self, rank: int, adapters: int) -> Rig:
         """An engine with that many adapters, which have the same numbers in different memory."""
         rows, longest = max(self._options.rows), max(self._options.prompt + self._options.output, 1024) + 32
-        pack = random_pack(self.model, rank=rank, dtype=torch.bfloat16) if adapters else None
+        device = torch.device("cuda")
+        pack = random_pack(self.model, rank=rank, dtype=torch.bfloat16, device=device) if adapters else None
         packs: dict[str, Pack] = {str(i): pack for i in range(adapters)} if pack else {}
         begun = time.perf_counter()
         rig = Rig(
@@ -206,7 +224,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    gpu_checks.main()
+    (moe_checks if "moe" in SHAPES[options.model_shape]["model_type"] else gpu_checks).main()
     bench, rows, profiles, first_tokens = Bench(options), [], [], {}
     for rank in [0, *options.ranks]:
         rig = bench.rig(rank, max(options.adapters) if rank else 0)

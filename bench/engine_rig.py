@@ -52,26 +52,30 @@ def random_pack(
     ends: bool = False,
     strength: float = 0.3,
     forms: bool = False,
+    device: torch.device | None = None,
 ) -> Pack:
-    """An adapter of one rank on all linear slices; with `ends` on embedding and head too, with `forms` of
-    DoRA and with a bias on every linear.
+    """An adapter of one rank on all linear slices but routers; with `ends` on embedding and head too, with
+    `forms` of DoRA and with a bias on every linear that takes them, and on routers too. `device` makes it.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device or "cpu").manual_seed(seed)
     places, parts, offset = [], [], 0
     slices = named_slices(model) if ends else named_slices(model)[:-2]
     for index, named in enumerate(slices):
+        if named.module.endswith("mlp.gate") and not forms:
+            continue
         offsets = []
         for features, scale in ((named.shape.in_features, 1.0), (named.shape.out_features, strength)):
             std = scale * (features if named.shape.kind == "linear" and not offsets else rank) ** -0.5
-            values = torch.randn(rank * features, generator=generator).mul_(std).to(dtype)
-            raw = values.view(torch.uint8).numpy().tobytes()
+            values = torch.randn(rank * features, generator=generator, device=device).mul_(std).to(dtype)
+            raw = values.view(torch.uint8).cpu().numpy().tobytes()
             offsets.append(offset)
             parts.append(raw + bytes(-len(raw) % UNIT))
             offset += len(parts[-1])
         vectors: dict[str, int] = {}
-        for name, low, high in _VECTORS if forms and named.shape.kind == "linear" else ():
-            values = torch.empty(named.shape.out_features).uniform_(low, high, generator=generator)
-            raw = values.numpy().tobytes()
+        is_formed = forms and named.shape.kind == "linear" and not named.is_plain
+        for name, low, high in _VECTORS if is_formed else ():
+            values = torch.empty(named.shape.out_features, device=device)
+            raw = values.uniform_(low, high, generator=generator).cpu().numpy().tobytes()
             vectors[f"{name}_offset"] = offset
             parts.append(raw + bytes(-len(raw) % UNIT))
             offset += len(parts[-1])

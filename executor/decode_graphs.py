@@ -26,10 +26,12 @@ from executor.model.attention import Spans, token_places
 from executor.model.attention_triton import TritonAttention
 from executor.model.batch import Batch
 from executor.model.decoder import Decoder
+from executor.model.layout import router_slices
 from executor.model.page_table import PageTable
 from kernels.fused import FusedSteps
 from kernels.lora import NO_LORA, LoraBatch, SlotTable
 from kernels.lora.tiles import Tiles, cut
+from kernels.moe_lora.gpu import slots_of
 from kernels.transfer import pack
 
 _RANKS = (16, 64, 256)
@@ -44,11 +46,14 @@ class Decoded(NamedTuple):
 
 
 class LoraShape(NamedTuple):
-    """What a graph with adapters is made for: that many tiles of `block` tokens, and ranks up to `rank`."""
+    """What a graph with adapters is made for: that many tiles of `block` tokens, ranks up to `rank`, and
+    `routers` of experts that have LoRA or none.
+    """
 
     tiles: int
     block: int
     rank: int
+    routers: bool
 
 
 class Recorder(Protocol):
@@ -91,6 +96,7 @@ class DecodeGraphs:
         self._record = record
         self._sizes = sizes(len(last_sampled))
         self._windows = tuple(set(decoder.config.windows))
+        self._routers = router_slices(decoder.config)
         device, most = last_sampled.device, self._sizes[-1]
         self._inputs = torch.zeros(9 * most, dtype=torch.int32, device=device)
         self._logits_NV = adapters.pool.new_empty(most, decoder.config.vocab_size)
@@ -114,7 +120,9 @@ class DecodeGraphs:
         tiles, shape = None, None
         if not lora.empty:
             tiles, block = cut(lora.slots, lora.splits, fixed_order=self._adapters.fixed_order)
-            shape = _shape(tiles.shape[1], block, self._adapters.largest_rank(lora.slots), size)
+            rank = self._adapters.largest_rank(lora.slots)
+            routers = self._adapters.touches(lora.slots, self._routers)
+            shape = _shape(tiles.shape[1], block, rank, size, routers)
         graph = self._graph(size, shape)
         numbers = np.zeros(graph.numbers, dtype=np.int32)
         numbers[:count] = input_ids
@@ -153,7 +161,13 @@ class DecodeGraphs:
         if shape is not None:
             tiles = self._inputs[6 * size : 6 * size + 3 * shape.tiles].view(3, shape.tiles)
             tiles = Tiles(places=tiles, block=shape.block, rank=shape.rank)
-            lora = LoraBatch(slots=(), splits=(0,), tiles=tiles)
+            lora = LoraBatch(
+                slots=(),
+                splits=(0,),
+                tiles=tiles,
+                slots_T=slots_of(tiles, size) if self._routers else None,
+                touches_routers=shape.routers,
+            )
         batch = Batch(
             input_ids=torch.where(ids == LAST_SAMPLED, self._last_sampled.index_select(0, rows), ids),
             positions=places[2],
@@ -182,10 +196,11 @@ def sizes(rows: int) -> tuple[int, ...]:
     return (*chosen, size)
 
 
-def _shape(tiles: int, block: int, rank: int, size: int) -> LoraShape:
+def _shape(tiles: int, block: int, rank: int, size: int, routers: bool) -> LoraShape:
     """The next larger shape of a few."""
     tiles = min(1 << (tiles - 1).bit_length(), size)
-    return LoraShape(tiles, block, next((most for most in _RANKS if most >= rank), -(-rank // 256) * 256))
+    rank = next((most for most in _RANKS if most >= rank), -(-rank // 256) * 256)
+    return LoraShape(tiles, block, rank, routers)
 
 
 class CudaRecorder:

@@ -110,6 +110,12 @@ def layer_slices(config: ModelConfig, layer: int) -> LayerSlices:
     )
 
 
+def router_slices(config: ModelConfig) -> tuple[int, ...]:
+    """Those of all layers that have experts."""
+    mlps = [layer_slices(config, layer).mlp for layer in range(config.layers)]
+    return tuple(packed.slice for mlp in mlps if isinstance(mlp, ExpertSlices) for packed in mlp.router)
+
+
 def embedding_index(config: ModelConfig) -> int:
     return _first_slice(config, config.layers)
 

@@ -150,7 +150,10 @@ class SlotTable:
 
     def touches(self, slots: Sequence[int], slices: Sequence[int]) -> bool:
         """Whether any of these slots has LoRA on any of these slices."""
-        return any(self._views[slot][index] is not None for slot in slots for index in slices)
+        if not slices:
+            return False
+        rows = (row for slot in slots if (row := self._rows[slot]) is not None)
+        return any(row.fields.numpy()[list(slices), RANK].any() for row in rows)
 
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
         """What one slot does to the output of one slice, or None where the adapter leaves it untouched."""

@@ -171,3 +171,12 @@ def test_a_token_does_not_depend_on_its_neighbours() -> None:
         return moe_lora.experts(x[first:last], some, weights, lora=lora, triton=True)
 
     assert torch.equal(compute(0, 9)[3:7], compute(3, 7))
+
+
+def test_which_slots_touch_slices() -> None:
+    table = make_table(torch.float32)
+    gates = [FIRST + 3 * expert for expert in range(EXPERTS)]
+    assert table.touches([UNTOUCHED, 0], gates)
+    assert not table.touches([UNTOUCHED], gates)
+    assert not table.touches([0, 1], range(FIRST))
+    assert not table.touches([0], ())
