@@ -1,6 +1,7 @@
 """What sampling options do to logits, each a function over all rows at once. All change `logits_NV` in place.
 
-Sparse options come as entries: entry e concerns token `tokens_E[e]` of row `rows_E[e]`, both int64.
+Sparse options come as entries: entry e concerns token `tokens_E[e]` of row `rows_E[e]`, both int64. None of
+the functions makes the host wait for a GPU.
 
 Legend: N rows, V vocabulary, E entries.
 """
@@ -14,7 +15,7 @@ _REMOVED = float("-inf")
 
 def add_bias(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor, bias_E: Tensor) -> None:
     """Add a float32 bias to single tokens."""
-    logits_NV.index_put_((rows_E, tokens_E), bias_E, accumulate=True)
+    _add(logits_NV, rows_E, tokens_E, bias_E)
 
 
 def suppress(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor) -> None:
@@ -38,7 +39,13 @@ def penalise_presence(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor, penal
 
 def penalise_frequency(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor, penalty_N: Tensor) -> None:
     """Subtract `penalty_N` once for each time that a token appears."""
-    logits_NV.index_put_((rows_E, tokens_E), -penalty_N[rows_E], accumulate=True)
+    # In whatever order: all entries of a token are the same number.
+    _add(logits_NV, rows_E, tokens_E, -penalty_N[rows_E])
+
+
+def _add(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor, values_E: Tensor) -> None:
+    # Putting with accumulation sorts the entries, and may wait for the GPU to do so.
+    logits_NV.view(-1).index_add_(0, rows_E * logits_NV.shape[1] + tokens_E, values_E)
 
 
 def heat(logits_NV: Tensor, temperature_N: Tensor) -> None:

@@ -157,6 +157,10 @@ class Sampler:
             filters.keep_top_p(logits_MV, top_p_M)
         if (table.min_p[rows] > 0).any():
             filters.keep_min_p(logits_MV, min_p_M)
+        if logits_MV.is_cuda:
+            from kernels.sampling.gpu import draw  # the CPU does without Triton
+
+            return draw(logits_MV, seed_M, positions_M)
         return logits_MV.add_(gumbel(seed_M, positions_M, vocab_size)).argmax(dim=-1)
 
 

@@ -1,0 +1,112 @@
+"""A draw from a softmax in Triton: the noise is made where it is added, and never stored.
+
+Semantics: `argmax_v(logits[n, v] - log(-log1p(-u)))`, u in (0, 1) from SplitMix64 (Steele, Lea and Flood
+2014) of (seed, position, v): the first 53 bits of its value, and a half, over 2**53.
+
+Legend: N rows, V vocabulary, C chunks of it.
+"""
+
+# pyright: reportCallIssue=false
+# A checker knows the arguments of a kernel, but not those of its launch.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.launch import overlapping, quick, wait_for_inputs
+
+_LOGITS_OF_A_PROGRAM = 2048
+
+
+def draw(logits_NV: Tensor, seeds_N: Tensor, positions_N: Tensor) -> Tensor:
+    """Tokens int64 `[N]` of float32 logits; seeds (the bits of a uint64) and positions are int64 `[N]`."""
+    rows, vocab_size = logits_NV.shape
+    if logits_NV.stride(1) != 1 or logits_NV.dtype != torch.float32:
+        raise ValueError("logits need a contiguous last dimension and to be float32")
+    tokens_N = torch.empty(rows, dtype=torch.int64, device=logits_NV.device)
+    if not rows:
+        return tokens_N
+    chunks = -(-vocab_size // _LOGITS_OF_A_PROGRAM)
+    largest_NC = torch.empty(rows, chunks, dtype=torch.float32, device=logits_NV.device)
+    index_NC = torch.empty(rows, chunks, dtype=torch.int32, device=logits_NV.device)
+    _draw_kernel[(chunks, rows)](
+        largest_NC,
+        index_NC,
+        logits_NV,
+        seeds_N,
+        positions_N,
+        chunks,
+        vocab_size,
+        logits_NV.stride(0),
+        BLOCK=_LOGITS_OF_A_PROGRAM,
+        num_warps=4,
+        **overlapping(),
+    )
+    _best_kernel[(rows,)](
+        tokens_N,
+        largest_NC,
+        index_NC,
+        chunks,
+        BLOCK=1 << (chunks - 1).bit_length(),
+        num_warps=1,
+        **overlapping(),
+    )
+    return tokens_N
+
+
+@triton.jit
+def _mix(z):
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+@triton.jit
+def _gumbel(seed, position, v_V):
+    golden = tl.full([], 0x9E3779B97F4A7C15, tl.uint64)
+    key = _mix(_mix(seed.to(tl.uint64) + golden) + position.to(tl.uint64) * golden)
+    bits_V = _mix(key + (v_V + 1).to(tl.uint64) * golden) >> 11
+    # 53 bits in a float32 keep their relative precision near 0, and it is the smallest that win.
+    u_V = tl.minimum((bits_V.to(tl.int64).to(tl.float32) + 0.5) * 1.1102230246251565e-16, 0.99999994)
+    # -log1p(-u): a series where 1 - u would round too much of u away.
+    series_V = 1.0 / 8 + u_V * (1.0 / 9)
+    for n in tl.static_range(7, 0, -1):
+        series_V = 1.0 / n + u_V * series_V
+    wait_V = tl.where(u_V < 0.125, u_V * series_V, -tl.log(1.0 - u_V))
+    return -tl.log(wait_V)
+
+
+@quick
+@triton.jit(do_not_specialize=["chunks"])
+def _draw_kernel(
+    largest_ptr,
+    index_ptr,
+    logits_ptr,
+    seeds_ptr,
+    positions_ptr,
+    chunks,
+    vocab_size,
+    stride_n,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    v_V = chunk * BLOCK + tl.arange(0, BLOCK)
+    wait_for_inputs(PDL)
+    noise_V = _gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), v_V)
+    logits_V = tl.load(logits_ptr + row * stride_n + v_V, mask=v_V < vocab_size, other=float("-inf"))
+    largest, index = tl.max(logits_V + noise_V, 0, return_indices=True, return_indices_tie_break_left=True)
+    tl.store(largest_ptr + row * chunks + chunk, largest)
+    tl.store(index_ptr + row * chunks + chunk, chunk * BLOCK + index)
+
+
+@quick
+@triton.jit(do_not_specialize=["chunks"])
+def _best_kernel(tokens_ptr, largest_ptr, index_ptr, chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c_C = tl.arange(0, BLOCK)
+    wait_for_inputs(PDL)
+    largest_C = tl.load(largest_ptr + row * chunks + c_C, mask=c_C < chunks, other=float("-inf"))
+    best = tl.argmax(largest_C, 0, tie_break_left=True)
+    tl.store(tokens_ptr + row, tl.load(index_ptr + row * chunks + tl.minimum(best, chunks - 1)).to(tl.int64))
