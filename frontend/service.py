@@ -12,6 +12,7 @@ from frontend.generation import Generation
 from frontend.rights import AdapterRights, hidden
 from frontend.statistics import AdapterStatistics
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
+from rpc.access import decide_again
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 ADAPTER_SERVICE = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
@@ -101,6 +102,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> None:
         async with contextlib.aclosing(self._admin.watch(request)) as events:
             async for event in events:
+                # Its token may have gone since the last one.
+                decide_again()
                 if self._rights.sees_event(event.adapter):
                     await context.write(event)
 

@@ -15,6 +15,9 @@ from rpc.tokens import MAX_TENANT_CHARACTERS, Caller, Role, TokenTable
 
 _HEALTH = "grpc.health.v1.Health"
 _ANYONE = Caller()
+_decide: contextvars.ContextVar[Callable[[], Caller]] = contextvars.ContextVar(
+    "decide", default=lambda: _ANYONE
+)
 _caller: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller", default=_ANYONE)
 
 
@@ -89,14 +92,26 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             # Inside the call, so that a refusal is an error like any other (see ErrorInterceptor).
-            tokens = self._auth.tokens if self._auth is not None else None
-            token = bearer_token(context.invocation_metadata() or ())
-            caller = self._rules.decide(service=service, token=token, peer=context.peer(), tokens=tokens)
-            _caller.set(caller)
+            token, peer = bearer_token(context.invocation_metadata() or ()), context.peer()
+
+            def decide() -> Caller:
+                tokens = self._auth.tokens if self._auth is not None else None
+                return self._rules.decide(service=service, token=token, peer=peer, tokens=tokens)
+
+            _decide.set(decide)
+            decide_again()
             return inner(request, context)
 
         factory = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
         return factory(call, handler.request_deserializer, handler.response_serializer)
+
+
+def decide_again() -> None:
+    """Decides about the call that this task answers by the tokens of now; for streams that go on for long.
+
+    Raises LorikeetError: UNAUTHENTICATED or PERMISSION_DENIED.
+    """
+    _caller.set(_decide.get()())
 
 
 def current_caller() -> Caller:

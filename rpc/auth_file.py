@@ -23,6 +23,7 @@ class AuthFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, ...] = ()
+        self._complaint = ""
         self.tokens = self._read()
 
     def refresh(self) -> bool:
@@ -32,8 +33,12 @@ class AuthFile:
                 return True
             self.tokens = self._read()
         except ValueError as error:
-            log.error("%s; the tokens read before stay in force", error)
+            # Once: this is read every second.
+            if str(error) != self._complaint:
+                log.error("%s; the tokens read before stay in force", error)
+            self._complaint = str(error)
             return False
+        self._complaint = ""
         log.info("%d tokens read from %s", len(self.tokens), self._path)
         return True
 

@@ -73,6 +73,27 @@ async def test_each_call_shows_a_token_of_the_right_role(model_folder: Path, tmp
         assert await outcome(health.Check(health_pb2.HealthCheckRequest())) == "OK"
 
 
+async def test_a_watcher_whose_token_is_withdrawn_hears_no_more(model_folder: Path, tmp_path: Path) -> None:
+    path = tokens_file(tmp_path)
+    async with running_rig(model_folder, auth_file=path, adapters={"a": OURS, "b": THEIRS}) as rig:
+        rig.store.next_event.clear()
+        calls: list[Any] = [
+            rig.adapters.WatchAdapters(pb.WatchAdaptersRequest(), **shown(token))
+            for token in (BOSS, ACME_ADMIN)
+        ]
+        for call in calls:
+            assert (await call.read()).adapter.name == "a"
+        entries = [entry for entry in json.loads(path.read_text()) if entry["name"] != "acme-admin"]
+        path.write_text(json.dumps(entries))
+        assert rig.frontend.reload_tokens()
+        rig.store.next_event.set()
+        assert (await calls[0].read()).adapter.name == "b"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calls[1].read()
+        assert from_rpc(caught.value).reason == "UNKNOWN_TOKEN"
+        calls[0].cancel()
+
+
 async def test_a_tenant_sees_its_own_adapters_and_those_of_none(model_folder: Path, tmp_path: Path) -> None:
     async with running_rig(model_folder, auth_file=tokens_file(tmp_path)) as rig:
         for name, tenant, digest in (("ours", "acme", OURS), ("theirs", "x", THEIRS), ("shared", "", SHARED)):

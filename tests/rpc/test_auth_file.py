@@ -39,6 +39,21 @@ def test_a_change_counts_and_a_broken_one_does_not(tmp_path: Path) -> None:
     assert auth.tokens.find(old)
 
 
+def test_a_file_that_stays_away_is_complained_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokens.json"
+    write(path, new_token()[1])
+    auth = AuthFile(path)
+    for _ in range(2):
+        path.unlink()
+        for _ in range(3):
+            assert not auth.refresh()
+        write(path, new_token()[1])
+        assert auth.refresh()
+    assert len([record for record in caplog.records if "cannot be read" in record.message]) == 2
+
+
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o644])
 def test_a_file_that_everyone_can_open_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "tokens.json"

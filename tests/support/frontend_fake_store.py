@@ -41,6 +41,9 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         self.templates_asked = 0
         self.templates_open = asyncio.Event()
         self.templates_open.set()
+        # Watchers get their second event, and all others, once this is set.
+        self.next_event = asyncio.Event()
+        self.next_event.set()
         self.upload_messages: list[adapters_pb2.UploadAdapterRequest] = []
         self.uploads_running = 0
         self.revision = 1
@@ -192,6 +195,7 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         try:
             for name in sorted(self.digests):
                 await context.write(adapters_pb2.AdapterEvent(adapter=self._adapter(name)))
+                await self.next_event.wait()
             await asyncio.Event().wait()
         finally:
             self.watchers -= 1
