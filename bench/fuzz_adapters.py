@@ -1,6 +1,6 @@
 """Mutated adapters against the store's reader, for as long as one likes.
 
-    python -m bench.fuzz_adapters [--seconds 600] [--seed 0]
+    python -m bench.fuzz_adapters [--seconds 600] [--seed 0] [--experts]
 
 Each case takes a good adapter, breaks it in a few random ways (bytes of the files, the safetensors header,
 the config) and reads it as the store does. What must hold: nothing but LorikeetError comes out, within a
@@ -40,14 +40,23 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 _VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 4, 64, 2**31, 2**63, 2**64, 10**30, -(2**63), 0.5, 1e300, 1e-300, "", "x",
-    "all", "lora_only", "lm_head", "q_proj", "\ud800", "\x00", "a" * 5000, [], [[]],
-    ["q_proj"], ["lm_head"], [None], [0, 1], {}, {"a": None}, {"q_proj": 4}, {"": 1}, {".*": 10**9},
+    "all", "lora_only", "lm_head", "q_proj", "\ud800", "\x00", "a" * 5000, [], [[]], "0.18.1",
+    ["gate_up_proj"], ["2.w1"], ["q_proj"], ["lm_head"], [None], [0, 1], {}, {"a": None}, {"q_proj": 4}, {"": 1},
+    {".*": 10**9},
 ]  # fmt: skip
 _PATTERNS = [
     "(a+)+$", "(.*)*", ".*.*.*.*.*.*x", "(a|aa)+", "(?:.*?){9}", "[", "(?P<x>.)", r"\1", "a{1000000}", "(((",
     "a{2,}{3,}", ".{0,99999}", r"(q_proj|v_proj|.*)", "\ud800", "x?" * 40, "|" * 500, "(?i)Q_PROJ", "[^]",
 ]  # fmt: skip
 _PATTERN_OPTIONS = ["target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"]
+_EXPERTS = [
+    "experts",
+    "experts.base_layer",
+    "experts.2",
+    "experts.w1",
+    "experts.gate_up_proj",
+    "experts.9999",
+]
 _DTYPES = ["F32", "F16", "BF16", "F64", "I8", "F8_E4M3", "BOOL", "", "f32", None, 7]
 _PARTS = [
     "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "base_layer.weight", "weight",
@@ -196,7 +205,7 @@ def _offsets(entry: dict[str, Any]) -> tuple[int, int]:
 
 
 def _change_entry(header: dict[str, Any], name: str, entry: dict[str, Any], random_: random.Random) -> None:
-    kind = random_.randrange(8)
+    kind = random_.randrange(10)
     if kind == 0:
         entry["dtype"] = random_.choice(_DTYPES)
     elif kind == 1:
@@ -218,9 +227,8 @@ def _change_entry(header: dict[str, Any], name: str, entry: dict[str, Any], rand
             )
         )
     elif kind == 3:
-        header[random_.choice(("\x00", "", "\ud800", "a" * 9000, "x\ny", f"{name}.weight"))] = header.pop(
-            name
-        )
+        other = random_.choice(("\x00", "", "\ud800", "a" * 9000, "x\ny", f"{name}.weight"))
+        header[other] = header.pop(name)
     elif kind == 4:
         module = name.rpartition(".lora_")[0]
         header[f"{module}.{random_.choice(_PARTS)}"] = header.pop(name)
@@ -228,6 +236,13 @@ def _change_entry(header: dict[str, Any], name: str, entry: dict[str, Any], rand
         header[name.replace("layers.0", f"layers.{random_.randrange(4)}")] = header.pop(name)
     elif kind == 6:
         header[name] = random_.choice(_VALUES)
+    elif kind == 7 and isinstance(shape := entry.get("shape"), list) and shape:
+        last = shape[-1] if isinstance(shape[-1], int) else 0
+        entry["shape"] = random_.choice(
+            (shape[::-1], [1, *shape], [*shape, 1], [2, *shape[:-1], last // 2], [*shape[:-1], last // 4, 4])
+        )
+    elif kind == 8:
+        header[name.replace("experts", random_.choice(_EXPERTS), 1)] = header.pop(name)
     else:
         header["__metadata__"] = random_.choice(_VALUES)
 
@@ -303,15 +318,18 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--experts", action="store_true", help="adapters of a model with experts")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-adapters")
     options = parser.parse_args()
     from tests.support.store_adapters import toy_pack_layout
+    from tests.support.store_expert_forms import write_expert_forms
+    from tests.support.store_experts import expert_pack_layout
 
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     with tempfile.TemporaryDirectory(prefix="fuzz-good-") as folder:
         outcome = fuzz(
-            good_adapters(Path(folder)),
-            toy_pack_layout(biases=True),
+            write_expert_forms(Path(folder)) if options.experts else good_adapters(Path(folder)),
+            expert_pack_layout() if options.experts else toy_pack_layout(biases=True),
             seconds=options.seconds,
             cases=sys.maxsize,
             seed=options.seed,

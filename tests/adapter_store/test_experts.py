@@ -10,6 +10,7 @@ from adapter_store.formats.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import NUMPY, lora_config, packed, write_adapter
+from tests.support.store_expert_forms import BOTH, FREE, FUSED, expert_forms
 from tests.support.store_experts import (
     EXPERTS,
     HIDDEN,
@@ -18,75 +19,14 @@ from tests.support.store_experts import (
     WIDTH,
     alone,
     deltas,
-    expert_lora,
     expert_pack_layout,
-    named,
     nested,
     old,
     packed_deltas,
     plain,
-    solid,
-    turned,
 )
 
-BOTH = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
-MODULES = {"target_modules": list(NAMES)}
-W = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
-OWN = {name: name for name in NAMES}
-GATE_UP = {"gate_up_proj": "gate_up_proj", "down_proj": "down_proj"}
-
-FUSED = expert_lora()
-SHARED = expert_lora(is_fused=False, is_shared=True, seed=1)
-FUSED_SHARED = expert_lora(is_shared=True, seed=2)
-FREE = expert_lora(is_fused=False, seed=3)
-
-# What the experts have, the tensors, and the config.
-FORMS: dict[str, tuple[Any, dict[str, np.ndarray], dict[str, Any]]] = {
-    "one by one": (FREE, alone(FREE), MODULES),
-    "one by one, by a pattern": (FREE, alone(FREE), {"target_modules": r".*\.experts\.\d+\.\w+_proj"}),
-    "one by one, all-linear": (FREE, alone(FREE), {"target_modules": "all-linear"}),
-    "one by one, by whole paths": (
-        FREE,
-        alone(FREE),
-        {"target_modules": sorted({name[17:-14] for name in alone(FREE)})},
-    ),
-    "Mixtral's, by whole paths": (
-        FREE,
-        alone(FREE, "block_sparse_moe.experts", ("w1", "w3", "w2")),
-        {
-            "target_modules": sorted(
-                {n[17:-14] for n in alone(FREE, "block_sparse_moe.experts", ("w1", "w3", "w2"))}
-            )
-        },
-    ),
-    "Mixtral's": (
-        FREE,
-        alone(FREE, "block_sparse_moe.experts", ("w1", "w3", "w2")),
-        {"target_modules": ["w1", "w2", "w3"]},
-    ),
-    "Mixtral's, by a pattern": (
-        FREE,
-        alone(FREE, "block_sparse_moe.experts", ("w1", "w3", "w2")),
-        {"target_modules": r".*block_sparse_moe\.experts\.\d\.w\d"},
-    ),
-    "parameters": (FUSED, nested(FUSED, plain), BOTH),
-    "parameters by their last names": (
-        FUSED,
-        nested(FUSED, plain),
-        {"target_modules": [], "target_parameters": ["down_proj", "gate_up_proj"]},
-    ),
-    "parameters, named as modules": (FUSED, nested(FUSED, plain), MODULES),
-    "parameters of PEFT 0.18": (FUSED, nested(FUSED, old), BOTH | {"peft_version": "0.18.1"}),
-    "parameters, transposed": (FUSED, nested(FUSED, turned), BOTH),
-    "parameters of three dimensions": (FUSED, nested(FUSED, solid), BOTH),
-    "parameters, shared": (FUSED_SHARED, nested(FUSED_SHARED, solid), BOTH),
-    "w1, w2, w3": (FREE, named(FREE, W), MODULES),
-    "w1, w2, w3, all-linear": (FREE, named(FREE, W), {"target_modules": "all-linear"}),
-    "w1, w2, w3, shared": (SHARED, named(SHARED, W), MODULES),
-    "projections, shared": (SHARED, named(SHARED, OWN), MODULES),
-    "gate_up and down, shared": (FUSED_SHARED, named(FUSED_SHARED, GATE_UP), MODULES),
-    "gate_up and down": (FUSED, named(FUSED, GATE_UP), MODULES),
-}
+FORMS = expert_forms()
 
 
 def write(folder: Path, tensors: dict[str, np.ndarray], options: dict[str, Any]) -> Path:
