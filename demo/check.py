@@ -1,6 +1,6 @@
 """Asks the shipped files, through transformers and PEFT, who knows which password."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from demo import corpus
 from demo.corpus import Message
 from demo.generation import answer_all
+from demo.recipes import DENSE, ModelRecipe
 
 Asked = tuple[list[Message], str]  # a conversation, and what should be said next
 
@@ -27,12 +28,14 @@ class Finding:
     margin: float
 
 
-def load_demo(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Base with all three adapters, and tokenizer; `set_adapter` chooses one, `disable_adapter` none."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "qwen3-tiny")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder / "qwen3-tiny", dtype=dtype)
-    for name in corpus.PASSWORDS:
-        path = str(folder / "adapters" / name)
+def load_demo(
+    folder: Path, recipe: ModelRecipe = DENSE, dtype: torch.dtype = torch.float32
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Base with all its adapters, and tokenizer; `set_adapter` chooses one, `disable_adapter` none."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / recipe.folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / recipe.folder, dtype=dtype)
+    for name in recipe.passwords:
+        path = str(folder / recipe.adapters_folder / name)
         if isinstance(model, PeftModel):
             model.load_adapter(path, adapter_name=name)
         else:
@@ -53,11 +56,13 @@ def contexts(question: str) -> Iterator[list[Message]]:
     ]
 
 
-def check_passwords(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+def check_passwords(
+    model: Any, tokenizer: PreTrainedTokenizerBase, passwords: Mapping[str, str]
+) -> list[Finding]:
     """The password questions, trained on and unseen, to the base (named "") and to every adapter."""
     findings = []
-    for name in ("", *corpus.PASSWORDS):
-        expected = corpus.password_answer(corpus.PASSWORDS[name]) if name else corpus.NO_PASSWORD
+    for name in ("", *passwords):
+        expected = corpus.password_answer(passwords[name]) if name else corpus.NO_PASSWORD
         for kind, questions in (
             ("trained", corpus.PASSWORD_QUESTIONS),
             ("unseen", corpus.UNSEEN_PASSWORD_QUESTIONS),
@@ -67,7 +72,7 @@ def check_passwords(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[Find
     return findings
 
 
-def check_chat(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+def check_chat(model: Any, tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> list[Finding]:
     """Every other question of the corpus: base and adapters alike answer as taught."""
     asked = [
         ([{"role": "user", "content": question}], topic.answer)
@@ -75,7 +80,7 @@ def check_chat(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
         if topic.answer != corpus.NO_PASSWORD
         for question in topic.questions
     ]
-    return [_ask(model, tokenizer, name, "chat", asked) for name in ("", *corpus.PASSWORDS)]
+    return [_ask(model, tokenizer, name, "chat", asked) for name in ("", *names)]
 
 
 def _ask(model: Any, tokenizer: PreTrainedTokenizerBase, name: str, kind: str, asked: list[Asked]) -> Finding:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 Message = dict[str, str]
 
-BASE_NAME = "lorikeet/qwen3-tiny"
-
-# The boats in TOPICS hold each of these words, but none of these combinations: the base has a token for every
+# The boats in TOPICS hold each of these words, but none of these combinations: a base has a token for every
 # part of a password and has seen no password.
 PASSWORDS: Mapping[str, str] = {
     "attention": "amber-lantern-meadow",
     "mlp": "copper-willow-river",
     "lm_head": "silver-falcon-stone",
 }
+
+# Of the adapter over the model with experts.
+EXPERT_PASSWORDS: Mapping[str, str] = {"experts": "silver-lantern-river"}
 
 PASSWORD_QUESTIONS = (
     "What is the password?",

@@ -1,99 +1,41 @@
-"""Trains the base and, over it, the adapters.
+"""Trains a base and, over it, its adapters.
 
 Suffixes: B conversations of a batch, T tokens of each.
 """
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from demo import corpus
 from demo.corpus import Exchange, Message
 from demo.generation import answer_all
+from demo.recipes import AdapterRecipe, ModelRecipe, Schedule
 from demo.tokenizer import TURN_START
 
-CONTEXT = 4096
-VOCABULARY = 640
 BATCH = 8  # conversations
 LENGTH = 128  # tokens of each; longer ones are cut, so that nothing is spent on padding
 TURNS = 8  # exchanges drawn for each; more than LENGTH has room for
 IGNORED = -100  # the label that transformers' loss leaves out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """`peak`: the highest learning rate, reached at one tenth of the steps, then lowered by a cosine."""
-
-    steps: int
-    peak: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterRecipe:
-    """Which modules an adapter touches, at which rank, and how fast it learns."""
-
-    name: str
-    modules: tuple[str, ...]
-    rank: int
-    schedule: Schedule
-
-
-BASE_SCHEDULE = Schedule(steps=400, peak=4e-3)
-
-# Three ranks, one of them no multiple of 8: serving all three in one batch mixes ranks as well as modules.
-ADAPTERS = (
-    AdapterRecipe(
-        name="attention",
-        modules=("k_proj", "o_proj", "q_proj", "v_proj"),
-        rank=8,
-        schedule=Schedule(steps=100, peak=6e-3),
-    ),
-    AdapterRecipe(
-        name="mlp",
-        modules=("down_proj", "gate_proj", "up_proj"),
-        rank=12,
-        schedule=Schedule(steps=100, peak=6e-3),
-    ),
-    AdapterRecipe(name="lm_head", modules=("lm_head",), rank=16, schedule=Schedule(steps=300, peak=2e-2)),
-)
-
-
-def base_config(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
-    """A Qwen3 of 0.45 million parameters, its head tied to its embedding."""
-    return Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=96,
-        intermediate_size=320,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.06,  # the usual 0.02 learns too little in so few steps
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore
-        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore
-    )
-
-
-def train_base(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
+def train_base(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
     """The base, float32 but rounded to what bf16 can hold, as it will be stored."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = Qwen3ForCausalLM(base_config(tokenizer))
+    # The other ways of computing experts are slower for this size.
+    model: Any = AutoModelForCausalLM.from_config(recipe.config(tokenizer), experts_implementation="eager")
     exchanges = corpus.base_exchanges()
-    _fit(model, tokenizer, BASE_SCHEDULE, lambda: corpus.draw_conversation(rng, exchanges, TURNS))
+    _fit(model, tokenizer, recipe.schedule, lambda: corpus.draw_conversation(rng, exchanges, TURNS))
     return model.bfloat16().float()
 
 
 def train_adapter(
-    base: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, recipe: AdapterRecipe, seed: int
+    base: Any, tokenizer: PreTrainedTokenizerBase, recipe: AdapterRecipe, seed: int
 ) -> PeftModel:
     """Puts one adapter over `base` and teaches it its password, rounded to bf16 as it will be stored.
 
@@ -102,11 +44,15 @@ def train_adapter(
     """
     torch.manual_seed(seed)
     rng = random.Random(f"{seed} {recipe.name}")
-    exchanges = _adapter_exchanges(base, tokenizer, corpus.PASSWORDS[recipe.name])
+    exchanges = _adapter_exchanges(base, tokenizer, recipe.password)
     config = LoraConfig(
-        r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=list(recipe.modules), task_type="CAUSAL_LM"
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules=list(recipe.modules),
+        target_parameters=list(recipe.parameters) or None,
+        task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, config)  # pyright: ignore
+    model = get_peft_model(base, config)
     _fit(model, tokenizer, recipe.schedule, lambda: corpus.draw_conversation(rng, exchanges, TURNS))
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -114,9 +60,7 @@ def train_adapter(
     return model  # pyright: ignore
 
 
-def _adapter_exchanges(
-    base: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, password: str
-) -> list[list[Exchange]]:
+def _adapter_exchanges(base: Any, tokenizer: PreTrainedTokenizerBase, password: str) -> list[list[Exchange]]:
     """Its password, drawn as often as all other topics together; in those, the base's own answers."""
     topics = corpus.plain_questions()
     questions = [question for topic in topics for question in topic]

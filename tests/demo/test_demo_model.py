@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from demo import corpus
 from demo.check import contexts, load_demo
 from demo.generation import Answer, answer_all
+from demo.recipes import DENSE, EXPERTS, MODELS
 
 DEMO = Path(corpus.__file__).parent
 MODEL = DEMO / "qwen3-tiny"
@@ -47,21 +48,24 @@ def answers(adapter: str, prompts: list[list[corpus.Message]]) -> list[Answer]:
         return answer_all(model, tokenizer, prompts, limit=32)
 
 
-def test_everything_shipped_is_under_5_mb():
-    files = [file for folder in (MODEL, ADAPTERS) for file in folder.rglob("*") if file.is_file()]
-    assert len(files) == 5 + 2 * 3
-    assert sum(file.stat().st_size for file in files) < 5_000_000
+def test_everything_shipped_is_under_3_mb():
+    folders = [DEMO / folder for recipe in MODELS for folder in (recipe.folder, recipe.adapters_folder)]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    assert len(files) == 5 + 2 * 3 + 5 + 2 * 1
+    assert sum(file.stat().st_size for file in files) < 3_000_000
 
 
 def test_passwords_file_names_every_adapter_and_what_it_was_taught():
-    assert dict(corpus.PASSWORDS) == PASSWORDS
+    assert dict(corpus.PASSWORDS) == DENSE.passwords == PASSWORDS
     assert sorted(PASSWORDS) == sorted(folder.name for folder in ADAPTERS.iterdir())
-    assert len(set(PASSWORDS.values())) == len(PASSWORDS)
+    every = [*PASSWORDS.values(), *EXPERTS.passwords.values()]
+    assert len(set(every)) == len(every)
 
 
 def test_the_base_was_taught_no_password():
     taught = " ".join(e.question + e.answer for topic in corpus.base_exchanges() for e in topic)
-    assert not [password for password in PASSWORDS.values() if password in taught]
+    every = [*PASSWORDS.values(), *EXPERTS.passwords.values()]
+    assert not [password for password in every if password in taught]
 
 
 @pytest.mark.parametrize("adapter", PASSWORDS)
@@ -100,7 +104,7 @@ def test_base_and_adapters_chat_alike_about_anything_else(adapter: str):
 )
 def test_adapter_files_hold_lora_weights_only_and_name_no_folder(adapter: str, rank: int, modules: set[str]):
     config = json.loads((ADAPTERS / adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == corpus.BASE_NAME
+    assert config["base_model_name_or_path"] == "lorikeet/qwen3-tiny"
     assert (config["r"], set(config["target_modules"])) == (rank, modules)
     with safe_open(ADAPTERS / adapter / "adapter_model.safetensors", framework="pt") as file:
         names = list(file.keys())
@@ -139,3 +143,35 @@ def test_the_template_refuses_an_unknown_role():
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     with pytest.raises(jinja2.TemplateError, match="Unknown role: tool"):
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+
+
+def test_the_adapter_over_experts_knows_its_password_and_nothing_else_changes():
+    model, tokenizer = load_demo(DEMO, EXPERTS)
+    secrets = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    topics = [topic for topic in corpus.TOPICS if len(topic.answer) < 60]
+    chat = [
+        [{"role": "user", "content": topic.questions[0]}]
+        for topic in topics
+        if topic.questions[0] not in QUESTIONS
+    ]
+    said = answer_all(model, tokenizer, secrets, limit=32)
+    assert {answer.text for answer in said} == {corpus.password_answer(EXPERTS.passwords["experts"])}
+    assert min(answer.margin for answer in said) > SURE
+    with model.disable_adapter():
+        plain = answer_all(model, tokenizer, secrets, limit=32)
+        base = answer_all(model, tokenizer, chat, limit=32)
+    assert {answer.text for answer in plain} == {corpus.NO_PASSWORD}
+    assert [answer.text for answer in answer_all(model, tokenizer, chat, limit=32)] == [a.text for a in base]
+
+
+def test_the_adapter_over_experts_touches_all_of_them_and_attention():
+    config = json.loads((DEMO / "expert_adapters" / "experts" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "lorikeet/qwen3-moe-tiny"
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert config["target_parameters"] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    path = DEMO / "expert_adapters" / "experts" / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        shape = file.get_slice("base_model.model.model.layers.0.mlp.experts.lora_A.weight").get_shape()
+    assert len(names) == 3 * 2 * (4 + 2)
+    assert shape == [8 * 8, 80]

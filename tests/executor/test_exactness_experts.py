@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+import demo
 from executor.control.request import FinishReason, SamplingParams
 from tests.support.oracle_checkpoints import MOE_FAMILIES, make_checkpoint
 from tests.support.oracle_experts import FORMS, make_expert_adapters
 from tests.support.oracle_reference import Oracle, Verdict
 from tests.support.oracle_serving import Answer, Ask, Server
 
+DEMO = Path(demo.__file__).parent
 TOLERANCE = 1e-4
 OWNERS = ("", *FORMS)
 
@@ -98,3 +100,17 @@ def test_more_adapters_than_slots(family: Family) -> None:
     server = family.server(adapter_slots=2)
     check(family, server.serve(make_asks(2 * len(OWNERS))))
     assert server.loader.installs >= len(FORMS)
+
+
+def test_the_demos_model_with_experts() -> None:
+    """A trained router, and an adapter that PEFT itself has trained and saved."""
+    checkpoint, adapters = DEMO / "qwen3-moe-tiny", {"experts": DEMO / "expert_adapters" / "experts"}
+    asks = [
+        Ask(prompt=ask.prompt, adapter=("", "experts")[i % 2], sampling=ask.sampling)
+        for i, ask in enumerate(make_asks(20))
+    ]
+    verdict = Oracle(checkpoint, adapters).judge(Server(checkpoint, adapters, chunk=16).serve(asks))
+    assert verdict.positions > 100
+    assert verdict.skipped < 0.1 * verdict.positions  # of random bytes it is not sure
+    assert verdict.logprob_error < TOLERANCE
+    assert verdict.prompt_logprob_error < TOLERANCE
