@@ -42,7 +42,7 @@ from bench.moe_checks import (
 )
 from kernels import moe_lora
 from kernels.lora import SlotTable
-from kernels.moe import Routing, gpu, gpu_products, gpu_routing
+from kernels.moe import Routing, gpu, gpu_products, gpu_routing, gpu_vectors
 from kernels.moe.tiles import Tile
 from kernels.moe_lora import gpu as lora_gpu
 
@@ -222,6 +222,31 @@ def search(layers: Layers, tokens: int, good: set[Tile]) -> None:
         print(f"{tokens:>5} {name:<8}" + " | ".join(f"{us} {tuple(tile)}" for us, tile in sorted(rows)[:5]))
 
 
+def search_vectors(layers: Layers, tokens: int) -> None:
+    """Print how fast other cuts of the kernels for very few tokens are."""
+    x, logits = layers.inputs(tokens)
+    routings, wide = [route(each) for each in logits], pairs_of(tokens, WIDE)
+
+    def gate_up(i: int) -> None:
+        gpu_vectors.gate_up(x, layers.of(i).gate_up_E2ID, routings[i])
+
+    def down(i: int) -> None:
+        gpu_vectors.down(wide, layers.of(i).down_EDI, routings[i])
+
+    for run, cut, tried in (
+        (gate_up, gpu_vectors.GATE_UP, ((8, 1024, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 4), (8, 2048, 8))),
+        (down, gpu_vectors.DOWN, ((4, 256, 4), (2, 256, 4), (8, 256, 8), (2, 256, 2), (4, 128, 4))),
+    ):
+        served, found = dict(cut), []
+        for shape in tried:
+            cut |= dict(zip(cut, shape, strict=True))
+            found.append((round(measure(run, _COPIES), 2), shape))
+        cut |= served
+        print(
+            f"{tokens:>5} {run.__name__:<8} as vectors " + " | ".join(f"{us} {s}" for us, s in sorted(found))
+        )
+
+
 def peers(path: Path | None) -> dict[tuple[int, int, int], tuple[float, str]]:
     """The best recorded time of each case."""
     if path is None or not path.is_file():
@@ -283,6 +308,8 @@ def main() -> None:
         if ("case", (0, tokens, 1)) in good:
             base.append(base_row(layers, tokens))
             print(*(f"{name} {value}" for name, value in asdict(base[-1]).items()), flush=True)
+        if options.search and tokens <= gpu_vectors.MOST_TOKENS:
+            search_vectors(layers, tokens)
         if options.search:
             search(layers, tokens, {tile for tile in tiles if ("tile", (tile,)) in good})
     rows, best, whole = [], peers(options.peers), {row.tokens: row.whole for row in base}

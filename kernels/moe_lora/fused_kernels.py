@@ -1,7 +1,7 @@
 """The kernels of `fused`.
 
-Legend: as in `gpu_parts`; T tokens, N outputs of a program, X experts of a token, D hidden, I an expert's
-width.
+Legend: as in `gpu_parts`; T tokens, G pairs of a run where B are those of a tile, N outputs of a program, X
+experts of a token, D hidden, I an expert's width.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -63,11 +63,11 @@ def gate_up_kernel(
     wait_for_inputs(PDL)
     if program < shrinks:
         share = program // runs
-        expert, slot, pair_B, inside_B, _ = locate_run(
+        expert, slot, pair_G, inside_G, _ = locate_run(
             program % runs, experts_ptr, slots_ptr, order_ptr, runs_ptr, runs, TOP_K, ALONE, BLOCK_RUN
         )
         shrink(
-            rank_ptr, x_ptr + (pair_B // TOP_K).to(tl.int64) * IN, pair_B, inside_B,
+            rank_ptr, x_ptr + (pair_G // TOP_K).to(tl.int64) * IN, pair_G, inside_G,
             pool_ptr, rows_ptr, scaling_ptr, slot, expert, first_slice, table_slices,
             share // SPLITS * BLOCK_R, share % SPLITS, pairs, buffer_rank,
             IN, 2, SPLITS, UNIT, BLOCK_RUN, BLOCK_R, BLOCK_K, PRECISION,

@@ -10,18 +10,8 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_kernels_compile_for_sm_90(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.kernels_compile"],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    names = {line.split()[0] for line in done.stdout.splitlines()}
-    assert names == {
+KERNELS = {
+    "tests.support.kernels_compile": {
         "_attend_kernel",
         "_combine_kernel",
         "_shrink_kernel",
@@ -33,4 +23,34 @@ def test_kernels_compile_for_sm_90(tmp_path: Path) -> None:
         "_argmax_kernel",
         "_vector_kernel",
         "_matrix_kernel",
-    }
+    },
+    "tests.support.kernels_compile_moe": {
+        "_route_kernel",
+        "_arrange_kernel",
+        "_slots_kernel",
+        "_product_kernel",
+        "_add_up_kernel",
+        "_gate_up_kernel",
+        "_down_kernel",
+        "_shrink_kernel",
+        "_expand_kernel",
+        "gate_up_kernel",
+        "middle_kernel",
+        "down_kernel",
+        "add_up_kernel",
+    },
+}
+
+
+@pytest.mark.parametrize("module", KERNELS)
+def test_kernels_compile_for_sm_90(module: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {line.split()[0] for line in done.stdout.splitlines()} == KERNELS[module]

@@ -1,0 +1,118 @@
+"""Compiles the kernels of experts and of their LoRA for sm_90; see `kernels_compile`.
+
+python -m tests.support.kernels_compile_moe
+"""
+
+from typing import Any
+
+from kernels.moe import gpu_products, gpu_routing, gpu_vectors
+from kernels.moe.tiles import Tile, choose
+from kernels.moe_lora import fused_kernels, fused_vectors, gpu
+from tests.support.kernels_compile import compile_kernel
+
+INTEGERS = ("experts_ptr", "slots_ptr", "order_ptr", "runs_ptr", "tiles_ptr", "places_ptr")
+HALVES = ("y_ptr", "x_ptr", "weight_ptr", "pool_ptr", "wide_ptr", "out_ptr", "logits_ptr")
+HIDDEN, WIDE, EXPERTS, TOP_K = 2048, 768, 128, 8
+
+
+def types_of(dtype: str) -> dict[str, str]:
+    types = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(HALVES, f"*{dtype}")
+    return types | {"rows_ptr": "*i64"}
+
+
+def cut(tile: Tile) -> tuple[dict[str, int], dict[str, int]]:
+    """Launch options, and constants."""
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return options, {"ROWS": tile.rows, "BLOCK_B": tile.pairs, "BLOCK_K": tile.block_k}
+
+
+def routing() -> None:
+    types = types_of("bf16")
+    route: dict[str, Any] = {"EXPERTS": EXPERTS, "TOP_K": TOP_K, "BLOCK_E": 128, "BLOCK_X": 8}
+    route |= {"NORMALISED": True, "HAS_PLACES": True, "PDL": True}
+    compile_kernel(gpu_routing._route_kernel, {"num_warps": 1}, types, **route)
+    arrange: dict[str, Any] = {"TOP_K": TOP_K, "TILE": 16, "RUN": 16, "BLOCK_E": 128}
+    arrange |= {"BLOCK_P": 1024, "BLOCK_T": 128, "HAS_SLOTS": True, "PDL": True}
+    compile_kernel(gpu_routing._arrange_kernel, {"num_warps": 4}, types, **arrange)
+    compile_kernel(gpu._slots_kernel, {"num_warps": 4}, types, BLOCK_T=128, BLOCK_N=32, PDL=True)
+
+
+def base(dtype: str, tokens: int) -> None:
+    types, tiles = types_of(dtype), choose(tokens, TOP_K, EXPERTS)
+    precision = "ieee" if dtype == "fp32" else "tf32"
+    for tile, inputs, pairs_of_row, activated in (
+        (tiles.gate_up, HIDDEN, TOP_K, True),
+        (tiles.down, WIDE, 1, False),
+    ):
+        options, constants = cut(tile)
+        compile_kernel(
+            gpu_products._product_kernel,
+            options,
+            types,
+            **constants,
+            IN=inputs,
+            PAIRS_OF_ROW=pairs_of_row,
+            ALONE=False,
+            ACTIVATED=activated,
+            PREFETCH=not activated,
+            PRECISION=precision,
+            PDL=True,
+        )
+    sizes = {"HIDDEN": HIDDEN, "TOP_K": TOP_K, "BLOCK_D": 512}
+    compile_kernel(gpu_products._add_up_kernel, {"num_warps": 2}, types, **sizes, PDL=True)
+
+
+def vectors(rank: int) -> None:
+    types, lora = types_of("bf16"), {"UNIT": 64}
+    more = {"SPLITS": 6, "BLOCK_R": rank}
+    for kernel, served, constants in (
+        (gpu_vectors._gate_up_kernel, gpu_vectors.GATE_UP, {"IN": HIDDEN}),
+        (gpu_vectors._down_kernel, gpu_vectors.DOWN, {"IN": WIDE, "BLOCK_X": 8}),
+        (fused_vectors._gate_up_kernel, gpu_vectors.GATE_UP, {"IN": HIDDEN} | lora),
+        (fused_vectors._down_kernel, gpu_vectors.DOWN, {"IN": WIDE, "BLOCK_X": 8} | lora | more),
+    ):
+        sizes = dict(served)
+        options = {"num_warps": sizes.pop("num_warps")}
+        compile_kernel(kernel, options, types, **constants, **sizes, TOP_K=TOP_K, PDL=True)
+
+
+def lora(dtype: str, tokens: int, rank: int) -> None:
+    types, tiles, few = types_of(dtype), choose(tokens, TOP_K, EXPERTS), tokens <= 128
+    halves, run = dtype != "fp32", gpu.run_block(tokens, TOP_K, EXPERTS)
+    common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "ALONE": tokens == 1, "PDL": True}
+    common["PRECISION"] = "tf32" if halves else "ieee"
+    pair = {"SLICES": 2, "SPLITS": 4, "BLOCK_B": run} | common
+    shrink = {"IN": HIDDEN, "PAIRS_OF_ROW": TOP_K, "READY": True, "BLOCK_K": 128 if halves else 64}
+    few_warps = {"num_warps": 4, "num_stages": 4}
+    compile_kernel(gpu._shrink_kernel, few_warps, types, **shrink, BLOCK_R=16 if few else rank, **pair)
+    few_warps["num_stages"] = 2
+    expand = {"BLOCK_R": rank, "HALVES": halves}
+    compile_kernel(gpu._expand_kernel, few_warps, types, **expand, BLOCK_N=128, **pair)
+    middle = {"WIDE": WIDE, "BLOCK_I": 128 if run < 64 else 64, "BLOCKS": 1 if few else 2, "SPLITS": 1}
+    compile_kernel(fused_kernels.middle_kernel, few_warps, types, **middle, BLOCK_B=run, **expand, **common)
+    if tokens == 1:
+        return
+    options, constants = cut(tiles.gate_up)
+    gate_up = {"IN": HIDDEN, "SPLITS": 1, "BLOCK_R": 16, "BLOCK_RUN": run}
+    compile_kernel(fused_kernels.gate_up_kernel, options, types, **constants, **gate_up, **common)
+    if few:
+        sizes = {"HIDDEN": HIDDEN, "SPLITS": 6, "BLOCK_R": rank, "BLOCK_X": 8, "ROWS": 1024 // rank}
+        sizes |= {"UNIT": 64, "TOP_K": TOP_K, "PDL": True}
+        compile_kernel(fused_kernels.add_up_kernel, {"num_warps": 4}, types, **sizes)
+    else:
+        options, constants = cut(tiles.down)
+        down = {"IN": WIDE, "SPLITS": 2} | expand
+        compile_kernel(fused_kernels.down_kernel, options, types, **constants, **down, **common)
+
+
+def main() -> None:
+    routing()
+    vectors(16)
+    lora("bf16", 1, 16)
+    for dtype, tokens, rank in (("bf16", 32, 64), ("bf16", 1024, 16), ("fp32", 40, 16)):
+        base(dtype, tokens)
+        lora(dtype, tokens, rank)
+
+
+if __name__ == "__main__":
+    main()
