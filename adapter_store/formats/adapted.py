@@ -1,7 +1,6 @@
 """A place of the base model with what an adapter brings for it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from adapter_store.formats.layout import Slice
@@ -21,8 +20,7 @@ class Cut(NamedTuple):
     column_step: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdaptedSlice:
+class AdaptedSlice(NamedTuple):
     """A slice with what an adapter brings for it; tensors as on disk.
 
     lora_a is [rank, inputs] and lora_b [outputs, rank], unless stored transposed; both are absent at rank 0.

@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 
 from adapter_store.formats.adapted import AdaptedSlice, Cut
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorScan:
+class TensorScan(NamedTuple):
     """What one pass over a tensor's bytes found: its BLAKE3, and which of it is zero: all, or some cuts."""
 
     digest: str

@@ -5,7 +5,7 @@ What a pack looks like is plan.py's; a pack that was filled without an error may
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import blake3
 import numpy as np
@@ -32,8 +32,7 @@ _GROUP_TENSORS = 512
 _CHECK_BYTES = 1 << 19
 
 
-@dataclass(slots=True)
-class _Read:
+class _Read(NamedTuple):
     """A tensor, and where its bytes were read to: its place in the pack, or a buffer."""
 
     placed: PlacedTensor
@@ -155,9 +154,10 @@ def _do_group(
 
 def _destination(placed: PlacedTensor, target: memoryview | None) -> _Read:
     entry = placed.entry
-    shape = (1, *entry.shape)[-2:]
-    is_same = entry.dtype == placed.dtype and shape == (placed.rows, placed.columns)
-    if target is not None and is_same and not placed.is_transposed:
+    place = (placed.rows, placed.columns)
+    # A vector counts as one row.
+    is_same = entry.shape == place or (1, *entry.shape)[-2:] == place
+    if target is not None and is_same and entry.dtype == placed.dtype and not placed.is_transposed:
         data = target[placed.offset : placed.offset + placed.nbytes]
         return _Read(placed=placed, data=data, is_in_place=True)
     return _Read(placed=placed, data=memoryview(bytearray(entry.nbytes)), is_in_place=False)
@@ -235,11 +235,11 @@ def _fits(largest: int, dtype: str, packed: str) -> bool:
 
 def _scan(read: _Read) -> TensorScan:
     entry = read.placed.entry
-    digest = blake3.blake3(read.data).hexdigest()
-    bits = np.frombuffer(read.data, _BITS[entry.dtype][0])
+    bits, magnitude, _ = _BITS[entry.dtype]
     # Most tensors give themselves away by their first element.
-    head = int(bits[0]) & _BITS[entry.dtype][1] if bits.size else 0
-    return TensorScan(digest=digest, is_zero=not head and _largest(bits, entry.dtype) == 0)
+    head = int.from_bytes(read.data[: bits.itemsize], "little") & magnitude
+    is_zero = not head and _largest(np.frombuffer(read.data, bits), entry.dtype) == 0
+    return TensorScan(digest=blake3.blake3(read.data).hexdigest(), is_zero=is_zero)
 
 
 def _convert(read: _Read, target: memoryview | None) -> None:

@@ -10,6 +10,7 @@ once, at the first of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from adapter_store.formats.adapted import AdaptedSlice, Cut
 from adapter_store.formats.layout import ALIGNMENT_BYTES, PackLayout
@@ -18,8 +19,7 @@ from lorikeet.v1 import layout_pb2
 from rpc.errors import invalid_argument
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlacedTensor:
+class PlacedTensor(NamedTuple):
     """A tensor's place in a pack: `nbytes` from `offset`, row-major [rows, columns] of `dtype`.
 
     The stored tensor, or its cut (a vector counts as one row), is transposed if need be, cast, and padded

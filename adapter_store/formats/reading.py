@@ -138,8 +138,9 @@ def _by_layer(slices: Iterable[Slice]) -> Counter[str]:
 
 def _is_idle(adapted: AdaptedSlice, scans: Mapping[str, TensorScan]) -> bool:
     a, b = adapted.lora_a, adapted.lora_b
-    if a is None or b is None or [part for part, _ in adapted.tensors()] != ["lora_a", "lora_b"]:
+    if a is None or b is None:
         return False
     a_scan, b_scan = scans[a.name], scans[b.name]
     is_zero = a_scan.is_zero or adapted.a_cut in a_scan.zero_cuts
-    return is_zero or b_scan.is_zero or adapted.b_cut in b_scan.zero_cuts or adapted.scaling == 0
+    is_zero = is_zero or b_scan.is_zero or adapted.b_cut in b_scan.zero_cuts or adapted.scaling == 0
+    return is_zero and [part for part, _ in adapted.tensors()] == ["lora_a", "lora_b"]
