@@ -5,15 +5,16 @@ In the frontend's process either would end every stream; whoever loads an adapte
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import signal
 import struct
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import grpc
 
@@ -77,8 +78,8 @@ class TemplateProcesses:
 
     def __init__(self, *, special_tokens: Mapping[str, str], max_bytes: int) -> None:
         self._settings = json.dumps({"special_tokens": dict(special_tokens), "max_bytes": max_bytes})
-        self._idle: list[asyncio.subprocess.Process] = []
-        self._all: set[asyncio.subprocess.Process] = set()
+        self._idle: list[_Child] = []
+        self._all: set[_Child] = set()
         self._free = asyncio.Semaphore(_PROCESSES)
         # Those whose callers have left count too: what a process has begun it ends.
         self._asking: set[asyncio.Task[Answer]] = set()
@@ -110,23 +111,23 @@ class TemplateProcesses:
         for task in self._asking:
             task.cancel()
         await asyncio.gather(*self._asking, return_exceptions=True)
-        for process in list(self._all):
-            await self._end(process)
+        for child in list(self._all):
+            await self._end(child)
 
     async def _ask(self, turn: asyncio.Lock, text: bytes) -> Answer:
         async with turn, self._free:
             while True:
                 is_new = not self._idle
-                process = await self._start() if is_new else self._idle.pop()
+                child = await self._start() if is_new else self._idle.pop()
                 try:
-                    answer = await _exchange(process, text)
+                    answer = await child.exchange(text)
                 except (OSError, EOFError, ValueError) as error:
-                    code = await self._end(process)
+                    code = await self._end(child)
                     # One that was used before may have ended for a reason of its own.
                     if is_new or code == -signal.SIGPROF:
                         raise costly() from error
                 else:
-                    self._idle.append(process)
+                    self._idle.append(child)
                     return answer
 
     def _asked(self, task: asyncio.Task[Answer], size: int) -> None:
@@ -135,39 +136,62 @@ class TemplateProcesses:
         if not task.cancelled():
             task.exception()  # seen, in case nobody waits for it any more
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        command = (sys.executable, "-P", "-m", "frontend.template_child", self._settings)
-        pipe = asyncio.subprocess.PIPE
-        path = os.pathsep.join(each for each in sys.path if each)
+    async def _start(self) -> "_Child":
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": path}
-            )
+            child = await _Child.start(self._settings)
         except OSError as error:
             log.exception("no process for templates can be started")
             raise unavailable(
                 "NO_TEMPLATE_PROCESS", f"the frontend cannot start a process for templates: {error.strerror}"
             ) from error
-        self._all.add(process)
-        return process
+        self._all.add(child)
+        return child
 
-    async def _end(self, process: asyncio.subprocess.Process) -> int:
-        self._all.discard(process)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        return await process.wait()
+    async def _end(self, child: "_Child") -> int:
+        self._all.discard(child)
+        return await child.end()
 
 
-async def _exchange(process: asyncio.subprocess.Process, text: bytes) -> Answer:
-    """Raises OSError or EOFError when the process ends, ValueError when it answers nonsense."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(struct.pack(LENGTH, len(text)) + text)
-    await process.stdin.drain()
-    (size,) = struct.unpack(LENGTH, await process.stdout.readexactly(struct.calcsize(LENGTH)))
-    if size > _MAX_ANSWER_BYTES:
-        raise ValueError(f"an answer of {size} bytes")
-    answer = json.loads(await process.stdout.readexactly(size))
-    if not isinstance(answer, dict):
-        raise ValueError("an answer that is no object")
-    return answer
+@dataclass(frozen=True, eq=False)
+class _Child:
+    process: subprocess.Popen[bytes]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def start(cls, settings: str) -> Self:
+        """Raises OSError."""
+        # Not by the loop, which forks: gRPC would stop its threads meanwhile.
+        process = await asyncio.to_thread(
+            subprocess.Popen,
+            (sys.executable, "-P", "-m", "frontend.template_child", settings),
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
+        transport, protocol = await loop.connect_write_pipe(
+            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), process.stdin
+        )
+        return cls(process, reader, asyncio.StreamWriter(transport, protocol, None, loop))
+
+    async def exchange(self, text: bytes) -> Answer:
+        """Raises OSError or EOFError when the process ends, ValueError when it answers nonsense."""
+        self.writer.write(struct.pack(LENGTH, len(text)) + text)
+        await self.writer.drain()
+        (size,) = struct.unpack(LENGTH, await self.reader.readexactly(struct.calcsize(LENGTH)))
+        if size > _MAX_ANSWER_BYTES:
+            raise ValueError(f"an answer of {size} bytes")
+        answer = json.loads(await self.reader.readexactly(size))
+        if not isinstance(answer, dict):
+            raise ValueError("an answer that is no object")
+        return answer
+
+    async def end(self) -> int:
+        """The exit status."""
+        self.process.kill()
+        self.writer.close()
+        return await asyncio.to_thread(self.process.wait)

@@ -102,9 +102,9 @@ async def test_a_chat_whose_template_process_was_killed_is_rendered_by_another(m
         rig.store.templates[DIGEST] = TEMPLATE
         await rig.store.point("own", DIGEST)
         expected = prompt_tokens(await ask(rig, "own"))
-        (process,) = rig.frontend._templates._all
-        process.kill()
-        await process.wait()
+        (child,) = rig.frontend._templates._all
+        child.process.kill()
+        child.process.wait()
         assert prompt_tokens(await ask(rig, "own")) == expected
 
 
