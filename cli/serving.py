@@ -20,7 +20,7 @@ from cli.client import Client, Connection, explain
 from cli.errors import usage_error
 from cli.flags import to_flags
 from cli.loading import load_adapter
-from cli.output import progress
+from cli.output import print_error, progress
 from cli.places import arena_folder, default_data_dir, dial_address, reserve, runtime_folder
 from cli.processes import ChildSpec, Supervisor
 from cli.settings import Settings
@@ -268,7 +268,7 @@ async def _load_adapters(plan: Plan, display: Progress) -> Running:
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:
         for name, source in plan.adapters.items():
-            await _load(client, name, source, display, deadline)
+            await load_until(client, name, source, display, deadline=deadline)
         names = tuple([adapter.name async for adapter in all_adapters(client)])
     except grpc.RpcError as error:
         raise explain(from_rpc(error), connection) from error
@@ -284,18 +284,32 @@ async def _load_adapters(plan: Plan, display: Progress) -> Running:
     )
 
 
-async def _load(client: Client, name: str, source: str, display: Progress, deadline: float) -> None:
-    """Loads one adapter; until the deadline, again when the services are not ready for each other."""
+async def load_until(client: Client, name: str, source: str, display: Progress, *, deadline: float) -> None:
+    """Loads one adapter; until the deadline (monotonic), again when services are not ready for each other.
+
+    What was loaded before is served on where its source cannot be read now: a restart must not depend on it.
+
+    Raises grpc.RpcError.
+    """
     while True:
         try:
             request = adapters_pb2.LoadAdapterRequest(name=name, source=source)
             await load_adapter(client, request, display)
             return
         except grpc.RpcError as error:
-            settling = from_rpc(error).code in (
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.FAILED_PRECONDITION,
-            )
+            told = from_rpc(error)
+            if told.reason == "SOURCE_UNAVAILABLE" and await _is_served(client, name):
+                print_error(f"{name}: the version loaded before is served, for now: {told.message}")
+                return
+            settling = told.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
             if not settling or time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _is_served(client: Client, name: str) -> bool:
+    try:
+        await client.adapters.GetAdapter(adapters_pb2.GetAdapterRequest(name=name))
+    except grpc.RpcError:
+        return False
+    return True

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import grpc
 import pytest
 
+from cli.client import Client, Connection
 from cli.errors import CliError
-from cli.serving import Plan, make_plan
+from cli.output import progress
+from cli.serving import Plan, load_until, make_plan
 from cli.settings import Settings
+from tests.support.cli_fake_server import fake_server
 from tests.support.cli_serving import MODEL
 
 
@@ -55,3 +59,17 @@ def test_an_admin_address_gets_its_port_too(tmp_path: Path) -> None:
     apart = plan_of(tmp_path, frontend={"admin_listen": "localhost:0"}).frontend
     assert apart.admin_listen != apart.listen
     assert not apart.admin_listen.endswith(":0")
+
+
+async def test_what_was_loaded_before_is_served_while_its_source_is_away(capsys) -> None:
+    with fake_server() as server:
+        client = Client(Connection(target=server.target, timeout=0))
+        try:
+            with progress() as display:
+                await load_until(client, "a", "x", display, deadline=0.0)
+                await load_until(client, "a", "s3://away/a", display, deadline=0.0)
+                with pytest.raises(grpc.RpcError):
+                    await load_until(client, "new", "s3://away/new", display, deadline=0.0)
+        finally:
+            await client.close()
+    assert "a: the version loaded before is served" in capsys.readouterr().err

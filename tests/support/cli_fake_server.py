@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from lorikeet.v1 import adapters_pb2 as adapters
 from lorikeet.v1 import adapters_pb2_grpc, generation_pb2_grpc
 from lorikeet.v1 import generation_pb2 as generation
-from rpc.errors import LorikeetError, not_found, resource_exhausted, to_status
+from rpc.errors import LorikeetError, not_found, resource_exhausted, to_status, unavailable
 
 DIGEST = "ab" * 32
 
@@ -102,6 +102,8 @@ class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
     def LoadAdapter(self, request: adapters.LoadAdapterRequest, context: grpc.ServicerContext):
         if "missing" in request.source:
             fail(context, not_found("SOURCE_NOT_FOUND", f"nothing at {request.source}"))
+        if "away" in request.source:
+            fail(context, unavailable("SOURCE_UNAVAILABLE", f"{request.source}: no answer, 6 times in a row"))
         self.state.changes.append(request)
         adapter = adapters.Adapter(
             name=request.name,
