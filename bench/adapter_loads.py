@@ -30,6 +30,8 @@ from rpc.channel import open_channel
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = 16
+# The experts of each layer in one tensor, as PEFT's target_parameters are stored.
+STACKED = "qwen3-30b-a3b-stacked"
 
 
 def attention(hidden: int, heads: int, kv: int) -> dict[str, tuple[int, int]]:
@@ -58,7 +60,24 @@ def slices_of(shape: str) -> dict[str, tuple[int, int]]:
     return {f"model.layers.{n}.{name}": pair for n in range(layers) for name, pair in layer.items()}
 
 
+def tensors_of(shape: str, slices: dict[str, tuple[int, int]]) -> dict[str, list[int]]:
+    """PEFT's names of what is trained, with their shapes, in the order of PEFT's files."""
+    targets = targets_of(shape)
+    found: dict[str, list[int]] = {}
+    for module, (inputs, outputs) in slices.items():
+        if module.rpartition(".")[2] in targets:
+            found[f"{module}.lora_A"], found[f"{module}.lora_B"] = [RANK, inputs], [outputs, RANK]
+    for layer in range(48) if shape == STACKED else ():
+        experts = f"model.layers.{layer}.mlp.experts"
+        for module, inputs, outputs in ((f"{experts}.base_layer", 2048, 2 * 768), (experts, 768, 2048)):
+            found[f"{module}.lora_A"] = [128 * RANK, inputs]
+            found[f"{module}.lora_B"] = [outputs, RANK * 128]
+    return {f"base_model.model.{name}.weight": dims for name, dims in sorted(found.items())}
+
+
 def targets_of(shape: str) -> list[str]:
+    if shape == STACKED:
+        return []
     mlp_names = ["gate_proj", "up_proj", "down_proj"]
     return [*(["q_proj", "k_proj", "v_proj", "o_proj"] if shape == "qwen3-8b" else []), *mlp_names]
 
@@ -84,25 +103,21 @@ def layout_of(slices: dict[str, tuple[int, int]]) -> layout_pb2.Layout:
 def write_adapter(folder: Path, shape: str, slices: dict[str, tuple[int, int]]) -> int:
     """Writes finite random bfloat16 under PEFT's names, in the order of PEFT's files; returns the bytes."""
     folder.mkdir(parents=True)
-    targets = targets_of(shape)
     config = {
         "peft_type": "LORA",
         "r": RANK,
         "lora_alpha": 2 * RANK,
-        "target_modules": targets,
+        "target_modules": targets_of(shape),
+        "target_parameters": ["gate_up_proj", "down_proj"] if shape == STACKED else None,
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for module, (inputs, outputs) in sorted(slices.items()):
-        if module.rpartition(".")[2] not in targets:
-            continue
-        for part, dims in (("lora_A", [RANK, inputs]), ("lora_B", [outputs, RANK])):
-            end = position + 2 * dims[0] * dims[1]
-            name = f"base_model.model.{module}.{part}.weight"
-            header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [position, end]}
-            position = end
+    for name, dims in tensors_of(shape, slices).items():
+        end = position + 2 * dims[0] * dims[1]
+        header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [position, end]}
+        position = end
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     noise = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
@@ -270,7 +285,7 @@ async def measure(
     for series in asdict(figures):
         if series != "from_disk":  # the first round starts threads and imports
             setattr(figures, series, getattr(figures, series)[1:])
-    tensors = 2 * sum(module.rpartition(".")[2] in targets_of(shape) for module in slices)
+    tensors = len(tensors_of(shape, slices))
     return figures, {
         "bytes": size,
         "tensors": tensors,
@@ -282,7 +297,7 @@ async def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shape", choices=["qwen3-8b", "qwen3-30b-a3b"], default="qwen3-8b")
+    parser.add_argument("--shape", choices=["qwen3-8b", "qwen3-30b-a3b", STACKED], default="qwen3-8b")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="of the executor's pool")
     parser.add_argument("--folder", type=Path, help="on the file system to measure")
