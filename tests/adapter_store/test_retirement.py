@@ -72,7 +72,7 @@ async def test_an_executor_that_comes_is_told_and_waited_for():
 
 
 async def test_an_executor_that_left_may_come_back_for_a_while():
-    rig = Rig(grace=0.02)
+    rig = Rig(grace=60.0)
     executor = Executor()
     rig.retirement.join(executor)
     rig.retirement.begin("d")
@@ -81,9 +81,32 @@ async def test_an_executor_that_left_may_come_back_for_a_while():
     assert rig.gone == []
     again = Executor()
     rig.retirement.join(again)
-    await asyncio.sleep(0.05)
+    # As when the grace period is over.
+    rig.retirement._retiring["d"].not_before = 0.0
+    rig.retirement.poke("d")
+    await rig.settle()
     assert (again.told, rig.gone) == (["d"], [])
     rig.retirement.answered(again, "d")
+    await rig.settle()
+    assert rig.gone == ["d"]
+    await rig.retirement.close()
+
+
+async def test_an_executor_that_leases_what_it_dropped_has_to_answer_again():
+    rig = Rig()
+    executor, other = Executor(), Executor()
+    rig.retirement.join(executor)
+    rig.retirement.join(other)
+    rig.retirement.begin("d")
+    rig.retirement.answered(executor, "d")
+    rig.retirement.lent(executor, "d")
+    rig.retirement.lent(other, "d")  # has not answered yet: told once is enough
+    rig.retirement.lent(executor, "e")  # does not retire
+    assert (executor.told, other.told) == (["d", "d"], ["d"])
+    rig.retirement.answered(other, "d")
+    await rig.settle()
+    assert rig.gone == []
+    rig.retirement.answered(executor, "d")
     await rig.settle()
     assert rig.gone == ["d"]
 
