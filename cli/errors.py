@@ -2,7 +2,6 @@
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 class CliError(Exception):
