@@ -15,6 +15,7 @@ from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
 from adapter_store.reports import report_version
 from adapter_store.sources import SourceReader
+from adapter_store.sources.reader import EarlyReader
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
@@ -86,12 +87,9 @@ class Loader:
         staged = self._disk.stage()
         try:
             with clock.stage("copy"):
-                copiers = self._fetchers if reader.is_remote else self._workers
-                notes = await copiers.run(
-                    reader.copy, staged, self._max_bytes, _throttled(Stage.COPY, report)
-                )
+                notes, opening = await self._copy(reader, staged, layout, _throttled(Stage.COPY, report))
             with clock.stage("open"):
-                opened = await self._workers.run(open_adapter, staged, layout)
+                opened = await opening
             with clock.stage("fill"):
                 checked, pack = await self._check(opened, layout, _throttled(Stage.VALIDATE, report))
             packed = checked.manifest.total_bytes
@@ -108,6 +106,34 @@ class Loader:
                 yield await self._workers.run(report_version, checked, notes, crew=self._crew)
         finally:
             await self._workers.run(self._disk.discard, staged)
+
+    async def _copy(
+        self,
+        reader: SourceReader,
+        staged: Path,
+        layout: PackLayout,
+        progress: Callable[[int, int], None],
+    ) -> tuple[tuple[str, ...], Awaitable[OpenedAdapter]]:
+        """Copies, and begins to read the headers: already meanwhile, where the source has them first."""
+        if not isinstance(reader, EarlyReader):
+            copiers = self._fetchers if reader.is_remote else self._workers
+            notes = await copiers.run(reader.copy, staged, self._max_bytes, progress)
+            return notes, self._workers.run(open_adapter, staged, layout)
+        loop = asyncio.get_running_loop()
+        early: list[asyncio.Task[OpenedAdapter]] = []
+
+        def begin() -> None:
+            early.append(asyncio.ensure_future(self._workers.run(open_adapter, staged, layout)))
+            early[0].add_done_callback(_see)
+
+        notes = await self._workers.run(
+            reader.copy_headers_first,
+            staged,
+            self._max_bytes,
+            progress,
+            lambda: loop.call_soon_threadsafe(begin),
+        )
+        return notes, early[0] if early else self._workers.run(open_adapter, staged, layout)
 
     async def _check(
         self, opened: OpenedAdapter, layout: PackLayout, progress: Callable[[int, int], None]
@@ -151,3 +177,9 @@ def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[in
             loop.call_soon_threadsafe(report, Progress(stage=stage, bytes_done=done, bytes_total=total))
 
     return progress
+
+
+def _see(task: asyncio.Task[OpenedAdapter]) -> None:
+    # A copy that fails says why: nobody asks any more what its headers were.
+    if not task.cancelled():
+        task.exception()

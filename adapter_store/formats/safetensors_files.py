@@ -107,6 +107,11 @@ class TensorFiles:
         self._maps[path.name] = mapped
 
 
+def header_bytes(descriptor: int) -> int:
+    """Bytes at a file's begin that its header takes, as far as they can be honest; moves no position."""
+    return 8 + min(int.from_bytes(os.pread(descriptor, 8, 0), "little"), _MAX_HEADER_BYTES)
+
+
 def read_index(folder: Path) -> dict[str, str] | None:
     """The weight_map of a sharded adapter: tensor name to file name; None for a single file."""
     path = folder / INDEX_NAME

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME
+from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
     PROMPT_NAMES,
@@ -21,6 +21,9 @@ from rpc.errors import LorikeetError, aborted, invalid_argument, not_found, perm
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Opening a pipe would wait for its writer.
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# From here on it pays to read headers on a thread of their own meanwhile.
+_LARGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,18 @@ class FolderReader:
 
     def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
         """See `SourceReader.copy`."""
+        return self.copy_headers_first(staged, max_bytes, progress, lambda: None)
+
+    def copy_headers_first(
+        self,
+        staged: Path,
+        max_bytes: int,
+        progress: Callable[[int, int], None],
+        headers_there: Callable[[], None],
+    ) -> tuple[str, ...]:
+        """See `EarlyReader.copy_headers_first`."""
         found = resolve_source(self.source, self._roots)
-        copy_source(found, staged, max_bytes, progress)
+        copy_source(found, staged, max_bytes, progress, headers_there)
         return found.notes
 
 
@@ -84,9 +97,16 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
 
 
 def copy_source(
-    source: AdapterSource, target: Path, max_bytes: int, progress: Callable[[int, int], None]
+    source: AdapterSource,
+    target: Path,
+    max_bytes: int,
+    progress: Callable[[int, int], None],
+    headers_there: Callable[[], None] = lambda: None,
 ) -> None:
-    """Copies an adapter's files into a folder of ours.
+    """Copies an adapter's files into a folder of ours, the weights last.
+
+    Args:
+        headers_there: called where one large file has all weights, once its header is there.
 
     Raises:
         LorikeetError: INVALID_ARGUMENT when it is too large, ABORTED when it changes meanwhile,
@@ -107,7 +127,12 @@ def copy_source(
 
         for name, descriptor, status in opened:
             with disk_errors(target), (target / name).open("wb", buffering=0) as file:
-                copy_bytes(descriptor, file.fileno(), status.st_size, advance)
+                rest = status.st_size
+                if name == SINGLE_NAME and rest >= _LARGE_BYTES:
+                    os.ftruncate(file.fileno(), rest)
+                    rest -= copy_bytes(descriptor, file.fileno(), header_bytes(descriptor), advance)
+                    headers_there()
+                copy_bytes(descriptor, file.fileno(), rest, advance)
         # All of them, at the end: one version's config must not come with another's weights.
         for (name, _, status), (_, path) in zip(opened, source.files, strict=True):
             if not _is_unchanged(path, status):

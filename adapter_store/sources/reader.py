@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class SourceReader(Protocol):
@@ -31,5 +31,22 @@ class SourceReader(Protocol):
 
         Raises:
             LorikeetError: what is wrong with the source, and what to do.
+        """
+        ...
+
+
+@runtime_checkable
+class EarlyReader(SourceReader, Protocol):
+    """A source that can bring what is read first before the rest."""
+
+    def copy_headers_first(
+        self,
+        staged: Path,
+        max_bytes: int,
+        progress: Callable[[int, int], None],
+        headers_there: Callable[[], None],
+    ) -> tuple[str, ...]:
+        """Like `copy`; perhaps calls `headers_there`, from the same thread, once every file has its final
+        size and all that says what is in it. The rest follows.
         """
         ...

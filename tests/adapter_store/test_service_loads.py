@@ -246,3 +246,16 @@ async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeyp
     assert (statistics.adapters, statistics.revision) == (0, 0)
     await eventually(lambda: running.store.statistics().disk.objects == 0)
     await eventually(lambda: running.store.statistics().disk.objects == 0)
+
+
+@pytest.mark.parametrize(("how", "reason"), [(None, None), ("truncated", "BAD_FILE"), ("nan", "NOT_FINITE")])
+async def test_headers_that_are_read_while_the_rest_is_copied(running, monkeypatch, how, reason):
+    expected = await running.load("a", toy_adapter(running))
+    monkeypatch.setattr("adapter_store.sources.folder._LARGE_BYTES", 1)
+    folder = write_adapter(running.config.roots[0] / "large", lora_tensors())
+    if how is None:
+        assert (await running.load("b", folder)).adapter.pack_bytes == expected.adapter.pack_bytes
+    else:
+        spoil(folder, how)
+        assert (await refusal(running.load("b", folder))).reason == reason
+    await eventually(lambda: running.store.statistics().disk.incoming == 0)

@@ -232,3 +232,23 @@ def test_a_folder_swapped_for_a_link_after_it_was_resolved_is_not_followed(root,
 def test_a_file_url_is_a_folder(root):
     error = refusal(f"file://{root}/missing", root)
     assert error.reason == "NO_SOURCE"
+
+
+def test_headers_of_a_large_file_are_there_before_the_rest(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("adapter_store.sources.folder._LARGE_BYTES", 1)
+    weights = (folder := write_adapter(root / "a")) / "adapter_model.safetensors"
+    header = weights.read_bytes()[: 8 + int.from_bytes(weights.read_bytes()[:8], "little")]
+    target = tmp_path / "out"
+    target.mkdir()
+    seen: list[bytes] = []
+
+    def headers_there() -> None:
+        assert (target / "adapter_config.json").read_bytes() == (folder / "adapter_config.json").read_bytes()
+        seen.append((target / weights.name).read_bytes())
+
+    source = resolve_source(str(folder), [root])
+    copy_source(source, target, 1 << 30, lambda done, total: None, headers_there)
+    assert [content[: len(header)] for content in seen] == [header]
+    assert len(seen[0]) == weights.stat().st_size
+    assert not any(seen[0][len(header) :])
+    assert (target / weights.name).read_bytes() == weights.read_bytes()
