@@ -53,7 +53,7 @@ class FolderReader:
         staged: Path,
         max_bytes: int,
         progress: Callable[[int, int], None],
-        headers_there: Callable[[], None],
+        headers_there: Callable[[], object],
     ) -> tuple[str, ...]:
         """See `EarlyReader.copy_headers_first`."""
         found = resolve_source(self.source, self._roots)
@@ -101,7 +101,7 @@ def copy_source(
     target: Path,
     max_bytes: int,
     progress: Callable[[int, int], None],
-    headers_there: Callable[[], None] = lambda: None,
+    headers_there: Callable[[], object] = lambda: None,
 ) -> None:
     """Copies an adapter's files into a folder of ours, the weights last.
 

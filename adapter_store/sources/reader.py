@@ -44,7 +44,7 @@ class EarlyReader(SourceReader, Protocol):
         staged: Path,
         max_bytes: int,
         progress: Callable[[int, int], None],
-        headers_there: Callable[[], None],
+        headers_there: Callable[[], object],
     ) -> tuple[str, ...]:
         """Like `copy`; perhaps calls `headers_there`, from the same thread, once every file has its final
         size and all that says what is in it. The rest follows.
