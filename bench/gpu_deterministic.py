@@ -6,7 +6,8 @@ preempted, with graphs and without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -117,10 +118,10 @@ def _follow(
 
 
 def _compare(name: str, answers: list[Answer], alone: list[Answer]) -> Check:
-    different = sum(
-        (a.tokens, a.logprobs) != (b.tokens, b.logprobs) for a, b in zip(answers, alone, strict=True)
-    )
-    return Check(name=f"{name}: requests with other bits", error=different, limit=0)
+    pairs = list(zip(answers, alone, strict=True))
+    tokens = sum(a.tokens != b.tokens for a, b in pairs)
+    different = sum((a.tokens, a.logprobs) != (b.tokens, b.logprobs) for a, b in pairs)
+    return Check(name=f"{name}: requests with other bits (tokens: {tokens})", error=different, limit=0)
 
 
 def requests(model: ModelConfig) -> list[Ask]:
@@ -136,7 +137,7 @@ def requests(model: ModelConfig) -> list[Ask]:
     ]
 
 
-def run_all() -> Iterator[Check]:
+def run_all(dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
     torch.manual_seed(0)
     for outputs, inputs in ((6144, 4096), (4096, 12_288), (1000, 96)):
         yield check_product(outputs, inputs, torch.bfloat16)
@@ -144,13 +145,17 @@ def run_all() -> Iterator[Check]:
     for dtype in (torch.bfloat16, torch.float32):
         for window in (None, 700):
             yield check_attention(dtype, window)
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in dtypes:
         yield from check_engine(dtype)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="of the engine")
     good = True
-    for check in run_all():
+    for check in run_all([getattr(torch, name) for name in parser.parse_args().dtypes]):
         good = good and check.good
         print("ok " if check.good else "BAD", f"{check.error:g}", check.name, flush=True)
     if not good:

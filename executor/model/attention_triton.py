@@ -57,8 +57,8 @@ class TritonAttention:
         """Which program computes which queries."""
         decoding = spans.lengths == 1
         decodes, chunks = self._cut(spans, decoding, 1), self._cut(spans, ~decoding, self._chunk_queries)
-        # Those that see most come first, so that none of them is left over at the end.
-        chunks = np.ascontiguousarray(chunks[:, np.argsort(-chunks[2], kind="stable")])
+        # Of each row those that see most come first, so that none of them is left over at the end.
+        chunks = np.ascontiguousarray(chunks[:, ::-1])
         places = upload(page_table.device, decodes, chunks)
         return TritonPlan(
             decodes=QueryTiles(places=places[0], queries=1),

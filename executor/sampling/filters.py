@@ -20,7 +20,7 @@ def add_bias(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor, bias_E: Tensor
 
 def suppress(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor) -> None:
     """Make tokens impossible."""
-    logits_NV[rows_E, tokens_E] = _REMOVED
+    logits_NV.index_put_((rows_E, tokens_E), logits_NV.new_full((), _REMOVED))
 
 
 def penalise_repetition(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor, penalty_N: Tensor) -> None:

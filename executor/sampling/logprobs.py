@@ -25,10 +25,18 @@ class Scores(NamedTuple):
 
 def score(logits_NV: Tensor, targets_N: Tensor, alternatives: int) -> Scores:
     """Log probabilities of `targets_N` (int64) and of each row's `alternatives` most probable tokens."""
-    total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
+    total_N1 = _logsumexp(logits_NV)[:, None]
     top = logits_NV.topk(min(alternatives, logits_NV.shape[1]), dim=-1)
     return Scores(
         logprobs=(logits_NV.gather(1, targets_N[:, None]) - total_N1).squeeze(1),
         top_ids=top.indices.int(),
         top_logprobs=top.values - total_N1,
     )
+
+
+def _logsumexp(logits_NV: Tensor) -> Tensor:
+    if not logits_NV.is_cuda:
+        return logits_NV.logsumexp(dim=-1)
+    from kernels.sampling.gpu import logsumexp  # the CPU does without Triton
+
+    return logsumexp(logits_NV)

@@ -22,7 +22,12 @@ from executor.model.slots import AdapterPool
 from executor.model.weights import DTYPES, load_parameters
 from executor.runner import RunnerConfig, TorchRunner
 from executor.service.identity import base_digest
-from executor.service.kv_sizing import CudaMemory, LargestStep, measured_pages
+from executor.service.kv_sizing import (
+    CudaMemory,
+    LargestStep,
+    allocate_from_growing_ranges,
+    measured_pages,
+)
 from executor.service.paced_runner import PacedRunner
 from lorikeet.v1 import layout_pb2
 from rpc.digests import file_digest
@@ -124,6 +129,8 @@ def _torch(
         )
     # Mistakes in the settings are told before weights are read.
     scheduling = _scheduling(config, model, 1 if config.measures_kv else _given_pages(config, model))
+    if device.type == "cuda":
+        allocate_from_growing_ranges()
     begun = time.monotonic()
     if config.load_format == "dummy":
         parameters = dummy_parameters(model, dtype=dtype, device=device)

@@ -130,7 +130,7 @@ class Blocks(NamedTuple):
     def choose(cls, group: int, head_dim: int, queries: int, dtype: torch.dtype) -> "Blocks":
         m = max(16, _power_of_two(queries) * _power_of_two(group))
         wide = dtype == torch.float32 or head_dim > 128
-        return cls(m=m, n=32 if wide else 64, warps=8 if m >= 128 else 4, stages=2 if wide or m >= 64 else 3)
+        return cls(m=m, n=32 if wide else 64, warps=8 if m >= 128 else 4, stages=2)
 
 
 @quick

@@ -1,7 +1,8 @@
-"""A draw from a softmax in Triton: the noise is made where it is added, and never stored.
+"""Draws from a softmax and its normaliser in Triton, each row by itself.
 
-Semantics: `argmax_v(logits[n, v] - log(-log1p(-u)))`, u in (0, 1) from SplitMix64 (Steele, Lea and Flood
-2014) of (seed, position, v): the first 53 bits of its value, and a half, over 2**53.
+The noise of a draw is made where it is added, and never stored. Semantics:
+`argmax_v(logits[n, v] - log(-log1p(-u)))`, u in (0, 1) from SplitMix64 (Steele, Lea and Flood 2014) of (seed,
+position, v): the first 53 bits of its value, and a half, over 2**53.
 
 Legend: N rows, V vocabulary, C chunks of it.
 """
@@ -53,6 +54,25 @@ def draw(logits_NV: Tensor, seeds_N: Tensor, positions_N: Tensor) -> Tensor:
         **overlapping(),
     )
     return tokens_N
+
+
+def logsumexp(logits_NV: Tensor) -> Tensor:
+    """Float32 `[N]`; a row's bits do not depend on the other rows."""
+    rows, vocab_size = logits_NV.shape
+    if logits_NV.stride(1) != 1 or logits_NV.dtype != torch.float32:
+        raise ValueError("logits need a contiguous last dimension and to be float32")
+    total_N = torch.empty(rows, dtype=torch.float32, device=logits_NV.device)
+    if rows:
+        _logsumexp_kernel[(rows,)](
+            total_N,
+            logits_NV,
+            vocab_size,
+            logits_NV.stride(0),
+            BLOCK=4 * _LOGITS_OF_A_PROGRAM,
+            num_warps=16,
+            **overlapping(),
+        )
+    return total_N
 
 
 @triton.jit
@@ -110,3 +130,23 @@ def _best_kernel(tokens_ptr, largest_ptr, index_ptr, chunks, BLOCK: tl.constexpr
     largest_C = tl.load(largest_ptr + row * chunks + c_C, mask=c_C < chunks, other=float("-inf"))
     best = tl.argmax(largest_C, 0, tie_break_left=True)
     tl.store(tokens_ptr + row, tl.load(index_ptr + row * chunks + tl.minimum(best, chunks - 1)).to(tl.int64))
+
+
+@quick
+@triton.jit
+def _logsumexp_kernel(total_ptr, logits_ptr, vocab_size, stride_n, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    v_V = tl.arange(0, BLOCK)
+    wait_for_inputs(PDL)
+    largest_V = tl.full([BLOCK], float("-inf"), tl.float32)
+    total_V = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, vocab_size, BLOCK):
+        inside_V = first + v_V < vocab_size
+        logits_V = tl.load(logits_ptr + row * stride_n + first + v_V, mask=inside_V, other=float("-inf"))
+        new_V = tl.maximum(largest_V, logits_V)
+        anchor_V = tl.where(new_V == float("-inf"), 0.0, new_V)
+        total_V = total_V * tl.exp(largest_V - anchor_V) + tl.exp(logits_V - anchor_V)
+        largest_V = new_V
+    largest = tl.max(largest_V, 0)
+    total = tl.sum(total_V * tl.exp(largest_V - largest), 0)
+    tl.store(total_ptr + row, largest + tl.log(total))

@@ -4,6 +4,7 @@ Triton's interpreter leaves a tile's product to a library whose sums depend on w
 stands, as those of tensor cores do not: here they are taken in float64, and rounded.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
+from kernels import lora
 from kernels.attention import fixed, reference
 from kernels.attention.tiles import QueryTiles, cut
 from kernels.linear import fixed as fixed_linear
 from kernels.linear.fixed import multiply
+from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable
+from kernels.lora.tiles import Tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -114,3 +118,39 @@ def test_tiles_that_do_not_fit() -> None:
         rows.attend(q, 0, 0, queries=8, splits=2, window=None)
     with pytest.raises(ValueError, match="do not fit a tile"):
         rows.attend(q, 0, 0, queries=16, splits=1, window=None)
+
+
+def lora_table(ranks: tuple[int, ...], sizes: tuple[int, ...], inputs: int) -> SlotTable:
+    torch.manual_seed(1)
+    shapes = [SliceShape(kind="linear", in_features=inputs, out_features=size) for size in sizes]
+    pool = torch.randn(1 << 20, device=DEVICE) * 0.1
+    table, unit = SlotTable(pool=pool, shapes=shapes, slots=len(ranks), fixed_order=True), 0
+    for slot, rank in enumerate(ranks):
+        entries = []
+        for index, shape in enumerate(shapes):
+            second = unit + rank * shape.in_features // 32
+            entries.append(SliceEntry(slice=index, a_unit=unit, b_unit=second, rank=rank, scaling=0.5))
+            unit = second + -(-rank * shape.out_features // 32)
+        table.set_row(slot, entries)
+    return table
+
+
+def test_an_adapter_is_the_same_beside_others() -> None:
+    """Alone, after others of the batch, and beside one of a higher rank; few tokens and many."""
+    sizes, inputs = (40, 24), 600
+    table = lora_table((8, 32, 24), sizes, inputs)
+    packed = [PackedSlice(0, 0, 40), PackedSlice(1, 40, 64)]
+    x, y = torch.randn(60, inputs, device=DEVICE), torch.randn(60, 64, device=DEVICE)
+
+    def apply(slots: list[int], first: int) -> torch.Tensor:
+        out, batch = y[first : first + len(slots)].clone(), LoraBatch.of_tokens(slots)
+        rank = table.largest_rank(batch.slots)
+        tiles = Tiles.cut(batch.slots, batch.splits, rank=rank, like=table.pool, fixed_order=True)
+        source = x[first : first + len(slots)]
+        lora.apply(out, source, slices=packed, batch=replace(batch, tiles=tiles), table=table)
+        return out
+
+    together = apply([-1] * 2 + [0] * 18 + [1] * 32 + [2] * 8, 0)
+    assert not torch.equal(together, y)
+    for slot, first, last in ((0, 2, 20), (0, 9, 10), (1, 25, 45), (2, 52, 60)):
+        assert torch.equal(apply([slot] * (last - first), first), together[first:last]), (slot, first, last)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from executor.sampling.noise import gumbel
-from kernels.sampling.gpu import draw
+from kernels.sampling.gpu import draw, logsumexp
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -29,6 +29,16 @@ def test_the_noise_of_one_token_in_a_million() -> None:
     noise = gumbel(seeds, positions, vocab_size)
     assert torch.equal(draw(logits, seeds, positions), noise.argmax(-1))
     assert noise.max() > 10
+
+
+def test_logsumexp() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 20_011, device=DEVICE) * 5
+    logits[1, 7:] = float("-inf")
+    logits[2] += 300
+    total = logsumexp(logits)
+    torch.testing.assert_close(total, logits.double().logsumexp(-1).float(), atol=2e-6, rtol=1e-6)
+    assert torch.equal(logsumexp(logits[2:3]), total[2:3])
 
 
 def test_no_rows_and_wrong_dtype() -> None:
