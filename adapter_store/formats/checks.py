@@ -53,9 +53,10 @@ def match_adapter(entries: Mapping[str, TensorEntry], config: PeftConfig, layout
     for module, parts in found.parts.items():
         if not LORA_PARTS.isdisjoint(parts):
             paths[module] = _path(found.written[module], layout.by_module[module], config)
-    targeted = check_targets(paths, saved, config, layout)
+    coverage = check_targets(paths, saved, config, layout)
+    found.notes.extend(coverage.notes)
     _check_saved(found.parts, saved)
-    _check_biases(found, targeted, saved, config, layout)
+    _check_biases(found, coverage.targeted, saved, config, layout)
     _check_expert_options(paths, config, layout)
     return _fit(found, stacks, paths, config, layout)
 

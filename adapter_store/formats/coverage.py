@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from typing import NamedTuple
 
 from adapter_store.formats.layout import PackLayout, endings_of
 from adapter_store.formats.names import spellings
@@ -36,10 +37,17 @@ def saved_modules(config: PeftConfig, layout: PackLayout) -> frozenset[str]:
     return frozenset(saved)
 
 
+class Coverage(NamedTuple):
+    """The modules that the config targets, and what is worth knowing of that."""
+
+    targeted: frozenset[str]
+    notes: tuple[str, ...]
+
+
 def check_targets(
     paths: Mapping[str, str], saved: Set[str], config: PeftConfig, layout: PackLayout
-) -> frozenset[str]:
-    """Compares the modules that the config targets with those that have a LoRA; returns the former.
+) -> Coverage:
+    """Compares the modules that the config targets with those that have a LoRA.
 
     Args:
         paths: what the config knows each module by that has a LoRA.
@@ -51,6 +59,8 @@ def check_targets(
     tick = _deadline()
     present = paths.keys()
     targeted = targeted_modules(config, layout, tick) - saved
+    no_modules = _experts_that_are_no_modules(targeted, present, config, layout)
+    targeted -= no_modules
     missing = targeted - present
     if is_all_linear(config):
         # PEFT writes the names instead; others mean by it what they train, which seldom has the routers.
@@ -61,7 +71,25 @@ def check_targets(
         targeted |= {module for module in present if names("lm_head", module)}
     refuse_stray(present - targeted, "its config does not target it")
     _check_spelling(sorted(set(paths.values())), config, layout, tick)
-    return frozenset(targeted)
+    note = "no expert has LoRA: target_modules was taken to mean other modules, as with transformers 5"
+    return Coverage(frozenset(targeted), (note,) if no_modules else ())
+
+
+def _experts_that_are_no_modules(
+    targeted: Set[str], present: Collection[str], config: PeftConfig, layout: PackLayout
+) -> frozenset[str]:
+    """Those that the config seems to target, but did not: with transformers 5 experts are no modules.
+
+    gate_proj then means that of a shared expert, or of a dense layer, only. It is so where these have LoRA,
+    by every name in question, and no expert has.
+    """
+    experts = frozenset(module for module in targeted if layout.by_module[module].is_expert)
+    if not experts or any(layout.by_module[module].is_expert for module in present):
+        return frozenset()
+    if any(config.parameters.mean(paths[0]) for e in layout.experts.values() for paths in stacked_paths(e)):
+        return frozenset()
+    others = {module.rpartition(".")[2] for module in present}
+    return experts if {module.rpartition(".")[2] for module in experts} <= others else frozenset()
 
 
 def is_all_linear(config: PeftConfig) -> bool:

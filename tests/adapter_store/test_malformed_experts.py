@@ -86,6 +86,13 @@ CASES: dict[str, tuple[tuple[Tensors, dict[str, Any]], str, str]] = {
         single(without(ONE)), "PARTIAL_EXPERTS", f"only for 11 of 12 projections of {E0}",
     ),
     "the experts of a layer are missing": (single(without(E1)), "MISSING_TENSORS", f"{E1}.0.down_proj"),
+    "no experts, but for their names": (
+        case({}, {"target_modules": ["up_proj", "q_proj"]}, {
+            f"{PREFIX}model.layers.{n}.self_attn.q_proj.{LORA_A}": ones(4, HIDDEN) for n in (0, 1)
+        } | {f"{PREFIX}model.layers.{n}.self_attn.q_proj.{LORA_B}": ones(128, 4) for n in (0, 1)}),
+        "MISSING_TENSORS",
+        f"{E0}.0.up_proj",
+    ),
     "no up to a gate": (single(without("up_proj")), "PARTIAL_EXPERTS", f"{E0}.0.up_proj"),
     "no w3 to a w1": (projections(without("up_proj")), "PARTIAL_EXPERTS", f"{E0}.0.up_proj"),
     "an expert that the config excludes": (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from adapter_store.formats.layout import PackLayout
+from adapter_store.formats.reading import read_adapter
 from tests.support.store_adapters import packed
 from tests.support.store_experts import (
     EXPERTS,
@@ -163,6 +164,18 @@ def test_shared_experts_and_their_gate(tmp_path):
     ours = packed_deltas(tmp_path, layout_of("qwen2_moe"))
     compare(ours, peft_deltas(model))
     assert ours["model.layers.1.mlp.shared_expert_gate"].shape == (1, HIDDEN)
+
+
+@pytest.mark.parametrize("targets", [["gate_proj", "up_proj", "down_proj", "k_proj"], r".*\.(up|q)_proj"])
+def test_names_that_mean_the_shared_expert_only(tmp_path, targets):
+    """PEFT makes no parameters of a Qwen2-MoE's targets, and its experts are no modules."""
+    model = train(load_base("qwen2_moe"), tmp_path, target_modules=targets)
+    layout = layout_of("qwen2_moe")
+    ours = packed_deltas(tmp_path, layout)
+    compare(ours, peft_deltas(model))
+    assert not any(".experts." in module for module in ours)
+    (note,) = (note for note in read_adapter(tmp_path, layout).notes if "expert" in note)
+    assert note.startswith("no expert has LoRA")
 
 
 def test_dense_layers_among_them(tmp_path):
