@@ -120,6 +120,19 @@ FORMS: dict[str, dict[str, Any]] = {
         },
         "alpha_pattern": {r".*layers\.1\..*experts\.gate_up_proj": 20, "mlp.gate.weight": 7},
     },
+    "another choice in each layer": {
+        "target_parameters": [
+            "model.layers.0.mlp.experts.gate_up_proj",
+            "model.layers.1.mlp.experts.gate_up_proj",
+            "layers.1.mlp.experts.down_proj",
+        ]
+    },
+    "what holds for modules only": {
+        "target_modules": ["q_proj", "v_proj"],
+        "target_parameters": [GATE_UP, DOWN],
+        "layers_to_transform": [1],
+        "exclude_modules": ["v_proj", "mlp.experts", "gate_up_proj"],
+    },
     "one rank": {"r": 1, "target_parameters": [GATE_UP, DOWN]},
 }
 
