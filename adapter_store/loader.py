@@ -84,7 +84,7 @@ class Loader:
             LorikeetError: what is wrong with the source or the adapter, and what to do.
         """
         clock = Stopwatch(self._counters)
-        staged = self._disk.stage()
+        staged, is_kept = self._disk.stage(), False
         try:
             with clock.stage("copy"):
                 notes, opening = await self._copy(reader, staged, layout, _throttled(Stage.COPY, report))
@@ -101,11 +101,13 @@ class Loader:
                 async with self._digests.hold(checked.digest):
                     with clock.stage("keep"):
                         await self._keep(staged, checked.digest)
+                is_kept = True
                 self._counters.disk.loads += 1
                 log.info("%s is %s (%s)", reader.source, checked.digest, clock)
                 yield await self._workers.run(report_version, checked, notes, crew=self._crew)
         finally:
-            await self._workers.run(self._disk.discard, staged)
+            if not is_kept:
+                await self._workers.run(self._disk.discard, staged)
 
     async def _copy(
         self,
@@ -158,10 +160,17 @@ class Loader:
             return check_adapter(opened, view, crew=self._crew, progress=progress)
 
     async def _keep(self, staged: Path, digest: str) -> None:
-        while missing := await self._workers.run(self._disk.missing_bytes, staged, digest):
+        while missing := await self._workers.run(self._commit_if_room, staged, digest):
             if self._make_room is None or not await self._make_room(missing):
-                break
-        await self._workers.run(self._disk.commit_object, staged, digest)
+                await self._workers.run(self._disk.commit_object, staged, digest)
+                return
+
+    def _commit_if_room(self, staged: Path, digest: str) -> int:
+        """Returns how many bytes of room are missing; 0 once the object is there. One hop to a thread."""
+        missing = self._disk.missing_bytes(staged, digest)
+        if not missing:
+            self._disk.commit_object(staged, digest)
+        return missing
 
 
 def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[int, int], None]:
