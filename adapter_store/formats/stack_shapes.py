@@ -129,55 +129,54 @@ def _named_b(shape: tuple[int, ...], count: int, rank: int, width: int) -> _Read
 
 def misfit(stack: ExpertStack, rank: int, config: PeftConfig, layout: PackLayout) -> LorikeetError:
     """What is wrong with tensors that fit in no way, by how they should be."""
-    count = stack.experts.count
-    # Of a tensor of three dimensions, where experts, ranks and features should be; of two: the last two, the
-    # first of which has the experts too.
+    count, module = stack.experts.count, stack.experts.module
+    # Where experts, ranks and features should be; a stack of two dimensions has experts and ranks in one.
     axes = ((0, 1, 2), (2, 1, 0)) if stack.is_nested else ((0, 1, 2), (0, 2, 1))
-    for entry, width, (e, r, f) in zip(
-        (stack.lora_a, stack.lora_b), (stack.inputs, stack.outputs), axes, strict=True
-    ):
-        shape = entry.shape
-        needed = [0, 0, 0]
-        needed[e], needed[r], needed[f] = count, rank, width
-        if len(shape) == 3:
-            experts, found, features = shape[e], shape[r], shape[f]
-        elif len(shape) == 2 and stack.is_nested:
-            stacked, features = (shape[0], shape[1]) if e == 0 else (shape[1], shape[0])
-            needed = [count * rank, width] if e == 0 else [width, count * rank]
-            experts = count if stacked % count == 0 or stacked % rank else stacked // rank
-            found = stacked / experts
-        else:
-            return wrong_shape(entry, str(needed), config, layout)
-        if features != width:
-            return wrong_shape(entry, str(needed), config, layout)
-        if (experts, found) != (count, rank) and (len(shape), experts, found) != (3, 1, rank):
-            return _wrong_stack(stack, entry, experts, found, rank)
+    widths = (stack.inputs, stack.outputs)
+    for entry, width, (e, r, f) in zip((stack.lora_a, stack.lora_b), widths, axes, strict=True):
+        is_flat = len(entry.shape) == 2 and stack.is_nested
+        needed = {e: count, r: rank, f: width}
+        if is_flat:
+            e, f = min(e, 1), min(f, 1)
+            needed = {e: count * rank, f: width}
+        if len(entry.shape) != len(needed) or entry.shape[f] != width:
+            return wrong_shape(entry, str([needed[axis] for axis in sorted(needed)]), config, layout)
+        if is_flat and entry.shape[e] != count * rank:
+            return _wrong_flat(entry, module, count, entry.shape[e], rank)
+        if not is_flat and entry.shape[e] not in (1, count):
+            return _wrong_experts(entry, module, count, entry.shape[e], entry.shape[r])
+        if not is_flat and entry.shape[r] != rank:
+            return _wrong_rank(entry, module, count, entry.shape[r], rank)
     return wrong_shape(stack.lora_b, "another orientation", config, layout)
 
 
-def _wrong_stack(
-    stack: ExpertStack, entry: TensorEntry, experts: int, found: float, rank: int
+def _wrong_flat(entry: TensorEntry, module: str, count: int, stacked: int, rank: int) -> LorikeetError:
+    if stacked % count == 0:
+        other = f" (unless it is for {stacked // rank} experts)" if stacked % rank == 0 else ""
+        return _wrong_rank(entry, module, count, stacked // count, rank, other)
+    if stacked % rank == 0:
+        return _wrong_experts(entry, module, count, stacked // rank, rank)
+    return invalid_argument(
+        "STACKED_RANK",
+        f"{entry.name} is {list(entry.shape)}, which does not divide among the {count} experts of {module}",
+        module=module,
+    )
+
+
+def _wrong_experts(entry: TensorEntry, module: str, count: int, found: int, rank: int) -> LorikeetError:
+    return invalid_argument(
+        "WRONG_EXPERTS",
+        f"{entry.name} is {list(entry.shape)}, which makes {found} experts of rank {rank}; "
+        f"{module} has {count}",
+        module=module,
+    )
+
+
+def _wrong_rank(
+    entry: TensorEntry, module: str, count: int, found: int, rank: int, other: str = ""
 ) -> LorikeetError:
-    count, module = stack.experts.count, stack.experts.module
-    if experts != count:
-        return invalid_argument(
-            "WRONG_EXPERTS",
-            f"{entry.name} is {list(entry.shape)}, which makes {experts} experts of rank {rank}; "
-            f"{module} has {count}",
-            module=module,
-        )
-    if found != int(found):
-        return invalid_argument(
-            "STACKED_RANK",
-            f"{entry.name} is {list(entry.shape)}, which does not divide among the {count} experts "
-            f"of {module}",
-            module=module,
-        )
-    stacked = count * int(found)
-    is_either = len(entry.shape) == 2 and stacked % rank == 0
     return invalid_argument(
         "RANK_MISMATCH",
-        f"{module}: {entry.name} has rank {int(found)} for each of {count} experts, its config says {rank}"
-        + (f" (unless it is for {stacked // rank} experts)" if is_either else ""),
+        f"{module}: {entry.name} has rank {found} for each of {count} experts, its config says {rank}{other}",
         module=module,
     )

@@ -142,6 +142,19 @@ CASES: dict[str, tuple[tuple[Tensors, dict[str, Any]], str, str]] = {
     "stacks of another rank": (
         stacks(r=8), "RANK_MISMATCH", "has rank 4 for each of 4 experts, its config says 8",
     ),
+    "shared projections of another rank": (
+        projections(
+            {
+                f"{OUTER}.down_proj.{LORA_A}": ones(4, 5, WIDTH),
+                f"{OUTER}.down_proj.{LORA_B}": ones(1, HIDDEN, 5),
+            }
+        ),
+        "RANK_MISMATCH",
+        "down_proj.lora_A.weight has rank 5",
+    ),
+    "one expert's stack": (
+        case(nested(larger(1, 6), plain), BOTH | {"r": 6}), "WRONG_EXPERTS", "makes 1 experts of rank 6",
+    ),
     "projections of another rank": (projections(r=3), "RANK_MISMATCH", "rank 4 for each of 4 experts"),
     "an expert of another rank": (
         single({f"{ONE}.{LORA_A}": ones(5, HIDDEN), f"{ONE}.{LORA_B}": ones(WIDTH, 5)}),
