@@ -34,7 +34,7 @@ class LoadRequest:
     name: str
     reader: SourceReader
     expected_digest: str = ""
-    pinned: bool | None = False
+    pinned: bool | None = None
     tenant: str = ""
     content_digest: str = ""
     is_shared: bool = True

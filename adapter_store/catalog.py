@@ -204,7 +204,7 @@ class Catalog:
         *,
         expected: str = "",
         tenant: str = "",
-        pinned: bool | None = False,
+        pinned: bool | None = None,
     ) -> Change | None:
         """Decides how a name comes to mean a version; None when it does already.
 

@@ -51,7 +51,7 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
             name=request.name,
             reader=self._sources.open(request.source),
             expected_digest=request.expected_digest,
-            pinned=request.pinned,
+            pinned=request.pinned if request.HasField("pinned") else None,
             tenant=request.tenant,
         )
         view, changed = await self._admin.load(wanted)

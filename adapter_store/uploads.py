@@ -101,7 +101,7 @@ class Uploads:
                 name=start.name,
                 reader=SpoolReader(spool.folder),
                 expected_digest=start.expected_digest,
-                pinned=start.pinned,
+                pinned=start.pinned if start.HasField("pinned") else None,
                 tenant=start.tenant,
                 content_digest=digest,
                 is_shared=False,

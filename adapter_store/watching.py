@@ -121,7 +121,7 @@ class WatchedFolder:
         for name in self._sightings.see(looks):
             try:
                 reader = self._open(str(self._folder / name))
-                await self._load(LoadRequest(name=name, reader=reader, pinned=None))
+                await self._load(LoadRequest(name=name, reader=reader))
             except LorikeetError as error:
                 log.warning("the watched adapter %s was not loaded: %s", printable(name), error)
                 if error.code in _MAY_PASS:

@@ -20,7 +20,7 @@ def upload(
         str, typer.Option(metavar="DIGEST", help="Refuse what arrives unless its content has this digest.")
     ] = "",
     expect: Expect = "",
-    pin: Pin = False,
+    pin: Pin = None,
     tenant: Tenant = "",
     as_json: AsJson = False,
     target: Target = None,

@@ -48,7 +48,7 @@ def load(
         str, typer.Argument(help="A PEFT folder, under one of the store's roots.", show_default=False)
     ],
     expect: Expect = "",
-    pin: Pin = False,
+    pin: Pin = None,
     tenant: Tenant = "",
     as_json: AsJson = False,
     target: Target = None,

@@ -54,7 +54,10 @@ Expect = Annotated[
         "--expect", metavar="DIGEST", help="Only if the name points to this digest; none: to nothing."
     ),
 ]
-Pin = Annotated[bool, typer.Option("--pin", help="Keep it in the store's memory.")]
+Pin = Annotated[
+    bool | None,
+    typer.Option("--pin/--no-pin", help="Keep it in the store's memory.", show_default=False),
+]
 Tenant = Annotated[
     str, typer.Option(metavar="TENANT", help="Whose it is, and whose quota it counts against.")
 ]

@@ -44,7 +44,7 @@ def messages(
     *,
     digest: str = "",
     expected_digest: str = "",
-    pinned: bool = False,
+    pinned: bool | None = None,
     tenant: str = "",
 ) -> Iterator[pb.UploadAdapterRequest]:
     """The messages of one UploadAdapter call; takes one tensor at a time from `tensors`.

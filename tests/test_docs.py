@@ -58,7 +58,9 @@ def check_command(arguments: list[str]) -> list[str]:
     words = iter(arguments)
     for word in words:
         if word.startswith("-"):
-            options = {name: option for option in command.params for name in option.opts}
+            options = {
+                name: option for option in command.params for name in (*option.opts, *option.secondary_opts)
+            }
             name = word.partition("=")[0]
             if name not in options and name not in ("--help", "-h"):
                 return [f"{command.name} has no {name}"]
@@ -78,7 +80,7 @@ def all_flags() -> set[str]:
     while commands:
         command = commands.pop()
         commands += getattr(command, "commands", {}).values()
-        found |= {name for option in command.params for name in option.opts}
+        found |= {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     return found
 
 

@@ -119,8 +119,11 @@ def test_other_terms_of_the_same_content_move_nothing():
     assert catalog.pinned == {digest(2)}
     assert previous(catalog, "a") == [digest(1)]
     assert point(catalog, "a", 2, pinned=True) is None
+    assert point(catalog, "a", 2) is None, "nothing was said of the pin"
     roll_back(catalog, "a")
     assert catalog.pinned == {digest(1)}
+    assert point(catalog, "a", 1, pinned=False) is not None
+    assert catalog.pinned == set()
 
 
 def test_preconditions_name_both_digests():
