@@ -136,7 +136,7 @@ def _fit(
     notes = (
         *found.notes,
         *_note(turned, "lora_A or lora_B is stored transposed; turned round by its shape"),
-        *_note(old, "stored as PEFT up to 0.18 did, with inputs and outputs of experts exchanged; read so"),
+        *_note(old, "stored as PEFT up to 0.19.0 did, inputs and outputs of experts exchanged; read so"),
         *_base_note(config, layout),
     )
     return Match(slices=tuple(slices), notes=notes)

@@ -19,7 +19,7 @@ _GATE_UP, _DOWN = (0, 1), (2,)
 _PROJECTIONS = {Stack.GATE: (0,), Stack.UP: (1,), Stack.DOWN: _DOWN, Stack.GATE_UP: _GATE_UP}
 _PARAMETERS = {_GATE_UP: "gate_up_proj", _DOWN: "down_proj", (0,): "gate_proj", (1,): "up_proj"}
 # From which on PEFT takes an expert's weight as [out, in].
-_OUT_FIRST_VERSION = (0, 19)
+_OUT_FIRST_VERSION = (0, 19, 1)
 
 
 def find_stacks(
@@ -154,11 +154,11 @@ def _choose(stack: ExpertStack, rank: int, config: PeftConfig, layout: PackLayou
 
 
 def _form_of_version(stack: ExpertStack, config: PeftConfig) -> str:
-    if version := re.match(r"(\d+)\.(\d+)", config.peft_version):
-        return "plain" if (int(version[1]), int(version[2])) >= _OUT_FIRST_VERSION else "old"
+    if version := re.match(r"(\d+)\.(\d+)\.(\d+)", config.peft_version):
+        return "plain" if tuple(map(int, version.groups())) >= _OUT_FIRST_VERSION else "old"
     raise invalid_argument(
         "AMBIGUOUS_SHAPE",
-        f"{stack.lora_a.name}: PEFT up to 0.18 stored an expert's LoRA the other way round, and the shapes "
+        f"{stack.lora_a.name}: PEFT up to 0.19.0 stored an expert's LoRA the other way round, and the shapes "
         "fit both; say in adapter_config.json which peft_version saved it",
         module=stack.experts.module,
     )

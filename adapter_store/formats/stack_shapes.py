@@ -5,7 +5,7 @@ Legend: E experts, R rank, K in features, N out features.
 | names | lora_A | lora_B |
 |---|---|---|
 | of PEFT's target_parameters | [E * R, K] or [E, R, K] | [N, R * E] or [N, R, E] |
-| the same up to PEFT 0.18 | [E * R, N], gives lora_b | [K, R * E], gives lora_a |
+| the same up to PEFT 0.19.0 | [E * R, N], gives lora_b | [K, R * E], gives lora_a |
 | of projections | [E, R, K] | [E, N, R] |
 
 Where a tensor of three dimensions has 1 instead of E, all experts share it. All but PEFT's older form may be

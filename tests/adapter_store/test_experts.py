@@ -74,9 +74,9 @@ def test_notes_say_what_was_read_in_another_way(tmp_path):
     assert notes("parameters") == []
     (note,) = notes("parameters, transposed")
     assert note.startswith("model.layers.0.mlp.experts.gate_up_proj and 3 other modules: lora_A or lora_B is")
-    (note,) = notes("parameters of PEFT 0.18")
+    (note,) = notes("parameters of PEFT 0.19.0")
     assert note.startswith(
-        "model.layers.0.mlp.experts.gate_up_proj and 3 other modules: stored as PEFT up to 0.18"
+        "model.layers.0.mlp.experts.gate_up_proj and 3 other modules: stored as PEFT up to 0.19.0"
     )
 
 
@@ -91,7 +91,7 @@ def test_spellings_of_names_do_not_change_the_digest(tmp_path):
     different = [
         "one by one",
         "parameters",
-        "parameters of PEFT 0.18",
+        "parameters of PEFT 0.19.0",
         "parameters, transposed",
         "w1, w2, w3",
     ]
@@ -161,7 +161,7 @@ def test_shapes_that_fit_both_ways_are_read_by_the_version(tmp_path):
             write_adapter(tmp_path / str(len(list(tmp_path.iterdir()))), tensors, config), layout
         )
 
-    new, before = read(plain, peft_version="0.19.0"), read(old, peft_version="0.18.1.dev0")
+    new, before = read(plain, peft_version="0.19.1"), read(old, peft_version="0.19.0")
     for module, delta in new.items():
         expert = int(module.split(".")[5])
         rows = slice(0, WIDTH) if module.endswith("gate_proj") else slice(HIDDEN // 2, None)

@@ -71,7 +71,7 @@ def expert_forms() -> dict[str, Form]:
             {"target_modules": [], "target_parameters": ["down_proj", "gate_up_proj"]},
         ),
         "parameters, named as modules": (FUSED, nested(FUSED, plain), MODULES),
-        "parameters of PEFT 0.18": (FUSED, nested(FUSED, old), BOTH | {"peft_version": "0.18.1"}),
+        "parameters of PEFT 0.19.0": (FUSED, nested(FUSED, old), BOTH | {"peft_version": "0.19.0"}),
         "parameters, transposed": (FUSED, nested(FUSED, turned), BOTH),
         "parameters of three dimensions": (FUSED, nested(FUSED, solid), BOTH),
         "parameters, shared": (FUSED_SHARED, nested(FUSED_SHARED, solid), BOTH),

@@ -180,7 +180,7 @@ def plain(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def old(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-    """As PEFT up to 0.18: it took an expert's weight as [in, out], so that its A is our B, transposed."""
+    """As PEFT up to 0.19.0: it took an expert's weight as [in, out], so that its A is our B, transposed."""
     return plain(b.transpose(0, 2, 1), a.transpose(0, 2, 1))
 
 
