@@ -21,6 +21,9 @@ from kernels.lora import UNIT_BYTES, SliceEntry
 
 log = logging.getLogger(__name__)
 
+_USUAL_RANK = 16
+_SHORT_CHUNK = 100
+
 # Every option that takes memory.
 _SAMPLING = SamplingParams(
     max_tokens=2,
@@ -122,8 +125,10 @@ class LargestStep:
         """Enough for any row of `plans`; all rows share them, since nobody reads what is computed."""
         return -(-min(self.context, self.tokens + 1) // self.page_size)
 
-    def plans(self, slot: int) -> tuple[StepPlan, StepPlan]:
-        """A step of prompts, in which all rows are sampled, and one that decodes them."""
+    def plans(self, slot: int) -> tuple[StepPlan, StepPlan, StepPlan]:
+        """A step of prompts, in which all rows are sampled, one that decodes them, and one with a short chunk
+        among decoding rows, which takes little but has kernels of its own.
+        """
         lengths = np.ones(self.rows, dtype=np.int64)
         # One row is long: what attention takes grows with it, and what scoring its prompt takes.
         lengths[0] += min((self.tokens - self.rows) // 4, self.context - 2)
@@ -139,7 +144,14 @@ class LargestStep:
             for row, length in enumerate(lengths.tolist())
         )
         prompts = self._plan(0, lengths, np.zeros(self.rows), slot, installs)
-        return prompts, self._plan(1, np.ones(self.rows), lengths, slot, ())
+        one = np.ones(self.rows, dtype=np.int64)
+        mixed = one.copy()
+        mixed[0] = max(1, min(_SHORT_CHUNK, self.tokens - self.rows + 1, self.context - 1))
+        return (
+            prompts,
+            self._plan(1, one, lengths, slot, ()),
+            self._plan(2, mixed, one, slot, ()),
+        )
 
     def _plan(
         self,
@@ -205,14 +217,17 @@ def measured_pages(
 
 
 def _run(runner: Runner, largest: LargestStep, pool: AdapterPool, max_rank: int) -> None:
-    """Both steps, without adapters and with one of the highest rank in every row."""
-    row = pool.table.row_of(_everywhere(pool, max_rank)) if len(pool.table.rows_SL6) else None
-    for slot in (BASE_SLOT,) if row is None else (BASE_SLOT, 0):
-        if row is not None and slot == 0:
-            pool.install_slot(0, row)
+    """The steps without adapters, and with one of the highest rank in every row. Before, one of a usual rank,
+    so that its kernels are there when requests come.
+    """
+    ranks = {min(_USUAL_RANK, max_rank), max_rank} if len(pool.table.rows_SL6) else set()
+    for rank in (0, *sorted(ranks)):
+        slot = 0 if rank else BASE_SLOT
+        if rank:
+            pool.install_slot(slot, pool.table.row_of(_everywhere(pool, rank)))
         for plan in largest.plans(slot):
             runner.collect(runner.launch(plan))
-    if row is not None:
+    if ranks:
         pool.clear_slot(0)
 
 

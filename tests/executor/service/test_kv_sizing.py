@@ -34,14 +34,15 @@ def test_no_room_is_refused_with_what_to_do(measured: Measured) -> None:
 @pytest.mark.parametrize(("tokens", "rows", "context"), [(64, 8, 128), (8, 8, 128), (300, 4, 32), (7, 1, 4)])
 def test_the_largest_step_keeps_its_limits(tokens: int, rows: int, context: int) -> None:
     largest = LargestStep(tokens=tokens, rows=rows, context=context, page_size=4)
-    prompts, decodes = largest.plans(BASE_SLOT)
+    prompts, decodes, mixed = largest.plans(BASE_SLOT)
     lengths = np.diff(prompts.query_splits)
     assert len(lengths) == rows
     assert lengths.min() >= 1
     # All tokens of a step, or as many as the rows' contexts hold.
     assert lengths.sum() == tokens or lengths.max() == context - 1
     assert lengths.sum() <= tokens
-    for plan in (prompts, decodes):
+    assert 0 < mixed.query_splits[-1] <= tokens
+    for plan in (prompts, decodes, mixed):
         ends = plan.start_positions + np.diff(plan.query_splits)
         assert ends.max() <= context
         assert plan.page_ids.max() < largest.pages
