@@ -21,18 +21,20 @@ def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, adapt: Ad
     groups = by_key(experts_TX.flatten().numpy())
     y_P2I = x_TD.new_zeros(tokens * top_k, weights.gate_up_E2ID.shape[1])
     for expert, pairs_G in groups:
-        y_P2I[pairs_G] = linear(x_TD[pairs_G // top_k], weights.gate_up_E2ID[expert])
+        x_GD = x_TD.index_select(0, pairs_G // top_k)
+        y_P2I.index_copy_(0, pairs_G, linear(x_GD, weights.gate_up_E2ID[expert]))
     if adapt is not None:
         adapt.gate_up(y_P2I, x_TD, routing)
     gate_PI, up_PI = y_P2I.chunk(2, dim=-1)
     wide_PI = silu(gate_PI).mul_(up_PI)
     z_PD = x_TD.new_zeros(tokens * top_k, x_TD.shape[1])
     for expert, pairs_G in groups:
-        z_PD[pairs_G] = linear(wide_PI[pairs_G], weights.down_EDI[expert])
+        z_PD.index_copy_(0, pairs_G, linear(wide_PI.index_select(0, pairs_G), weights.down_EDI[expert]))
     if adapt is not None:
         adapt.down(z_PD, wide_PI, routing)
-    shares_TX1 = weights_TX.masked_fill(experts_TX < 0, 0).unsqueeze(-1)
-    return (z_PD.view(*experts_TX.shape, x_TD.shape[1]).float() * shares_TX1).sum(dim=1).to(x_TD.dtype)
+    shares_T1X = weights_TX.masked_fill(experts_TX < 0, 0).unsqueeze(1)
+    z_TXD = z_PD.view(tokens, top_k, x_TD.shape[1]).float()
+    return torch.bmm(shares_T1X, z_TXD).squeeze(1).to(x_TD.dtype)
 
 
 def by_key(keys_P: np.ndarray) -> list[tuple[int, Tensor]]:
