@@ -24,6 +24,15 @@ KERNELS = {
         "_vector_kernel",
         "_matrix_kernel",
     },
+    "tests.support.kernels_compile_fixed": {
+        "_product_kernel",
+        "_sum_kernel",
+        "_segments_kernel",
+        "_merge_kernel",
+        "_draw_kernel",
+        "_best_kernel",
+        "_logsumexp_kernel",
+    },
     "tests.support.kernels_compile_moe": {
         "_route_kernel",
         "_arrange_kernel",
