@@ -68,7 +68,7 @@ class Case:
             np.full(self.rows, self.tokens),
             queries,
         )
-        places = np.ascontiguousarray(places[:, ::-1])
+        places = places[:, ::-1].copy()
         return QueryTiles(places=torch.from_numpy(places).cuda(), queries=queries)
 
     def launch(self, tiles: QueryTiles, **options: Any) -> Callable[[], None]:

@@ -58,7 +58,7 @@ class TritonAttention:
         decoding = spans.lengths == 1
         decodes, chunks = self._cut(spans, decoding, 1), self._cut(spans, ~decoding, self._chunk_queries)
         # Of each row those that see most come first, so that none of them is left over at the end.
-        chunks = np.ascontiguousarray(chunks[:, ::-1])
+        chunks = chunks[:, ::-1].copy()  # torch takes no negative strides, which one tile alone would keep
         places = upload(page_table.device, decodes, chunks)
         return TritonPlan(
             decodes=QueryTiles(places=places[0], queries=1),

@@ -1,8 +1,8 @@
 """Attention of new tokens over keys and values that lie in pages.
 
 `attend` serves decoding (one query a row, the keys split over programs) and chunks of prompts (many
-queries, cached prefixes before them) alike; `reference` defines what it computes. `paged` imports Triton,
-this module does not.
+queries, cached prefixes before them) alike; `reference` defines what it computes. `paged` does it fast,
+`fixed` in an order that does not depend on the batch. Both import Triton, this module does not.
 """
 
 from kernels.attention.tiles import QueryTiles

@@ -133,6 +133,16 @@ class Blocks(NamedTuple):
         return cls(m=m, n=32 if wide else 64, warps=8 if m >= 128 else 4, stages=2)
 
 
+@triton.jit
+def _fold(scores_MN, v_ND, largest_M, anchor_M, total_M, acc_MD, PRECISION: tl.constexpr):
+    """One more block of keys: sums that were relative to `largest` become relative to `anchor`."""
+    weights_MN = tl.exp2(scores_MN - anchor_M[:, None])
+    kept_M = tl.exp2(largest_M - anchor_M)
+    total_M = total_M * kept_M + tl.sum(weights_MN, 1)
+    acc_MD = acc_MD * kept_M[:, None]
+    return total_M, tl.dot(weights_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision=PRECISION)
+
+
 @quick
 @triton.jit(do_not_specialize=["tiles"])
 def _attend_kernel(
@@ -210,11 +220,7 @@ def _attend_kernel(
                 v_ND = tl.load(kv_N[:, None] + KV_HEADS * HEAD_DIM + d_D[None, :], mask=inside_D, other=0.0)
             scores_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale_log2
             new_M = tl.maximum(largest_M, tl.max(scores_MN, 1))
-            weights_MN = tl.exp2(scores_MN - new_M[:, None])
-            kept_M = tl.exp2(largest_M - new_M)
-            total_M = total_M * kept_M + tl.sum(weights_MN, 1)
-            acc_MD = acc_MD * kept_M[:, None]
-            acc_MD = tl.dot(weights_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision=PRECISION)
+            total_M, acc_MD = _fold(scores_MN, v_ND, largest_M, new_M, total_M, acc_MD, PRECISION)
             largest_M = new_M
     for begin in range(masked_from, end, BLOCK_N):
         key_N = begin + tl.arange(0, BLOCK_N)
@@ -233,11 +239,7 @@ def _attend_kernel(
         new_M = tl.maximum(largest_M, tl.max(scores_MN, 1))
         # Nothing seen yet: subtract 0 instead of -inf, so that weights are 0, not NaN.
         anchor_M = tl.where(new_M == float("-inf"), 0.0, new_M)
-        weights_MN = tl.exp2(scores_MN - anchor_M[:, None])
-        kept_M = tl.exp2(largest_M - anchor_M)
-        total_M = total_M * kept_M + tl.sum(weights_MN, 1)
-        acc_MD = acc_MD * kept_M[:, None]
-        acc_MD = tl.dot(weights_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision=PRECISION)
+        total_M, acc_MD = _fold(scores_MN, v_ND, largest_M, anchor_M, total_M, acc_MD, PRECISION)
         largest_M = new_M
 
     out_MD = acc_MD / tl.where(total_M > 0, total_M, 1.0)[:, None]

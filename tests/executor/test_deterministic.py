@@ -47,7 +47,7 @@ def requests(count: int, output: int) -> list[Ask]:
     sampling = SamplingParams(max_tokens=output, logprobs=0)
     return [
         Ask(
-            prompt=rng.integers(0, MODEL.vocab_size, int(rng.integers(1, 70))),
+            prompt=rng.integers(0, MODEL.vocab_size, int(rng.integers(1, 50))),
             adapter=["", "0", "1", "2"][i % 4],
             sampling=replace(sampling, temperature=0.8, seed=i) if i % 3 == 1 else sampling,
         )
@@ -63,23 +63,23 @@ def same(answers: list[Answer], expected: list[Answer]) -> bool:
 def alone() -> list[Answer]:
     """Each request in an engine that has nothing else to do."""
     rig = make(max_running=1)
-    return [rig.serve([ask])[0] for ask in requests(8, 18)]
+    return [rig.serve([ask])[0] for ask in requests(6, 14)]
 
 
 def test_together_chunked_cached_and_preempted(alone: list[Answer]) -> None:
-    asks = requests(8, 18)
+    asks = requests(6, 14)
     rig = make()
     assert same(rig.serve(asks), alone)
     assert same(rig.serve(asks), alone), "from cached prefixes"
     assert same(make(chunk=7).serve(asks), alone)
-    preempting = make(pages=14)
+    preempting = make(pages=11)
     assert same(preempting.serve(asks), alone)
     assert preempting.scheduler.statistics().preemptions > 0
 
 
 def test_a_prompt_that_was_once_an_answer(alone: list[Answer]) -> None:
     """Keys and values that decoding left in the cache are those that a prompt's would be."""
-    ask = requests(8, 18)[2]
+    ask = requests(6, 14)[2]
     following = replace(ask, prompt=np.concatenate((ask.prompt, alone[2].tokens, [7, 8])))
     warm = make()
     warm.serve([ask])
@@ -88,4 +88,4 @@ def test_a_prompt_that_was_once_an_answer(alone: list[Answer]) -> None:
 
 def test_without_it_a_batch_changes_bits(alone: list[Answer]) -> None:
     """So that the tests above can fail."""
-    assert not same(make(deterministic=False).serve(requests(8, 18)), alone)
+    assert not same(make(deterministic=False).serve(requests(6, 14)), alone)
