@@ -9,7 +9,7 @@ Legend: E experts, R rank, K in features, N out features.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +58,13 @@ class ExpertAdapter:
     twin: Path
 
 
-def make_expert_adapters(checkpoint: Path, folder: Path) -> dict[str, ExpertAdapter]:
+def make_expert_adapters(
+    checkpoint: Path, folder: Path, names: Iterable[str] | None = None
+) -> dict[str, ExpertAdapter]:
     """One adapter of each form."""
     config, made = ModelConfig.load(checkpoint), {}
-    for seed, (name, form) in enumerate(FORMS.items()):
+    for seed, name in enumerate(names or FORMS):
+        form = FORMS[name]
         torch.manual_seed(200 + seed)
         loras = _random_loras(config, form)
         adapter = ExpertAdapter(folder=folder / name, twin=folder / f"{name} for PEFT")
