@@ -119,17 +119,19 @@ def test_conversions_round_to_nearest(tmp_path, stored, packed_as):
 
 def test_single_experts_may_be_trained_where_the_config_says_so(tmp_path):
     kept = {name: values for name, values in alone(FREE).items() if ".experts.2." in name or ".3.up" in name}
-    targets = {"target_modules": ["2.gate_proj", "2.up_proj", "2.down_proj", "experts.3.up_proj"]}
+    targets: dict[str, Any] = {
+        "target_modules": ["2.gate_proj", "2.up_proj", "2.down_proj", "experts.3.up_proj"]
+    }
     found = packed_deltas(
         write_adapter(tmp_path / "list", kept, lora_config(**targets)), expert_pack_layout()
     )
     assert len(found) == 2 * 4
-    pattern = {"target_modules": r".*\.experts\.(2\..*_proj|3\.up_proj)"}
+    pattern: dict[str, Any] = {"target_modules": r".*\.experts\.(2\..*_proj|3\.up_proj)"}
     again = packed_deltas(
         write_adapter(tmp_path / "regex", kept, lora_config(**pattern)), expert_pack_layout()
     )
     assert again.keys() == found.keys()
-    layers = {"target_modules": list(NAMES), "layers_to_transform": [1]}
+    layers: dict[str, Any] = {"target_modules": list(NAMES), "layers_to_transform": [1]}
     one = {name: values for name, values in alone(FREE).items() if ".layers.1." in name}
     found = packed_deltas(write_adapter(tmp_path / "layer", one, lora_config(**layers)), expert_pack_layout())
     assert len(found) == EXPERTS * 3

@@ -38,7 +38,7 @@ Change = Callable[[Tensors], Mapping[str, np.ndarray | None]]
 
 def case(tensors: Tensors, options: dict[str, Any], change: Any = None) -> tuple[Tensors, dict[str, Any]]:
     """Tensors to replace, add or (None) drop: a table, or what makes one of the good tensors."""
-    changes = change(tensors) if callable(change) else change or {}
+    changes: Any = change(tensors) if callable(change) else change or {}
     kept = {name: values for name, values in (tensors | changes).items() if values is not None}
     return kept, lora_config(**options)
 

@@ -1,6 +1,7 @@
 """What a load tells of an adapter with experts."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tests.support.store_experts import (
 )
 
 BOTH = {"target_modules": [], "target_parameters": ["gate_up_proj", "down_proj"]}
-MODULES = {"target_modules": list(NAMES)}
+MODULES: dict[str, Any] = {"target_modules": list(NAMES)}
 LORA = expert_lora()
 FORMS = {
     "one by one": (alone(LORA), MODULES),

@@ -42,7 +42,7 @@ def dora_beside_experts(checkpoint: Path, folder: Path) -> Path:
                 parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
             elif "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.5 * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
