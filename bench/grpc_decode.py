@@ -180,6 +180,7 @@ async def soak(client: Client, stack: Stack, options: argparse.Namespace) -> dic
 async def _sample(stack: Stack) -> dict[str, Any]:
     counts = await stack.statistics()
     return {
+        "at_seconds": round(time.monotonic(), 1),
         "steps": counts.steps,
         "running": counts.requests_running,
         "pages_held": counts.pages_held,
