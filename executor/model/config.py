@@ -156,10 +156,7 @@ class ModelConfig:
         rope = RopeConfig.parse(raw, max_positions=max_positions, default_theta=family.default_theta)
         eos = generation.get("eos_token_id")
         vocab_size = integer(raw, "vocab_size")
-        attention_bias = family.attention_bias == "option" and flag(raw, "attention_bias")
-        qkv_bias = family.attention_bias == "qkv" or (
-            family.attention_bias == "qkv_option" and flag(raw, "qkv_bias", default=True)
-        )
+        qkv_bias, o_bias = _attention_biases(raw, family)
         if family.qk_norm == "whole" and heads * head_dim != hidden_size:
             raise ValueError(
                 f"head_dim {head_dim} is not supported for {name} checkpoints; remove the option"
@@ -176,8 +173,8 @@ class ModelConfig:
             norm_eps=number(raw, "rms_norm_eps", default=family.default_eps, above=0),
             rope=rope,
             context_length=_context_length(rope, max_positions),
-            qkv_bias=attention_bias or qkv_bias,
-            o_bias=attention_bias,
+            qkv_bias=qkv_bias,
+            o_bias=o_bias,
             mlp_bias=family.mlp_bias and flag(raw, "mlp_bias"),
             qk_norm=family.qk_norm,
             clip_qkv=number(raw, "clip_qkv", above=0) if raw.get("clip_qkv") is not None else None,
@@ -222,6 +219,19 @@ def _refuse_active(raw: Mapping[str, Any], name: str, family: Family) -> None:
         raise ValueError(f"clip_qkv is not supported for {name} checkpoints; remove the option")
     if not family.mlp_bias and flag(raw, "mlp_bias"):
         raise ValueError(f"mlp_bias is not supported for {name} checkpoints")
+
+
+def _attention_biases(raw: Mapping[str, Any], family: Family) -> tuple[bool, bool]:
+    """Whether q, k and v have biases, and whether o has one."""
+    match family.attention_bias:
+        case "option":
+            return (flag(raw, "attention_bias"),) * 2
+        case "qkv":
+            return True, False
+        case "qkv_option":
+            return flag(raw, "qkv_bias", default=True), False
+        case "none":
+            return False, False
 
 
 def _windows(raw: Mapping[str, Any], name: str, family: Family, layers: int) -> tuple[int | None, ...]:
