@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import beside_checks
 from bench.engine_rig import Answer, Ask, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
@@ -86,6 +87,8 @@ def run_all() -> Iterator[Check]:
         )
     )
     yield from (check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 200, 300))
+    for name, dtype, error in beside_checks.run_all():
+        yield Check(name=f"{name}, {_name(dtype)}", error=error, limit=_ERRORS[dtype])
     yield from (
         check_linear(dtype, tokens, outputs, inputs)
         for dtype in (torch.float16, torch.bfloat16)

@@ -26,15 +26,19 @@ from executor.model.attention import Spans, token_places
 from executor.model.attention_triton import TritonAttention
 from executor.model.batch import Batch
 from executor.model.decoder import Decoder
-from executor.model.layout import router_slices
+from executor.model.layout import embedding_index, head_slices, router_slices
 from executor.model.page_table import PageTable
 from kernels.fused import FusedSteps
-from kernels.lora import NO_LORA, LoraBatch, SlotTable
-from kernels.lora.tiles import Tiles, cut
+from kernels.lora import NO_LORA, Arrivals, LoraBatch, SlotTable, can_be_beside
+from kernels.lora.tiles import BLOCK, Tiles, cut
 from kernels.moe_lora.gpu import slots_of
 from kernels.transfer import pack
 
+# Few, since there is a graph for each that comes; what is too many of them costs little.
 _RANKS = (16, 64, 256)
+_TILES = (1, 4, 16, 64)
+_PROJECTIONS = 4
+"""Products of a layer that adapters are beside: q,k,v; o; gate,up; down."""
 
 
 class Decoded(NamedTuple):
@@ -46,14 +50,16 @@ class Decoded(NamedTuple):
 
 
 class LoraShape(NamedTuple):
-    """What a graph with adapters is made for: that many tiles of `block` tokens, ranks up to `rank`, and
-    `routers` of experts that have LoRA or none.
+    """What a graph with adapters is made for: that many tiles, ranks up to `rank`, `routers` of experts and
+    `ends` (embedding and head) that adapters change or not, and whether adapters are computed `beside` the
+    base's products.
     """
 
     tiles: int
-    block: int
     rank: int
     routers: bool
+    ends: bool
+    beside: bool
 
 
 class Recorder(Protocol):
@@ -97,6 +103,8 @@ class DecodeGraphs:
         self._sizes = sizes(len(last_sampled))
         self._windows = tuple(set(decoder.config.windows))
         self._routers = router_slices(decoder.config)
+        self._ends = embedding_index(decoder.config), head_slices(decoder.config)[0].slice
+        self._arrivals = Arrivals(_PROJECTIONS * decoder.config.layers, last_sampled.device)
         device, most = last_sampled.device, self._sizes[-1]
         self._inputs = torch.zeros(9 * most, dtype=torch.int32, device=device)
         self._logits_NV = adapters.pool.new_empty(most, decoder.config.vocab_size)
@@ -119,10 +127,7 @@ class DecodeGraphs:
         size = next(size for size in self._sizes if size >= count)
         tiles, shape = None, None
         if not lora.empty:
-            tiles, block = cut(lora.slots, lora.splits, fixed_order=self._adapters.fixed_order)
-            rank = self._adapters.largest_rank(lora.slots)
-            routers = self._adapters.touches(lora.slots, self._routers)
-            shape = _shape(tiles.shape[1], block, rank, size, routers)
+            tiles, shape = self._tiles(lora, size)
         graph = self._graph(size, shape)
         numbers = np.zeros(graph.numbers, dtype=np.int32)
         numbers[:count] = input_ids
@@ -138,6 +143,19 @@ class DecodeGraphs:
             numbers[6 * size :].reshape(3, -1)[:, : tiles.shape[1]] = tiles
         self._send(numbers)
         return Decoded(*(tensor[:count] for tensor in graph.replay()))
+
+    def _tiles(self, lora: LoraBatch, size: int) -> tuple[np.ndarray, LoraShape]:
+        """A batch's tiles, and the shape of the graph that serves them."""
+        table = self._adapters
+        tiles, _ = cut(lora.slots, lora.splits, fixed_order=True)
+        shape = LoraShape(
+            tiles=_next(_TILES, tiles.shape[1], most=size),
+            rank=_next(_RANKS, table.largest_rank(lora.slots)),
+            routers=table.touches(lora.slots, self._routers),
+            ends=table.changes(lora.slots, self._ends),
+            beside=can_be_beside(size, slots=lora.slots, table=table),
+        )
+        return tiles, shape
 
     def _send(self, numbers: np.ndarray) -> None:
         sent = self._inputs[: len(numbers)]
@@ -160,13 +178,17 @@ class DecodeGraphs:
         rows, lora = places[0].long(), NO_LORA
         if shape is not None:
             tiles = self._inputs[6 * size : 6 * size + 3 * shape.tiles].view(3, shape.tiles)
-            tiles = Tiles(places=tiles, block=shape.block, rank=shape.rank)
+            tiles = Tiles(places=tiles, block=BLOCK, rank=shape.rank)
+            if shape.beside:
+                self._arrivals.begin()
             lora = LoraBatch(
                 slots=(),
                 splits=(0,),
                 tiles=tiles,
                 slots_T=slots_of(tiles, size) if self._routers else None,
                 touches_routers=shape.routers,
+                touches_ends=shape.ends,
+                arrivals=self._arrivals if shape.beside else None,
             )
         batch = Batch(
             input_ids=torch.where(ids == LAST_SAMPLED, self._last_sampled.index_select(0, rows), ids),
@@ -196,11 +218,10 @@ def sizes(rows: int) -> tuple[int, ...]:
     return (*chosen, size)
 
 
-def _shape(tiles: int, block: int, rank: int, size: int, routers: bool) -> LoraShape:
-    """The next larger shape of a few."""
-    tiles = min(1 << (tiles - 1).bit_length(), size)
-    rank = next((most for most in _RANKS if most >= rank), -(-rank // 256) * 256)
-    return LoraShape(tiles, block, rank, routers)
+def _next(steps: tuple[int, ...], number: int, *, most: int | None = None) -> int:
+    """The least of few steps that a number fits in; beyond the last, its multiples; `most` at most."""
+    step = next((step for step in steps if step >= number), -(-number // steps[-1]) * steps[-1])
+    return step if most is None else min(step, most)
 
 
 class CudaRecorder:

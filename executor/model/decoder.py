@@ -4,6 +4,7 @@ Legend: T tokens, N rows of logits, D hidden, H query heads, K KV heads, P = (H 
 vocabulary.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +18,12 @@ from executor.model.kv_cache import KvCache
 from executor.model.layout import MlpSlices, embedding_index, head_slices, layer_slices
 from executor.model.mlp import DenseMlp
 from executor.model.parameters import MlpParameters, Parameters
+from executor.model.projection import project
 from executor.model.rope import rotary_tables
 from kernels import lora
 from kernels.fused import FusedSteps
-from kernels.fused.reference import rms_norm
-from kernels.lora import LoraBatch, PackedSlice, SlotTable
+from kernels.fused.reference import rms_norm, whole
+from kernels.lora import LoraBatch, SlotTable
 
 
 class Decoder:
@@ -70,7 +72,7 @@ class Decoder:
     def forward(self, batch: Batch) -> Tensor:
         """Run all layers, storing KV. Returns the residual stream `[T, D]`, before the final norm."""
         x_TD = embedding(batch.input_ids, self._parameters.embed)
-        if not batch.lora.empty:
+        if batch.lora.touches_ends and not batch.lora.empty:
             for adapt in (lora.replace_embedding, lora.embed):
                 adapt(
                     x_TD,
@@ -83,7 +85,7 @@ class Decoder:
         for layer in self._layers:
             delta_TD = layer.forward(x_TD, delta_TD, batch)
         assert delta_TD is not None, "a decoder has layers"
-        return x_TD.add_(delta_TD if delta_TD.dim() == 2 else delta_TD.sum(0))
+        return x_TD.add_(whole(delta_TD, x_TD.dtype))
 
     def logits(self, x_ND: Tensor, batch: LoraBatch, *, out_NV: Tensor | None = None) -> Tensor:
         """Score rows of the residual stream; `batch` says whose they are. Returns `[N, V]`, in `out_NV` where
@@ -91,7 +93,7 @@ class Decoder:
         """
         x_ND = self._steps.add_norm(x_ND, None, self._parameters.norm, self.config.norm_eps)
         logits_NV = self._steps.linear(x_ND, self._parameters.head, None, out_NV)
-        if not batch.empty:
+        if batch.touches_ends and not batch.empty:
             lora.replace_linear(
                 logits_NV, x_ND, slice_index=self._head_slices[0].slice, batch=batch, table=self._adapters
             )
@@ -119,8 +121,8 @@ class _Layer:
         self._weights = weights = parameters.layers[index]
         self._kv = cache.tokens(index)
         self._attention = attention
-        self._adapters = adapters
         self._steps = steps
+        self._project = partial(project, adapters=adapters, steps=steps)
         self._rotary = rotary
         self._slices = layer_slices(config, index)
         self._eps = config.norm_eps
@@ -155,18 +157,15 @@ class _Layer:
 
     def _attend(self, x_TD: Tensor, batch: Batch) -> Tensor:
         weights = self._weights
-        qkv_TP = self._steps.linear(x_TD, weights.qkv.weight, weights.qkv.bias)
-        self._add_lora(qkv_TP, x_TD, self._slices.qkv, batch)
-        self._norm_and_clip(qkv_TP)
+        qkv_TP = self._project(x_TD, weights.qkv, self._slices.qkv, batch.lora)
+        if self._whole_norms is not None or self._clip is not None:
+            qkv_TP = whole(qkv_TP, x_TD.dtype)
+            self._norm_and_clip(qkv_TP)
         q_THd = self._steps.rotate_store(
             qkv_TP, self._kv, batch.kv_tokens, self._rotary, batch.positions, self._head_norms, self._eps
         )
         out_TE = self._attention(q_THd, self._index, batch.attention[self._window])
-        # Adapters want a product whole; the norm that follows can sum its parts.
-        product = self._steps.linear_to_add if batch.lora.empty else self._steps.linear
-        o_TD = product(out_TE, weights.o.weight, weights.o.bias)
-        self._add_lora(o_TD, out_TE, self._slices.o, batch)
-        return o_TD
+        return self._project(out_TE, weights.o, self._slices.o, batch.lora, is_added=True)
 
     def _norm_and_clip(self, qkv_TP: Tensor) -> None:
         """What few families do to whole projections, in place."""
@@ -177,7 +176,3 @@ class _Layer:
                 part.copy_(rms_norm(part, weight, self._eps))
         if self._clip is not None:
             qkv_TP.clamp_(-self._clip, self._clip)
-
-    def _add_lora(self, y: Tensor, x: Tensor, slices: tuple[PackedSlice, ...], batch: Batch) -> None:
-        if not batch.lora.empty:
-            lora.apply(y, x, slices=slices, batch=batch.lora, table=self._adapters)

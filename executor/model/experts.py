@@ -62,7 +62,7 @@ class SparseMlp:
             out_TD = moe_lora.experts(x_TD, routing, weights, lora=adapters, triton=self._triton)
         if self._shared is not None and self._weights.shared_gate is not None:
             gate_T1 = self._linear(x_TD, self._weights.shared_gate, self._slices.shared_gate, batch)
-            out_TD.add_(self._shared.forward(x_TD, batch, whole=True) * gate_T1.sigmoid())
+            out_TD.add_(self._shared.forward(x_TD, batch, is_whole=True) * gate_T1.sigmoid())
         return out_TD
 
     def _linear(

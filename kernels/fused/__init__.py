@@ -5,6 +5,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -34,7 +35,7 @@ class FusedSteps(Protocol):
     ) -> Tensor: ...
 
     @staticmethod
-    def silu_mul(gate_up_T2I: Tensor) -> Tensor: ...
+    def silu_mul(gate_up_T2I: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
 
     @staticmethod
     def greedy(logits_NV: Tensor) -> Tensor: ...

@@ -4,8 +4,8 @@ less often.
 Legend: as in `reference`; C chunks of the vocabulary.
 """
 
-# pyright: reportCallIssue=false
-# A checker knows the arguments of a kernel, but not those of its launch.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+# A checker knows the arguments of a kernel, but not those of its launch, nor what `static_range` is.
 
 import torch
 import triton
@@ -57,7 +57,7 @@ def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
             x_TD.numel(),
             HIDDEN=hidden,
             BLOCK=block,
-            PARTS=0 if delta_TD is None else 1 if delta_TD.dim() == 2 else len(delta_TD),
+            PARTS=0 if delta_TD is None else max(1, _parts(delta_TD)),
             num_warps=min(16, max(1, block // 512)),
             **overlapping(),
         )
@@ -74,14 +74,16 @@ def rotate_store(
     eps: float,
 ) -> Tensor:
     kv_heads, head_dim = kv_S2Kd.shape[2:]
-    tokens, all_heads = len(qkv_TP), qkv_TP.shape[1] // head_dim
-    heads = all_heads - 2 * kv_heads
+    tokens, all_heads = qkv_TP.shape[-2], qkv_TP.shape[-1] // head_dim
+    heads, parts = all_heads - 2 * kv_heads, _parts(qkv_TP)
+    out_TP = kv_S2Kd.new_empty(qkv_TP.shape[1:]) if parts else qkv_TP
     cos_Ld, sin_Ld = rotary
     if not (qkv_TP.is_contiguous() and kv_S2Kd.is_contiguous() and cos_Ld.is_contiguous()):
         raise ValueError("qkv, kv and the rotary tables must be contiguous")
     if tokens:
         q_norm, k_norm = norms or (cos_Ld, cos_Ld)
         _rotate_store_kernel[(tokens, triton.cdiv(all_heads, _HEADS_OF_A_PROGRAM))](
+            out_TP,
             qkv_TP,
             kv_S2Kd,
             places_T,
@@ -91,26 +93,35 @@ def rotate_store(
             q_norm,
             k_norm,
             eps,
+            out_TP.numel(),
             HEADS=heads,
             KV_HEADS=kv_heads,
             HALF=head_dim // 2,
             BLOCK_HEADS=_HEADS_OF_A_PROGRAM,
             BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
             NORM=norms is not None,
+            PARTS=parts,
             num_warps=4,
             **overlapping(),
         )
-    return qkv_TP.view(tokens, all_heads, head_dim)[:, :heads]
+    return out_TP.view(tokens, all_heads, head_dim)[:, :heads]
 
 
-def silu_mul(gate_up_T2I: Tensor) -> Tensor:
-    tokens, wide = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
+def silu_mul(gate_up_T2I: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    tokens, wide = gate_up_T2I.shape[-2], gate_up_T2I.shape[-1] // 2
     if not gate_up_T2I.is_contiguous():
         raise ValueError("gate_up must be contiguous")
-    out_TI = gate_up_T2I.new_empty(tokens, wide)
+    out_TI = gate_up_T2I.new_empty(tokens, wide, dtype=dtype or gate_up_T2I.dtype)
     if tokens:
         _silu_mul_kernel[(triton.cdiv(wide, _COLUMNS_OF_A_PROGRAM), tokens)](
-            out_TI, gate_up_T2I, WIDE=wide, BLOCK=_COLUMNS_OF_A_PROGRAM, num_warps=4, **overlapping()
+            out_TI,
+            gate_up_T2I,
+            2 * out_TI.numel(),
+            WIDE=wide,
+            BLOCK=_COLUMNS_OF_A_PROGRAM,
+            PARTS=_parts(gate_up_T2I),
+            num_warps=4,
+            **overlapping(),
         )
     return out_TI
 
@@ -147,6 +158,22 @@ def greedy(logits_NV: Tensor) -> Tensor:
     return tokens_N
 
 
+def _parts(product: Tensor) -> int:
+    """How many parts of a product are still to be summed; 0 of one that is whole."""
+    return len(product) if product.dim() == 3 else 0
+
+
+@triton.jit
+def _load_sum(ptr, mask, stride_part, dtype: tl.constexpr, PARTS: tl.constexpr):
+    """A product's numbers, rounded as if it had been stored whole."""
+    total = tl.load(ptr, mask=mask, other=0.0).to(tl.float32)
+    if PARTS > 0:
+        for part in tl.static_range(1, PARTS):
+            total += tl.load(ptr + part * stride_part, mask=mask, other=0.0)
+        total = total.to(dtype).to(tl.float32)
+    return total
+
+
 @triton.jit
 def _add_norm_kernel(
     out_ptr,
@@ -181,6 +208,7 @@ def _add_norm_kernel(
 
 @triton.jit
 def _rotate_store_kernel(
+    out_ptr,
     qkv_ptr,
     kv_ptr,
     places_ptr,
@@ -190,12 +218,14 @@ def _rotate_store_kernel(
     q_norm_ptr,
     k_norm_ptr,
     eps,
+    stride_part,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     NORM: tl.constexpr,
+    PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A program has some heads of one token, as two halves, since a rotation pairs them."""
@@ -205,12 +235,10 @@ def _rotate_store_kernel(
     is_query_H, is_value_H = h_H < HEADS, h_H >= HEADS + KV_HEADS
     inside_HD = (h_H < HEADS + 2 * KV_HEADS)[:, None] & (d_D < HALF)[None, :]
     wait_for_inputs(PDL)
-    qkv_HD = (
-        qkv_ptr + token * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + (h_H * (2 * HALF))[:, None] + d_D[None, :]
-    )
-    dtype = qkv_ptr.dtype.element_ty
-    low_HD = tl.load(qkv_HD, mask=inside_HD, other=0.0).to(tl.float32)
-    high_HD = tl.load(qkv_HD + HALF, mask=inside_HD, other=0.0).to(tl.float32)
+    place_HD = token * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + (h_H * (2 * HALF))[:, None] + d_D[None, :]
+    dtype = out_ptr.dtype.element_ty
+    low_HD = _load_sum(qkv_ptr + place_HD, inside_HD, stride_part, dtype, PARTS)
+    high_HD = _load_sum(qkv_ptr + place_HD + HALF, inside_HD, stride_part, dtype, PARTS)
     value_low_HD, value_high_HD = low_HD, high_HD
     if NORM:
         squares_H = tl.sum(low_HD * low_HD, 1) + tl.sum(high_HD * high_HD, 1)
@@ -235,8 +263,8 @@ def _rotate_store_kernel(
     new_low_HD = tl.where(is_value_H[:, None], value_low_HD, new_low_HD).to(dtype)
     new_high_HD = tl.where(is_value_H[:, None], value_high_HD, new_high_HD).to(dtype)
     query_HD = inside_HD & is_query_H[:, None]
-    tl.store(qkv_HD, new_low_HD, mask=query_HD)
-    tl.store(qkv_HD + HALF, new_high_HD, mask=query_HD)
+    tl.store(out_ptr + place_HD, new_low_HD, mask=query_HD)
+    tl.store(out_ptr + place_HD + HALF, new_high_HD, mask=query_HD)
     # Keys of all heads come before values of all heads, in the cache as in qkv.
     place = tl.load(places_ptr + token).to(tl.int64)
     stored_HD = inside_HD & (h_H >= HEADS)[:, None] & (place >= 0)
@@ -246,13 +274,23 @@ def _rotate_store_kernel(
 
 
 @triton.jit
-def _silu_mul_kernel(out_ptr, gate_up_ptr, WIDE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _silu_mul_kernel(
+    out_ptr,
+    gate_up_ptr,
+    stride_part,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    PDL: tl.constexpr,
+):
     i_I = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside_I = i_I < WIDE
     token = tl.program_id(1).to(tl.int64)
     wait_for_inputs(PDL)
-    gate_I = tl.load(gate_up_ptr + token * (2 * WIDE) + i_I, mask=inside_I, other=0.0).to(tl.float32)
-    up_I = tl.load(gate_up_ptr + token * (2 * WIDE) + WIDE + i_I, mask=inside_I, other=0.0).to(tl.float32)
+    dtype = out_ptr.dtype.element_ty
+    gate_ptr = gate_up_ptr + token * (2 * WIDE) + i_I
+    gate_I = _load_sum(gate_ptr, inside_I, stride_part, dtype, PARTS)
+    up_I = _load_sum(gate_ptr + WIDE, inside_I, stride_part, dtype, PARTS)
     out_I = gate_I / (1.0 + tl.exp(-gate_I)) * up_I
     tl.store(out_ptr + token * WIDE + i_I, out_I.to(out_ptr.dtype.element_ty), mask=inside_I)
 

@@ -24,6 +24,11 @@ def linear_to_add(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Ten
     return linear(x_TK, weight_NK, bias_N)
 
 
+def whole(product: Tensor, dtype: torch.dtype) -> Tensor:
+    """A product `[T, N]` of what may still be float32 parts `[C, T, N]` of it, to be summed and rounded."""
+    return product.sum(0).to(dtype) if product.dim() == 3 else product
+
+
 def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
     """Semantics: `x += delta` in place, then `x / rms(x) * weight` of the sum. A delta of three dimensions is
     summed over the first and rounded to x's dtype before.
@@ -31,7 +36,7 @@ def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
     Root-mean-square norm (Zhang and Sennrich 2019), in float32, rounded to x's dtype before the weight.
     """
     if delta_TD is not None:
-        x_TD.add_(delta_TD.sum(0).to(x_TD.dtype) if delta_TD.dim() == 3 else delta_TD)
+        x_TD.add_(whole(delta_TD, x_TD.dtype))
     return rms_norm(x_TD, weight_D, eps)
 
 
@@ -57,10 +62,11 @@ def rotate_store(
     any, then becomes `x * cos[position] + roll(x, d / 2) * sin[position]`; kv[place] = (k, v). A place of -1
     stores nothing.
 
-    Shapes: qkv `[T, P]`, overwritten; kv `[S, 2, K, d]`; places and positions integers `[T]`; cosines and
-    signed sines `[L, d]` in the compute dtype.
+    Shapes: qkv `[T, P]`, overwritten, or its parts; kv `[S, 2, K, d]`; places and positions integers `[T]`;
+    cosines and signed sines `[L, d]` in the compute dtype.
     """
     kv_heads, head_dim = kv_S2Kd.shape[2:]
+    qkv_TP = whole(qkv_TP, kv_S2Kd.dtype)
     heads_THd = qkv_TP.view(len(qkv_TP), -1, head_dim)
     qk, v_TKd = heads_THd[:, :-kv_heads], heads_THd[:, -kv_heads:]
     heads = qk.shape[1] - kv_heads
@@ -84,9 +90,11 @@ def rotate(x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
     return torch.addcmul(x_THd * cos_Td[:, None], rolled_THd, sin_Td[:, None])
 
 
-def silu_mul(gate_up_T2I: Tensor) -> Tensor:
-    """Semantics: `silu(gate) * up`, the halves of the last dimension."""
-    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+def silu_mul(gate_up_T2I: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Semantics: `silu(gate) * up`, the halves of the last dimension; of parts, that of their sum in
+    `dtype`, which is otherwise gate_up's.
+    """
+    gate_TI, up_TI = whole(gate_up_T2I, dtype or gate_up_T2I.dtype).chunk(2, dim=-1)
     return silu(gate_TI).mul_(up_TI)
 
 

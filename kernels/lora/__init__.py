@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kernels.lora import cpu
+from kernels.lora.arrivals import Arrivals
 from kernels.lora.batch import NO_LORA, LoraBatch, PackedSlice
+from kernels.lora.beside_tiles import MOST_RANK, MOST_TOKENS, choose
 from kernels.lora.cpu import replace_embedding, replace_linear
 from kernels.lora.rows import UNIT_BYTES, SliceColumns, SliceEntry, SliceShape
 from kernels.lora.table import LoraWeights, SlotRow, SlotTable
@@ -18,6 +20,7 @@ from kernels.lora.table import LoraWeights, SlotRow, SlotTable
 __all__ = [
     "NO_LORA",
     "UNIT_BYTES",
+    "Arrivals",
     "LoraBatch",
     "LoraWeights",
     "PackedSlice",
@@ -27,7 +30,9 @@ __all__ = [
     "SlotRow",
     "SlotTable",
     "apply",
+    "can_be_beside",
     "embed",
+    "product",
     "replace_embedding",
     "replace_linear",
 ]
@@ -53,3 +58,42 @@ def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, batch: LoraBatch, ta
     from kernels.lora import gpu
 
     gpu.embed(y_TD, ids_T, slice_index=slice_index, tiles=batch.tiles, table=table)
+
+
+def can_be_beside(tokens: int, *, slots: Sequence[int], table: SlotTable) -> bool:
+    """Whether `product` can compute that many tokens of these slots."""
+    return (
+        tokens <= MOST_TOKENS
+        and 0 < table.largest_rank(slots) <= MOST_RANK
+        and table.pool.dtype.itemsize == 2
+        and not table.fixed_order
+        and not table.has_vectors(slots)
+    )
+
+
+def product(
+    x_TK: Tensor,
+    weight_NK: Tensor,
+    bias_N: Tensor | None,
+    *,
+    slices: Sequence[PackedSlice],
+    batch: LoraBatch,
+    table: SlotTable,
+) -> Tensor:
+    """A linear layer with its adapters in one launch, for batches with arrivals: float32 parts `[C, T, N]`,
+    whose sum it is.
+    """
+    if batch.tiles is None or batch.arrivals is None:
+        raise ValueError("a batch without arrivals or tiles has its adapters applied")
+    from kernels.lora import beside
+
+    return beside.multiply(
+        x_TK,
+        weight_NK,
+        bias_N,
+        slices=slices,
+        tiles=batch.tiles,
+        table=table,
+        arrived=batch.arrivals.take(),
+        cut=choose(len(x_TK), *weight_NK.shape),
+    )

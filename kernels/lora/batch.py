@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from kernels.lora.arrivals import Arrivals
 from kernels.lora.table import SlotTable
 from kernels.lora.tiles import Tiles
 
@@ -32,7 +33,9 @@ class LoraBatch:
     With `tiles`, Triton's kernels compute the batch; without, plain torch does. A batch of tiles alone is one
     that the host does not know: tiles are written where a recorded launch reads them. `slots_T`, int32, are
     each token's slot on the device, for those who would otherwise work them out again and again.
-    `touches_routers` may be False where no adapter of the batch has LoRA on a router of experts.
+    `touches_routers` may be False where no adapter of the batch has LoRA on a router of experts, and
+    `touches_ends` where none changes embedding or head. With `arrivals`, linear layers are computed together
+    with their adapters, by `product`.
     """
 
     slots: tuple[int, ...]
@@ -40,6 +43,8 @@ class LoraBatch:
     tiles: Tiles | None = None
     slots_T: Tensor | None = None
     touches_routers: bool = True
+    touches_ends: bool = True
+    arrivals: Arrivals | None = None
 
     @classmethod
     def of_rows(cls, slots_R: np.ndarray, lengths_R: np.ndarray) -> "LoraBatch":

@@ -40,7 +40,8 @@ class LoraWeights(NamedTuple):
 
 class SlotRow(NamedTuple):
     """What `SlotTable.show` needs of one adapter, worked out before; on the host, `fields` int64 `[L, 6]` and
-    `scaling` float32 `[L]`. `views` has what was asked for so far, and everything `if has_all_views`.
+    `scaling` float32 `[L]`. `views` has what was asked for so far, and everything `if has_all_views`;
+    `has_vectors` if any slice has a gain or a shift.
     """
 
     fields: Tensor
@@ -49,6 +50,7 @@ class SlotRow(NamedTuple):
     has_all_views: bool
     saved: dict[int, Tensor]
     rank: int
+    has_vectors: bool
 
 
 class SlotTable:
@@ -123,6 +125,7 @@ class SlotTable:
                 for index, row in zip(columns.slices[is_whole_M], columns.fields[is_whole_M], strict=True)
             },
             rank=int(columns.fields[:, RANK].max(initial=0)),
+            has_vectors=bool((columns.fields[:, GAIN_UNIT:WEIGHT_UNIT] >= 0).any()),
         )
 
     def show(self, slot: int, row: SlotRow) -> None:
@@ -154,6 +157,15 @@ class SlotTable:
             return False
         rows = (row for slot in slots if (row := self._rows[slot]) is not None)
         return any(row.fields.numpy()[list(slices), RANK].any() for row in rows)
+
+    def changes(self, slots: Sequence[int], slices: Sequence[int]) -> bool:
+        """Whether any of these slots does anything at all to any of these slices."""
+        rows = (row for slot in slots if (row := self._rows[slot]) is not None)
+        return any(row.fields.numpy()[list(slices)].any() for row in rows)
+
+    def has_vectors(self, slots: Sequence[int]) -> bool:
+        """Whether any of these slots has a gain or a shift."""
+        return any(row.has_vectors for slot in slots if (row := self._rows[slot]) is not None)
 
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
         """What one slot does to the output of one slice, or None where the adapter leaves it untouched."""

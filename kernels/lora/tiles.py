@@ -8,6 +8,8 @@ from torch import Tensor
 from kernels.transfer import upload
 
 _BLOCKS = (16, 32, 64)
+BLOCK = _BLOCKS[0]
+"""Of tiles in a fixed order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

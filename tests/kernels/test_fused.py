@@ -59,13 +59,21 @@ def test_rotate_store(dtype: torch.dtype, normed: bool, heads: int, kv_heads: in
     untouched = [place for place in range(12) if place not in (5, 0, 11)]
     assert (kv[untouched] == 7).all()
 
+    parts = torch.randn(3, *qkv.shape, device=DEVICE)
+    expected = reference.rotate_store(parts, expected_kv, places, rotary, positions, norms, 1e-5)
+    q = gpu.rotate_store(parts, kv, places.int(), rotary, positions.int(), norms, 1e-5)
+    near(q, expected, "queries of parts")
+    near(kv, expected_kv, "cache of parts")
+
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_silu_mul(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     gate_up = torch.randn(3, 2 * 1030, device=DEVICE).to(dtype) * 5
     gate_up[0, :2] = torch.tensor([-1e4, 1e4])
-    near(gpu.silu_mul(gate_up), reference.silu_mul(gate_up), "product")
+    near(gpu.silu_mul(gate_up, dtype), reference.silu_mul(gate_up, dtype), "product")
+    parts = torch.randn(3, 2, 2 * 1030, device=DEVICE)
+    near(gpu.silu_mul(parts, dtype), reference.silu_mul(parts, dtype), "product of parts")
 
 
 def test_greedy() -> None:

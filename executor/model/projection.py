@@ -1,0 +1,31 @@
+"""A linear layer with its adapters, in as few launches as they allow."""
+
+from torch import Tensor
+
+from executor.model.parameters import Linear
+from kernels import lora
+from kernels.fused import FusedSteps
+from kernels.lora import LoraBatch, PackedSlice, SlotTable
+
+
+def project(
+    x_TK: Tensor,
+    layer: Linear,
+    slices: tuple[PackedSlice, ...],
+    batch: LoraBatch,
+    *,
+    adapters: SlotTable,
+    steps: FusedSteps,
+    is_added: bool = False,
+) -> Tensor:
+    """`[T, N]`, or float32 parts `[C, T, N]` whose sum it is, for a fused step that sums them. `is_added`:
+    that step is `add_norm`, which can do so always.
+    """
+    if batch.empty:
+        product = steps.linear_to_add if is_added else steps.linear
+        return product(x_TK, layer.weight, layer.bias)
+    if batch.arrivals is not None:
+        return lora.product(x_TK, layer.weight, layer.bias, slices=slices, batch=batch, table=adapters)
+    y_TN = steps.linear(x_TK, layer.weight, layer.bias)
+    lora.apply(y_TN, x_TK, slices=slices, batch=batch, table=adapters)
+    return y_TN
