@@ -225,7 +225,8 @@ def _attention_biases(raw: Mapping[str, Any], family: Family) -> tuple[bool, boo
     """Whether q, k and v have biases, and whether o has one."""
     match family.attention_bias:
         case "option":
-            return (flag(raw, "attention_bias"),) * 2
+            both = flag(raw, "attention_bias")
+            return both, both
         case "qkv":
             return True, False
         case "qkv_option":
