@@ -10,11 +10,12 @@ from executor.adapters.placements import Placements, placements_of
 from executor.model.config import ModelConfig
 from executor.model.derivation import Derivation
 from executor.model.host_memory import RegisteredMemory
-from executor.model.layout import named_slices
+from executor.model.layout import named_slices, router_slices
 from executor.model.pack_rows import PackRows
 from executor.model.parameters import Parameters
 from kernels.lora import UNIT_BYTES, LoraBatch, SlotRow, SlotTable
 from kernels.lora.tiles import Tiles
+from kernels.transfer import upload
 from lorikeet.v1 import layout_pb2
 
 
@@ -45,6 +46,7 @@ class AdapterPool:
         pool = torch.zeros(units * UNIT_BYTES // dtype.itemsize, dtype=dtype, device=device)
         self.units = units
         slices = named_slices(config)
+        self._routers = router_slices(config)
         self.table = SlotTable(
             pool=pool,
             shapes=[named.shape for named in slices],
@@ -61,11 +63,18 @@ class AdapterPool:
     def batch(self, slots: np.ndarray, lengths: np.ndarray) -> LoraBatch:
         """Rows' slots, sorted, and numbers of tokens as the kernels want them."""
         batch, table = LoraBatch.of_rows(slots, lengths), self.table
-        if not self.triton or batch.empty or not table.fixed_order:
-            return batch.tiled(table) if self.triton else batch
-        rank = table.largest_rank(batch.slots)
-        tiles = Tiles.cut(batch.slots, batch.splits, rank=rank, like=table.pool, fixed_order=True)
-        return replace(batch, tiles=tiles)
+        if not self.triton or batch.empty:
+            return batch
+        if table.fixed_order:
+            rank = table.largest_rank(batch.slots)
+            tiles = Tiles.cut(batch.slots, batch.splits, rank=rank, like=table.pool, fixed_order=True)
+            batch = replace(batch, tiles=tiles)
+        else:
+            batch = batch.tiled(table)
+        if not self._routers:
+            return batch
+        (slots_T,) = upload(table.pool.device, np.repeat(slots, lengths).astype(np.int32))
+        return replace(batch, slots_T=slots_T, touches_routers=table.touches(batch.slots, self._routers))
 
     def register(self, memory: np.ndarray) -> None:
         """Says where packs will come from, so that copies from there are fast; comes between copies."""

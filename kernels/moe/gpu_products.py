@@ -36,7 +36,8 @@ def gate_up(
     outputs = weight_E2ID.shape[1]
     out_PN = x_TD.new_empty(routing.experts_TX.numel(), outputs // 2 if activated else outputs)
     top_k = routing.experts_TX.shape[1]
-    multiply(out_PN, x_TD, weight_E2ID, routing, arrangement, tile, pairs_of_row=top_k, activated=activated)
+    rows = {"pairs_of_row": top_k, "activated": activated, "ready": False}
+    multiply(out_PN, x_TD, weight_E2ID, routing, arrangement, tile, **rows)
     return out_PN
 
 
@@ -45,7 +46,8 @@ def down(
 ) -> Tensor:
     """`[P, D]`. Pairs of expert -1 are not written."""
     out_PD = wide_PI.new_empty(len(wide_PI), weight_EDI.shape[1])
-    multiply(out_PD, wide_PI, weight_EDI, routing, arrangement, tile, pairs_of_row=1, activated=False)
+    rows = {"pairs_of_row": 1, "activated": False, "ready": True}
+    multiply(out_PD, wide_PI, weight_EDI, routing, arrangement, tile, **rows)
     return out_PD
 
 
@@ -59,8 +61,11 @@ def multiply(
     *,
     pairs_of_row: int,
     activated: bool,
+    ready: bool,
 ) -> None:
-    """out[p] = weight[expert of p] @ x[p // pairs_of_row]. Raises ValueError for what does not fit."""
+    """out[p] = weight[expert of p] @ x[p // pairs_of_row]; `ready`: the arrangement is not that of the last
+    launch. Raises ValueError for what does not fit.
+    """
     outputs, inputs = weight_ENK.shape[1:]
     pairs = routing.experts_TX.numel()
     if x_K.shape != (pairs // pairs_of_row, inputs) or (arrangement and arrangement.block != tile.pairs):
@@ -86,7 +91,7 @@ def multiply(
         ROWS=tile.rows,
         BLOCK_B=tile.pairs,
         BLOCK_K=tile.block_k,
-        PREFETCH=pairs_of_row == 1,
+        PREFETCH=ready,
         PRECISION=precision(x_K),
         num_warps=tile.warps,
         num_stages=tile.stages,

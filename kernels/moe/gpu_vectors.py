@@ -22,7 +22,7 @@ from kernels.moe.routing import Routing
 MOST_TOKENS = 2
 
 GATE_UP = {"ROWS": 8, "BLOCK_K": 1024, "num_warps": 4}
-DOWN = {"ROWS": 4, "BLOCK_K": 256, "num_warps": 4}
+DOWN = {"ROWS": 4, "BLOCK_K": 128, "num_warps": 4}
 
 
 def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:

@@ -69,7 +69,6 @@ class _Launches:
         self._runs, self._tiles, self._table = runs, tiles, table
         self._first_slice = first_slice
         self._pairs, self._top_k = runs.routing.experts_TX.numel(), runs.routing.experts_TX.shape[1]
-        self._is_decode = len(runs.routing.experts_TX) <= MOST_TOKENS_TO_SUM
         self._addresses = table.pool, table.rows_SL6, table.scaling_SL
         self._constants: dict[str, Any] = {
             "UNIT": UNIT_BYTES // table.pool.element_size(),
@@ -117,7 +116,7 @@ class _Launches:
         runs, wide = self._runs, y_P2I.shape[1] // 2
         block_i = 128 if runs.block < 64 else 64
         blocks = triton.cdiv(wide, block_i)
-        splits = blocks if self._is_decode else triton.cdiv(blocks, 4)
+        splits = blocks if self._pairs <= _FEW_PAIRS else 2
         wide_PI = y_P2I.new_empty(self._pairs, wide)
         rank_CPR = rank_CP2R.new_empty(splits, self._pairs, 1, runs.rank)
         fused_kernels.middle_kernel[(runs.count, splits)](

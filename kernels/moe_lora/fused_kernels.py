@@ -168,6 +168,43 @@ def middle_kernel(
     )
 
 
+_NO_SLOT = tl.constexpr(2147483647)
+
+
+@triton.jit
+def next_slot(slot_B, slot):
+    """The smallest slot of a tile above this one."""
+    return tl.min(tl.where(slot_B > slot, slot_B, _NO_SLOT), 0)
+
+
+@triton.jit
+def b_of(
+    slot, expert, n_N, outputs, pool_ptr, rows_ptr, first_slice, table_slices,
+    UNIT: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A slot's rows of lora_b, and its rank; zeros of none."""
+    slot = tl.where(slot == _NO_SLOT, -1, slot)
+    entry, rank = slice_of(rows_ptr, slot, expert, first_slice, table_slices)
+    return load_b(factor_ptr(pool_ptr, rows_ptr, entry, 1, UNIT), n_N, outputs, rank, 0, BLOCK_R), rank
+
+
+@triton.jit
+def expand_slot(
+    acc_NB, b_NR, rank, slot, slot_B, pair_B, rank_ptr, pairs, buffer_rank,
+    SPLITS: tl.constexpr, BLOCK_R: tl.constexpr, HALVES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc + lora_b @ rank of one slot's pairs of a tile."""
+    rank_BR = load_rank(rank_ptr, pair_B, slot_B == slot, rank, 0, 0, pairs, buffer_rank, 1, SPLITS, BLOCK_R)
+    if HALVES:
+        high_BR = rank_BR.to(b_NR.dtype)
+        low_BR = (rank_BR - high_BR.to(tl.float32)).to(b_NR.dtype)
+        acc_NB = tl.dot(b_NR, tl.trans(high_BR), acc_NB)
+        acc_NB = tl.dot(b_NR, tl.trans(low_BR), acc_NB)
+    else:
+        acc_NB = tl.dot(b_NR, tl.trans(rank_BR), acc_NB, input_precision=PRECISION)
+    return acc_NB
+
+
 @triton.jit(do_not_specialize=["tiles", "pairs", "first_slice", "outputs"])
 def down_kernel(
     y_ptr,
@@ -199,38 +236,41 @@ def down_kernel(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y[p] = weight[e] @ wide[p] + lora_b @ rank[p], one slot after another of those that a tile has. Routing
-    and order must be those of a kernel before the one before this.
+    """y[p] = weight[e] @ wide[p] + lora_b @ rank[p], one slot after another of those that a tile has; lora_b
+    of the first is on its way before wide is there. Routing and order must be those of a kernel before the
+    one before this.
     """
     tile, block = tl.program_id(0), tl.program_id(1)
     row_N, n_N = row_of(block, outputs, ROWS, False)
     expert, pair_B, inside_B, count = locate(tile, experts_ptr, order_ptr, tiles_ptr, tiles, ALONE, BLOCK_B)
-    expert = tl.maximum(tl.where(count > 0, expert, 0), 0)
     expert_ptr = weight_ptr + expert.to(tl.int64) * outputs * IN
-    if PDL:
+    if PDL and count > 0:
         prefetch(expert_ptr, row_N, IN)
+    slot_B = tl.where(inside_B, tl.load(slots_ptr + pair_B // TOP_K), -1)
+    last = tl.max(slot_B, 0)
+    slot = next_slot(slot_B, -1)
+    b_NR, rank = b_of(
+        slot, expert, n_N, outputs, pool_ptr, rows_ptr, first_slice, table_slices, UNIT, BLOCK_R
+    )
     wait_for_inputs(PDL)
     if count == 0:
         return
     acc_NB = product(
         expert_ptr, row_N, x_ptr + pair_B.to(tl.int64) * IN, IN, ROWS, BLOCK_B, BLOCK_K, PRECISION
     )
-    slot_B = tl.where(inside_B, tl.load(slots_ptr + pair_B // TOP_K), -1)
-    slot, last = -1, tl.max(slot_B, 0)
+    acc_NB = expand_slot(
+        acc_NB, b_NR, rank, slot, slot_B, pair_B, rank_ptr, pairs, buffer_rank,
+        SPLITS, BLOCK_R, HALVES, PRECISION,
+    )  # fmt: skip
     while slot < last:
-        slot = tl.min(tl.where(slot_B > slot, slot_B, 2147483647), 0)
-        entry, rank = slice_of(rows_ptr, slot, expert, first_slice, table_slices)
-        b_NR = load_b(factor_ptr(pool_ptr, rows_ptr, entry, 1, UNIT), n_N, outputs, rank, 0, BLOCK_R)
-        rank_BR = load_rank(
-            rank_ptr, pair_B, slot_B == slot, rank, 0, 0, pairs, buffer_rank, 1, SPLITS, BLOCK_R
+        slot = next_slot(slot_B, slot)
+        b_NR, rank = b_of(
+            slot, expert, n_N, outputs, pool_ptr, rows_ptr, first_slice, table_slices, UNIT, BLOCK_R
         )
-        if HALVES:
-            high_BR = rank_BR.to(b_NR.dtype)
-            low_BR = (rank_BR - high_BR.to(tl.float32)).to(b_NR.dtype)
-            acc_NB = tl.dot(b_NR, tl.trans(high_BR), acc_NB)
-            acc_NB = tl.dot(b_NR, tl.trans(low_BR), acc_NB)
-        else:
-            acc_NB = tl.dot(b_NR, tl.trans(rank_BR), acc_NB, input_precision=PRECISION)
+        acc_NB = expand_slot(
+            acc_NB, b_NR, rank, slot, slot_B, pair_B, rank_ptr, pairs, buffer_rank,
+            SPLITS, BLOCK_R, HALVES, PRECISION,
+        )  # fmt: skip
     store_product(y_ptr, acc_NB, block, pair_B, inside_B, outputs, ROWS, BLOCK_B, False)
 
 

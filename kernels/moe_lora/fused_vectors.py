@@ -17,7 +17,6 @@ from torch import Tensor
 from kernels.launch import overlapping, wait_for_inputs
 from kernels.lora.table import UNIT_BYTES, SlotTable
 from kernels.moe.gpu_vectors import (
-    DOWN,
     GATE_UP,
     check,
     dot_rows,
@@ -28,6 +27,8 @@ from kernels.moe.gpu_vectors import (
 )
 from kernels.moe_lora.gpu import Runs
 from kernels.moe_lora.gpu_parts import factor_ptr, slice_of
+
+_DOWN = {"ROWS": 4, "BLOCK_K": 256, "num_warps": 4}
 
 
 def gate_up(
@@ -72,7 +73,7 @@ def down(
     tokens, top_k = runs.routing.experts_TX.shape
     out_TD = wide_PI.new_empty(tokens, outputs)
     check(wide_PI, weight_EDI, runs.routing)
-    _down_kernel[(triton.cdiv(outputs, DOWN["ROWS"]), tokens)](
+    _down_kernel[(triton.cdiv(outputs, _DOWN["ROWS"]), tokens)](
         out_TD,
         wide_PI,
         weight_EDI,
@@ -93,7 +94,7 @@ def down(
         UNIT=UNIT_BYTES // table.pool.element_size(),
         TOP_K=top_k,
         BLOCK_X=triton.next_power_of_2(top_k),
-        **DOWN,
+        **_DOWN,
         **overlapping(),
     )
     return out_TD

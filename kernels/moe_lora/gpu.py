@@ -11,7 +11,7 @@ Legend: as in `gpu_parts`; T tokens, D hidden, I an expert's width, M runs.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # A checker knows the arguments of a kernel, but not those of its launch, nor what device functions return.
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -20,11 +20,7 @@ from torch import Tensor
 
 from kernels.launch import overlapping, wait_for_inputs
 from kernels.lora.table import UNIT_BYTES, SlotTable
-from kernels.lora.tiles import Tiles
 from kernels.moe.gpu_products import precision
-from kernels.moe.gpu_routing import Arrangement, arrange
-from kernels.moe.gpu_vectors import MOST_TOKENS
-from kernels.moe.routing import Routing
 from kernels.moe_lora.gpu_parts import (
     expand,
     factor_ptr,
@@ -35,74 +31,13 @@ from kernels.moe_lora.gpu_parts import (
     shrink,
     slice_of,
 )
+from kernels.moe_lora.gpu_runs import Runs, runs_of, slots_of
+
+__all__ = ["Runs", "apply_down", "apply_gate_up", "check", "k_splits", "runs_of", "slots_of"]
 
 _SHARE_OF_K = 512
+_FEW_PAIRS = 1024
 _BLOCK_N = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runs:
-    """The runs of a batch: those of an arrangement, or without one, each pair.
-
-    `block` is the most pairs of a run, `rank` the largest padded rank.
-    """
-
-    routing: Routing
-    slots_T: Tensor
-    arrangement: Arrangement | None
-    block: int
-    rank: int
-
-    @property
-    def count(self) -> int:
-        if self.arrangement is None:
-            return self.routing.experts_TX.numel()
-        assert self.arrangement.runs_4M is not None
-        return self.arrangement.runs_4M.shape[1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Experts, slots, order and runs, as kernels take them."""
-        experts_TX, made = self.routing.experts_TX, self.arrangement
-        if made is None:
-            return experts_TX, self.slots_T, experts_TX, experts_TX
-        assert made.runs_4M is not None
-        return experts_TX, self.slots_T, made.order_P, made.runs_4M
-
-    @property
-    def block_r(self) -> int:
-        return min(64, max(16, 1 << (self.rank - 1).bit_length()))
-
-
-def runs_of(
-    routing: Routing, experts: int, tiles: Tiles, *, slots_T: Tensor | None = None, block: int = 16
-) -> Runs:
-    """Of a batch's tiles, and slots where they are known; `experts` is how many the layer has, `block` the
-    most pairs of a tile of the base.
-    """
-    tokens, top_k = routing.experts_TX.shape
-    slots_T = slots_of(tiles, tokens) if slots_T is None else slots_T
-    run = run_block(tokens, top_k, experts)
-    arrangement = None
-    if tokens > MOST_TOKENS:
-        arrangement = arrange(routing, experts, block=block, slots_T=slots_T, slots=tiles.count + 1, run=run)
-    return Runs(routing=routing, slots_T=slots_T, arrangement=arrangement, block=run, rank=tiles.rank)
-
-
-def run_block(tokens: int, top_k: int, experts: int) -> int:
-    """Pairs of a run at most: what an expert has where all are chosen alike and all tokens are one slot's."""
-    share = tokens * top_k / experts
-    return 16 if share <= 24 else 32 if share <= 256 else 64
-
-
-def slots_of(tiles: Tiles, tokens: int) -> Tensor:
-    """Each token's slot, int32 `[T]`; -1 for those of no tile."""
-    slots_T = torch.empty(tokens, dtype=torch.int32, device=tiles.places.device)
-    if tokens:
-        _slots_kernel[(triton.cdiv(tokens, 128),)](
-            slots_T, tiles.places, tokens, tiles.count, BLOCK_T=128, BLOCK_N=32, num_warps=4, **overlapping()
-        )
-    return slots_T
 
 
 def apply_gate_up(
@@ -134,47 +69,14 @@ def _apply(
     ready: bool,
 ) -> None:
     """y[p] += LoRA of p's slot and expert on x[p // pairs_of_row]. Raises ValueError where shapes differ."""
-    pairs, inputs = runs.routing.experts_TX.numel(), x_K.shape[1]
+    pairs = runs.routing.experts_TX.numel()
     check(y_PN, table)
-    check(x_K, table)
     if len(y_PN) != pairs or len(x_K) * pairs_of_row != pairs:
         raise ValueError(f"shapes do not fit: {y_PN.shape=}, {x_K.shape=}, {pairs=}")
     if not runs.count:
         return
-    splits = k_splits(inputs)
-    rank_CPLR = torch.empty(splits, pairs, slices, runs.rank, dtype=torch.float32, device=y_PN.device)
-    top_k = runs.routing.experts_TX.shape[1]
-    common = {
-        "UNIT": UNIT_BYTES // table.pool.element_size(),
-        "TOP_K": top_k,
-        "ALONE": runs.arrangement is None,
-        "SLICES": slices,
-        "SPLITS": splits,
-        "BLOCK_B": runs.block,
-        "PRECISION": precision(y_PN),
-    }
-    block_r = 16 if pairs <= 1024 else runs.block_r
-    _shrink_kernel[(runs.count, triton.cdiv(runs.rank, block_r), splits)](
-        rank_CPLR,
-        x_K,
-        table.pool,
-        table.rows_SL6,
-        table.scaling_SL,
-        *runs.tensors,
-        runs.count,
-        pairs,
-        first_slice,
-        table.scaling_SL.shape[1],
-        runs.rank,
-        IN=inputs,
-        PAIRS_OF_ROW=pairs_of_row,
-        READY=ready,
-        BLOCK_R=block_r,
-        BLOCK_K=64 if y_PN.dtype == torch.float32 else 128,
-        **common,
-        num_warps=4,
-        num_stages=4,
-        **overlapping(),
+    rank_CPLR = _shrink_pairs(
+        x_K, runs, first_slice, slices, pairs_of_row=pairs_of_row, table=table, ready=ready
     )
     columns = y_PN.shape[1] // slices
     _expand_kernel[(runs.count, slices * triton.cdiv(columns, _BLOCK_N))](
@@ -192,11 +94,66 @@ def _apply(
         BLOCK_R=runs.block_r,
         BLOCK_N=_BLOCK_N,
         HALVES=y_PN.dtype != torch.float32,
-        **common,
+        **_constants(runs, slices, len(rank_CPLR), table),
         num_warps=4,
         num_stages=2,
         **overlapping(),
     )
+
+
+def _shrink_pairs(
+    x_K: Tensor,
+    runs: Runs,
+    first_slice: int,
+    slices: int,
+    *,
+    pairs_of_row: int,
+    table: SlotTable,
+    ready: bool,
+) -> Tensor:
+    """Every pair's x, shrunk by the lora_a of its slices: float32 `[C, P, L, R]`, still to be summed over C.
+    What no LoRA shrinks is not written.
+    """
+    check(x_K, table)
+    pairs, inputs = runs.routing.experts_TX.numel(), x_K.shape[1]
+    splits = k_splits(inputs)
+    rank_CPLR = torch.empty(splits, pairs, slices, runs.rank, dtype=torch.float32, device=x_K.device)
+    block_r = 16 if pairs <= _FEW_PAIRS else runs.block_r
+    _shrink_kernel[(runs.count, triton.cdiv(runs.rank, block_r), splits)](
+        rank_CPLR,
+        x_K,
+        table.pool,
+        table.rows_SL6,
+        table.scaling_SL,
+        *runs.tensors,
+        runs.count,
+        pairs,
+        first_slice,
+        table.scaling_SL.shape[1],
+        runs.rank,
+        IN=inputs,
+        PAIRS_OF_ROW=pairs_of_row,
+        READY=ready,
+        BLOCK_R=block_r,
+        BLOCK_K=64 if x_K.dtype == torch.float32 else 128,
+        **_constants(runs, slices, splits, table),
+        num_warps=4,
+        num_stages=4 if block_r == 16 else 3,
+        **overlapping(),
+    )
+    return rank_CPLR
+
+
+def _constants(runs: Runs, slices: int, splits: int, table: SlotTable) -> dict[str, Any]:
+    return {
+        "UNIT": UNIT_BYTES // table.pool.element_size(),
+        "TOP_K": runs.routing.experts_TX.shape[1],
+        "ALONE": runs.arrangement is None,
+        "SLICES": slices,
+        "SPLITS": splits,
+        "BLOCK_B": runs.block,
+        "PRECISION": precision(table.pool),
+    }
 
 
 def k_splits(inputs: int) -> int:
@@ -207,25 +164,6 @@ def k_splits(inputs: int) -> int:
 def check(tensor: Tensor, table: SlotTable) -> None:
     if not tensor.is_contiguous() or tensor.dtype != table.pool.dtype:
         raise ValueError(f"x and y must be contiguous and of the pool's dtype, got {tensor.dtype}")
-
-
-@triton.jit(do_not_specialize=["tokens", "tiles"])
-def _slots_kernel(
-    slots_ptr, places_ptr, tokens, tiles, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr
-):
-    t_T, n_N = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_N)
-    wait_for_inputs(PDL)
-    slot_T = tl.full([BLOCK_T], -1, tl.int32)
-    for tile in range(0, tiles, BLOCK_N):
-        inside_N = tile + n_N < tiles
-        place_N = places_ptr + tile + n_N
-        slot_N = tl.load(place_N, mask=inside_N, other=-1)
-        first_N = tl.load(place_N + tiles, mask=inside_N, other=0)
-        count_N = tl.load(place_N + 2 * tiles, mask=inside_N, other=0)
-        since_TN = t_T[:, None] - first_N[None, :]
-        is_its_TN = (since_TN >= 0) & (since_TN < count_N[None, :])
-        slot_T = tl.maximum(slot_T, tl.max(tl.where(is_its_TN, slot_N[None, :], -1), 1))
-    tl.store(slots_ptr + t_T, slot_T, mask=t_T < tokens)
 
 
 @triton.jit(do_not_specialize=["runs", "pairs", "first_slice"])

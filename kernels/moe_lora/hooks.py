@@ -57,4 +57,11 @@ class ExpertLora:
         from kernels.moe_lora import gpu
 
         assert self.batch.tiles is not None
-        return gpu.runs_of(routing, self.experts, self.batch.tiles, slots_T=self.batch.slots_T, block=block)
+        return gpu.runs_of(
+            routing,
+            self.experts,
+            self.batch.tiles,
+            slots=self.table.slots,
+            slots_T=self.batch.slots_T,
+            block=block,
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from kernels.moe import gpu_products, gpu_routing, gpu_vectors
 from kernels.moe.tiles import Tile, choose
-from kernels.moe_lora import fused_kernels, fused_vectors, gpu
+from kernels.moe_lora import fused_kernels, fused_vectors, gpu, gpu_runs
 from tests.support.kernels_compile import compile_kernel
 
 INTEGERS = ("experts_ptr", "slots_ptr", "order_ptr", "runs_ptr", "tiles_ptr", "places_ptr")
@@ -34,7 +34,7 @@ def routing() -> None:
     arrange: dict[str, Any] = {"TOP_K": TOP_K, "TILE": 16, "RUN": 16, "BLOCK_E": 128}
     arrange |= {"BLOCK_P": 1024, "BLOCK_T": 128, "HAS_SLOTS": True, "PDL": True}
     compile_kernel(gpu_routing._arrange_kernel, {"num_warps": 4}, types, **arrange)
-    compile_kernel(gpu._slots_kernel, {"num_warps": 4}, types, BLOCK_T=128, BLOCK_N=32, PDL=True)
+    compile_kernel(gpu_runs._slots_kernel, {"num_warps": 4}, types, BLOCK_T=128, BLOCK_N=32, PDL=True)
 
 
 def base(dtype: str, tokens: int) -> None:
@@ -69,7 +69,7 @@ def vectors(rank: int) -> None:
         (gpu_vectors._gate_up_kernel, gpu_vectors.GATE_UP, {"IN": HIDDEN}),
         (gpu_vectors._down_kernel, gpu_vectors.DOWN, {"IN": WIDE, "BLOCK_X": 8}),
         (fused_vectors._gate_up_kernel, gpu_vectors.GATE_UP, {"IN": HIDDEN} | lora),
-        (fused_vectors._down_kernel, gpu_vectors.DOWN, {"IN": WIDE, "BLOCK_X": 8} | lora | more),
+        (fused_vectors._down_kernel, fused_vectors._DOWN, {"IN": WIDE, "BLOCK_X": 8} | lora | more),
     ):
         sizes = dict(served)
         options = {"num_warps": sizes.pop("num_warps")}
@@ -78,7 +78,7 @@ def vectors(rank: int) -> None:
 
 def lora(dtype: str, tokens: int, rank: int) -> None:
     types, tiles, few = types_of(dtype), choose(tokens, TOP_K, EXPERTS), tokens <= 128
-    halves, run = dtype != "fp32", gpu.run_block(tokens, TOP_K, EXPERTS)
+    halves, run = dtype != "fp32", gpu_runs.run_block(tokens, TOP_K, EXPERTS)
     common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "ALONE": tokens == 1, "PDL": True}
     common["PRECISION"] = "tf32" if halves else "ieee"
     pair = {"SLICES": 2, "SPLITS": 4, "BLOCK_B": run} | common
