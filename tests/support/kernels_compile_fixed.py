@@ -12,7 +12,7 @@ from tests.support.kernels_compile import compile_kernel
 
 
 def product(dtype: str, *, is_split: bool) -> None:
-    types = dict.fromkeys(("y_ptr", "x_ptr", "weight_ptr", "bias_ptr"), f"*{dtype}")
+    types: dict[str, str] = dict.fromkeys(("y_ptr", "x_ptr", "weight_ptr", "bias_ptr"), f"*{dtype}")
     wide = dtype == "fp32"
     common: dict[str, Any] = {"SEGMENTS": 8, "HAS_BIAS": True, "PDL": True}
     compile_kernel(
@@ -32,7 +32,7 @@ def product(dtype: str, *, is_split: bool) -> None:
 
 
 def segments(dtype: str, *, head_dim: int, is_merged: bool) -> None:
-    types = dict.fromkeys(("out_ptr", "q_ptr", "kv_ptr"), f"*{dtype}")
+    types: dict[str, str] = dict.fromkeys(("out_ptr", "q_ptr", "kv_ptr"), f"*{dtype}")
     types |= {"page_table_ptr": "*i32", "places_ptr": "*i32", "scale_log2": "fp32"}
     sizes: dict[str, Any] = {"KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "GROUP_BLOCK": 4}
     sizes |= {"HEAD_BLOCK": head_dim, "SEGMENT": attention.SEGMENT, "PDL": True}
