@@ -4,7 +4,7 @@
     python -m bench.adapter_crowd --device cpu --model-shape tiny --adapters 100 --slots 10
 
 Attention-only adapters of rank 16; the executor's pool has room for `--slots` of them and the store's memory
-for all. The load of `lorikeet bench serve`, Zipf(1.0), beside the same load on one adapter. Weights and
+for `--memory`; the disk has all. The load of `lorikeet bench serve`, Zipf(1.0), beside the same load on one adapter. Weights and
 prompts are random; the adapters are the same numbers with different scalings, stored apart like any others.
 Sources are links to one file, so that the disk holds each adapter once.
 """
@@ -99,7 +99,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f"--max-lora-rank={options.rank}",
             f"--arena-dir={arena}",
         ],
-        store_flags=[f"--arena-bytes={options.adapters * size + (64 << 20)}", f"--arena-dir={arena}"],
+        store_flags=[f"--arena-bytes={options.memory * size + (64 << 20)}", f"--arena-dir={arena}"],
     ) as stack:
         seconds = await load_all(stack, folder / "adapters", options.adapters)
         print(f"{options.adapters} adapters of {size >> 20} MiB loaded in {seconds:.0f} s", flush=True)
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--adapters", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=100, help="adapters on the GPU at once")
+    parser.add_argument("--memory", type=int, default=300, help="adapters in the store's memory at once")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--requests", type=int, default=1000)
