@@ -4,9 +4,9 @@
     python -m bench.adapter_crowd --device cpu --model-shape tiny --adapters 100 --slots 10
 
 Attention-only adapters of rank 16; the executor's pool has room for `--slots` of them and the store's memory
-for `--memory`; the disk has all. The load of `lorikeet bench serve`, Zipf(1.0), beside the same load on one adapter. Weights and
-prompts are random; the adapters are the same numbers with different scalings, stored apart like any others.
-Sources are links to one file, so that the disk holds each adapter once.
+for `--memory`; the disk has all. The load of `lorikeet bench serve`, Zipf(1.0), beside the same load on one
+adapter. Weights and prompts are random; the adapters are the same numbers with different scalings, stored
+apart like any others. Sources are links to one file, so that the disk holds each adapter once.
 """
 
 import argparse
