@@ -1,4 +1,4 @@
-"""The deterministic mode's steps: `gpu`'s, whose other steps take each row by itself, but for the products."""
+"""The deterministic mode's steps: those of `gpu`, which take each row by itself, but for the products."""
 
 from torch import Tensor
 

@@ -6,7 +6,9 @@ import pytest
 
 from rpc.tuning import give_way
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="threads have a niceness of their own on Linux"
+)
 
 
 def _in_a_thread(work) -> None:
