@@ -36,7 +36,8 @@ def candidates(tokens: int) -> Iterator[Tile]:
     """Tiles worth trying."""
     if tokens == 1:
         for rows, block_k, warps in (
-            (1, 2048, 4), (2, 1024, 4), (4, 512, 4), (4, 1024, 8), (8, 512, 4), (2, 2048, 4), (4, 2048, 8),
+            (1, 2048, 4), (2, 1024, 4), (4, 512, 4), (4, 1024, 8), (8, 512, 4), (2, 2048, 4), (2, 2048, 8),
+            (4, 2048, 8),
         ):  # fmt: skip
             yield Tile(rows, 1, block_k, warps, 1, 1)
         return

@@ -1,10 +1,11 @@
-"""Microseconds of a shrink and an expand on the projections of Qwen3-8B, within a CUDA graph.
+"""Microseconds that adapters of one rank add to the projections of Qwen3-8B, beside what peers' kernels take.
 
     PYTHONPATH=.:protos python -m bench.lora_kernels --out lora.json
 
-n tokens over u adapters of one rank. Each of the graph's calls reads other weights, so that they come from
-memory and not from L2; the floor, in brackets, is the bytes of weights, x, and y (read and written), at 3.0
-TB/s.
+n tokens over u adapters, within a CUDA graph in which each call reads other weights, so that they come from
+memory and not from L2. `added` is the product with its adapters less the product by itself, as they are
+computed in serving; `alone` is a shrink and an expand by themselves, where adapters have launches of their
+own. Of peers, that of each row which takes least is shown (`bench/results/peers_lora_kernels_h100.json`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from bench import beside_checks
 from bench.gpu_checks import check_lora
 from kernels import lora
-from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable
+from kernels.fused import gpu as steps
+from kernels.lora import Arrivals, LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable
+from kernels.lora.beside_tiles import MOST_TOKENS
+from kernels.lora.tiles import BLOCK, Tiles, cut
 
 PROJECTIONS = {
     "qkv": (4096, (4096, 1024, 1024)),
@@ -28,32 +36,67 @@ PROJECTIONS = {
     "gate_up": (4096, (12_288, 12_288)),
     "down": (12_288, (4096,)),
 }
-CASES = ((1, 1), (8, 1), (8, 8), (32, 4), (32, 32), (128, 4), (128, 64), (512, 4), (2048, 4), (8192, 4))
-_COLD_BYTES = 128 << 20
-_MOST_COPIES = 128
-_BYTES_PER_MICROSECOND = 3.0e6
+PEERS = Path(__file__).parent / "results" / "peers_lora_kernels_h100.json"
+_COLD_BYTES = 200 << 20
+_CALLS = 8
 
 
-def measure(projection: str, rank: int, tokens: int, adapters: int) -> tuple[float, float]:
-    """Microseconds, and the floor."""
-    in_features, sizes = PROJECTIONS[projection]
-    numbers = sum(rank * (in_features + size) for size in sizes)
-    copies = max(1, min(_MOST_COPIES, math.ceil(_COLD_BYTES / (2 * numbers * adapters))))
-    table = make_table(in_features, sizes, rank=rank, adapters=adapters, copies=copies)
-    slots = np.sort(np.arange(tokens) % adapters)
-    batch = LoraBatch.of_tokens(slots.tolist()).tiled(table)
-    x = torch.randn(tokens, in_features, device="cuda", dtype=torch.bfloat16) * in_features**-0.5
-    y = torch.zeros(tokens, sum(sizes), device="cuda", dtype=torch.bfloat16)
-    starts = np.cumsum((0, *sizes)).tolist()
+class Case:
+    """Tokens, adapters and weights of one projection: enough copies that none is found in L2."""
 
-    def run(copy: int) -> None:
-        first = copy * len(sizes)
-        slices = [PackedSlice(first + i, starts[i], starts[i + 1]) for i in range(len(sizes))]
-        lora.apply(y, x, slices=slices, batch=batch, table=table)
+    def __init__(self, projection: str, rank: int, tokens: int, adapters: int, *, copies: int = 0) -> None:
+        inputs, sizes = PROJECTIONS[projection]
+        moved = 2 * inputs * sum(sizes) + sum(2 * rank * (inputs + size) for size in sizes) * adapters
+        self.copies = copies or max(2, math.ceil(_COLD_BYTES / moved))
+        self._sizes, self._starts = sizes, np.cumsum((0, *sizes)).tolist()
+        self._table = make_table(inputs, sizes, rank=rank, adapters=adapters, copies=self.copies)
+        self._weights = torch.randn(self.copies, sum(sizes), inputs, device="cuda", dtype=torch.bfloat16)
+        self._x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16) * inputs**-0.5
+        self._y = torch.zeros(tokens, sum(sizes), device="cuda", dtype=torch.bfloat16)
+        batch = LoraBatch.of_tokens(np.sort(np.arange(tokens) % adapters).tolist())
+        self._batch = batch.tiled(self._table)
+        if tokens <= MOST_TOKENS:
+            places, _ = cut(batch.slots, batch.splits, fixed_order=True)
+            tiles = Tiles(places=torch.from_numpy(places).cuda(), block=BLOCK, rank=rank)
+            self._arrivals = Arrivals(max(self.copies, _CALLS), torch.device("cuda"))
+            self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=self._arrivals)
 
-    microseconds = time_graph(run, copies)
-    moved = 2 * (numbers * adapters + x.numel() + 2 * y.numel())
-    return microseconds, moved / _BYTES_PER_MICROSECOND
+    def base(self, copy: int) -> Tensor:
+        return steps.linear_to_add(self._x, self._weights[copy], None)
+
+    def apply(self, copy: int) -> None:
+        lora.apply(self._y, self._x, slices=self._slices(copy), batch=self._batch, table=self._table)
+
+    def both(self, copy: int) -> None:
+        """As in serving."""
+        if self._batch.arrivals is None:
+            torch.mm(self._x, self._weights[copy].t(), out=self._y)
+            self.apply(copy)
+            return
+        if not copy:
+            self._arrivals.begin()
+        lora.product(
+            self._x,
+            self._weights[copy],
+            None,
+            slices=self._slices(copy),
+            batch=self._batch,
+            table=self._table,
+        )
+
+    def _slices(self, copy: int) -> list[PackedSlice]:
+        first = copy * len(self._sizes)
+        return [PackedSlice(first + i, self._starts[i], self._starts[i + 1]) for i in range(len(self._sizes))]
+
+
+def measure(projection: str, rank: int, tokens: int, adapters: int) -> dict[str, float]:
+    """Microseconds."""
+    case = Case(projection, rank, tokens, adapters)
+    base, both = (time_graph(run, case.copies) for run in (case.base, case.both))
+    found = {"base_us": base, "with_base_us": both, "added_us": both - base}
+    if tokens > MOST_TOKENS:
+        found["alone_us"] = time_graph(case.apply, case.copies)
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def make_table(
@@ -80,23 +123,46 @@ def make_table(
     return table
 
 
-def time_graph(run: Callable[[int], None], copies: int) -> float:
+def time_graph(run: Callable[[int], Any], copies: int) -> float:
     """The median of replays, per call."""
     run(0)  # compiles
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    graph, calls = torch.cuda.CUDAGraph(), max(copies, _CALLS)
     with torch.cuda.graph(graph):
-        for copy in range(copies):
-            run(copy)
+        for call in range(calls):
+            run(call % copies)
     times: list[float] = []
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(12):
+    for _ in range(9):
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / copies)
+        times.append(begin.elapsed_time(end) * 1e3 / calls)
     return float(np.median(times[2:]))
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Every case, then geometric means over the projections."""
+    print("projection rank    n  u |  bound | ours: added   alone | peers: added (who)        alone (who)")
+    ratios: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    for row in rows:
+        peer = row["peer"]
+        alone = f"{row['alone_us']:7.1f}" if "alone_us" in row else "      -"
+        print(
+            f"{row['projection']:<9} {row['rank']:>5} {row['tokens']:>4} {row['adapters']:>2} |"
+            f" {peer['bound_us']:6.1f} | {row['added_us']:11.1f} {alone} |"
+            f" {peer.get('least_added_us', math.nan):12.1f} {peer.get('least_added', '-'):<11}"
+            f" {peer['best_us']:8.1f} {peer['best']}"
+        )
+        theirs = peer.get("least_added_us")
+        mine = row["added_us"] if theirs is not None else row.get("alone_us", row["added_us"])
+        ratios[row["rank"], row["tokens"], row["adapters"]].append(
+            max(mine, 0.1) / (theirs if theirs is not None else peer["best_us"])
+        )
+    print("ours / the best peer's, geometric mean over projections (what little is added counts as 0.1 us):")
+    for (rank, tokens, adapters), found in ratios.items():
+        print(f"  rank {rank:>2} n {tokens:>4} u {adapters:>2}: {math.exp(np.mean(np.log(found))):.2f}")
 
 
 def main() -> None:
@@ -104,23 +170,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--most-tokens", type=int, default=8192)
     parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
-    for check in (check_lora(torch.bfloat16, tokens) for tokens in (1, 40, 300)):
+    for check in (check_lora(torch.bfloat16, tokens) for tokens in (1, 40, 300, 2048)):
         if not check.good:
             raise SystemExit(f"{check.name}: error {check.error}, nothing is timed")
+    if not all(error < 1e-2 for _, _, error in beside_checks.run_all()):
+        raise SystemExit("adapters beside a product are wrong, nothing is timed")
     rows = []
-    for rank in options.ranks:
-        for tokens, adapters in CASES:
-            line = f"rank {rank:>3}  n {tokens:>4}  u {adapters:>2}  "
-            for projection in PROJECTIONS:
-                microseconds, floor = measure(projection, rank, tokens, adapters)
-                rows.append((projection, rank, tokens, adapters, round(microseconds, 2), round(floor, 2)))
-                line += f"  {projection} {microseconds:7.1f} ({floor:6.1f})"
-            print(line, flush=True)
+    for peer in json.loads(PEERS.read_text())["rows"]:
+        case = peer["projection"], peer["rank"], peer["tokens"], peer["adapters"]
+        if peer["rank"] in options.ranks and peer["tokens"] <= options.most_tokens:
+            names = ("projection", "rank", "tokens", "adapters")
+            rows.append(dict(zip(names, case, strict=True)) | measure(*case) | {"peer": peer})
+    show(rows)
     if options.out:
-        names = ("projection", "rank", "tokens", "adapters", "microseconds", "floor")
-        options.out.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        options.out.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ from kernels.transfer import pack
 
 # Few, since there is a graph for each that comes; what is too many of them costs little.
 _RANKS = (16, 64, 256)
-_TILES = (1, 4, 16, 64)
+_TILES = (1, 4, 8, 16, 32, 64)
+_FEW_ROWS = 8
 _PROJECTIONS = 4
 """Products of a layer that adapters are beside: q,k,v; o; gate,up; down."""
 
@@ -112,9 +113,16 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Record all sizes without adapters, the largest first, so that the others find memory."""
+        """Record all sizes without adapters, the largest first, so that the others find memory, and what a
+        few adapters of usual rank want; other graphs are recorded when their batch first comes.
+        """
         for size in reversed(self._sizes):
             self._graph(size, None)
+        if not can_be_beside(1, rank=_RANKS[0], table=self._adapters) or not self._adapters.slots:
+            return
+        for size in (size for size in self._sizes if size <= _FEW_ROWS):
+            for tiles in sorted({_next(_TILES, tiles, most=size) for tiles in (1, size)}):
+                self._graph(size, LoraShape(tiles, _RANKS[0], routers=False, ends=False, beside=True))
 
     def decode(self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray) -> Decoded | None:
         """One token of each row, rows sorted by slot; results are in their order. None where adapters bring
@@ -153,7 +161,8 @@ class DecodeGraphs:
             rank=_next(_RANKS, table.largest_rank(lora.slots)),
             routers=table.touches(lora.slots, self._routers),
             ends=table.changes(lora.slots, self._ends),
-            beside=can_be_beside(size, slots=lora.slots, table=table),
+            beside=can_be_beside(size, rank=table.largest_rank(lora.slots), table=table)
+            and not table.has_vectors(lora.slots),
         )
         return tiles, shape
 

@@ -10,7 +10,7 @@ from executor.adapters.placements import Placements, placements_of
 from executor.model.config import ModelConfig
 from executor.model.derivation import Derivation
 from executor.model.host_memory import RegisteredMemory
-from executor.model.layout import named_slices, router_slices
+from executor.model.layout import embedding_index, head_slices, named_slices, router_slices
 from executor.model.pack_rows import PackRows
 from executor.model.parameters import Parameters
 from kernels.lora import UNIT_BYTES, LoraBatch, SlotRow, SlotTable
@@ -58,6 +58,7 @@ class AdapterPool:
         self._copies = torch.cuda.Stream(pool.device) if pool.is_cuda else None
         self._host = RegisteredMemory(pool.device) if pool.is_cuda else None
         self._derivation = Derivation(config, parameters, pool) if parameters is not None else None
+        self._ends = embedding_index(config), head_slices(config)[0].slice
         self.triton = pool.is_cuda if triton is None else triton
 
     def batch(self, slots: np.ndarray, lengths: np.ndarray) -> LoraBatch:
@@ -71,6 +72,7 @@ class AdapterPool:
             batch = replace(batch, tiles=tiles)
         else:
             batch = batch.tiled(table)
+        batch = replace(batch, touches_ends=table.changes(batch.slots, self._ends))
         if not self._routers:
             return batch
         (slots_T,) = upload(table.pool.device, np.repeat(slots, lengths).astype(np.int32))

@@ -60,15 +60,12 @@ def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, batch: LoraBatch, ta
     gpu.embed(y_TD, ids_T, slice_index=slice_index, tiles=batch.tiles, table=table)
 
 
-def can_be_beside(tokens: int, *, slots: Sequence[int], table: SlotTable) -> bool:
-    """Whether `product` can compute that many tokens of these slots."""
-    return (
-        tokens <= MOST_TOKENS
-        and 0 < table.largest_rank(slots) <= MOST_RANK
-        and table.pool.dtype.itemsize == 2
-        and not table.fixed_order
-        and not table.has_vectors(slots)
-    )
+def can_be_beside(tokens: int, *, rank: int, table: SlotTable) -> bool:
+    """Whether `product` can compute that many tokens of adapters of ranks up to `rank`, without gains and
+    shifts.
+    """
+    is_half = table.pool.dtype.itemsize == 2
+    return is_half and not table.fixed_order and tokens <= MOST_TOKENS and 0 < rank <= MOST_RANK
 
 
 def product(
@@ -95,5 +92,5 @@ def product(
         tiles=batch.tiles,
         table=table,
         arrived=batch.arrivals.take(),
-        cut=choose(len(x_TK), *weight_NK.shape),
+        cut=choose(len(x_TK), *weight_NK.shape, rank=batch.tiles.rank),
     )

@@ -22,6 +22,18 @@ class PackedSlice(NamedTuple):
     stop: int
 
 
+def check_packed(slices: Sequence[PackedSlice], columns: int, *, most: int) -> None:
+    """Raises ValueError unless slices are consecutive, cover all columns in order and are few."""
+    expected = [
+        PackedSlice(slices[0].slice + i, packed.start, packed.stop) for i, packed in enumerate(slices)
+    ]
+    starts = [0, *(packed.stop for packed in slices)]
+    if list(slices) != expected or [packed.start for packed in slices] != starts[:-1]:
+        raise ValueError(f"slices and their columns must be consecutive, got {slices}")
+    if len(slices) > most or starts[-1] != columns:
+        raise ValueError(f"at most {most} slices that cover {columns} columns, got {slices}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraBatch:
     """Segments of a flat batch whose tokens are sorted by slot, base tokens (slot -1) first.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.launch import overlapping
 from kernels.linear.tiles import Tile
-from kernels.lora.batch import PackedSlice
+from kernels.lora.batch import PackedSlice, check_packed
 from kernels.lora.beside_matrix import matrix_kernel
 from kernels.lora.beside_tiles import Beside
 from kernels.lora.beside_vector import vector_kernel
@@ -123,14 +123,7 @@ def _check(
     table: SlotTable,
     tile: Tile,
 ) -> None:
-    expected = [
-        PackedSlice(slices[0].slice + i, packed.start, packed.stop) for i, packed in enumerate(slices)
-    ]
-    starts = [0, *(packed.stop for packed in slices)]
-    if list(slices) != expected or [packed.start for packed in slices] != starts[:-1]:
-        raise ValueError(f"slices and their columns must be consecutive, got {slices}")
-    if len(slices) > _MAX_SLICES or starts[-1] != len(weight_NK):
-        raise ValueError(f"at most {_MAX_SLICES} slices that cover {len(weight_NK)} columns, got {slices}")
+    check_packed(slices, len(weight_NK), most=_MAX_SLICES)
     if x_TK.shape[1] != weight_NK.shape[1] or not 0 < len(x_TK) <= tile.tokens:
         raise ValueError(f"shapes do not fit: {x_TK.shape=}, {weight_NK.shape=}, {tile}")
     if x_TK.stride(1) != 1 or not weight_NK.is_contiguous() or weight_NK.dtype != table.pool.dtype:

@@ -27,22 +27,30 @@ _H100 = {
     (1, 4096, 4096): Beside(Tile(4, 1, 1024, 4, 1, 1), 4, 128),
     (1, 24576, 4096): Beside(Tile(4, 1, 1024, 4, 1, 1), 4, 128),
     (1, 4096, 12288): Beside(Tile(2, 1, 2048, 4, 1, 1), 6, 128),
-    (8, 6144, 4096): Beside(Tile(64, 16, 128, 4, 6, 1, 512), 4, 512),
-    (8, 4096, 4096): Beside(Tile(64, 16, 128, 4, 4, 4, 512), 8, 512),
+    (8, 6144, 4096): Beside(Tile(64, 16, 128, 4, 4, 1, 512), 8, 128),
+    (8, 4096, 4096): Beside(Tile(64, 16, 128, 4, 4, 4, 512), 8, 128),
     (8, 24576, 4096): Beside(Tile(64, 16, 128, 4, 6, 1, 512), 4, 512),
-    (8, 4096, 12288): Beside(Tile(32, 16, 128, 4, 4, 4, 512), 4, 512),
+    (8, 4096, 12288): Beside(Tile(64, 16, 128, 4, 4, 4, 512), 8, 128),
     (32, 6144, 4096): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 4, 512),
     (32, 4096, 4096): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 4, 256),
     (32, 24576, 4096): Beside(Tile(64, 32, 128, 4, 4, 1, 512), 4, 1024),
     (32, 4096, 12288): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 4, 512),
 }
+# The same for ranks from 64 on, where that is another.
+_H100_WIDE = {
+    (32, 6144, 4096): Beside(Tile(64, 32, 128, 4, 3, 2, 512), 4, 512),
+    (32, 4096, 4096): Beside(Tile(64, 32, 128, 4, 3, 4, 512), 4, 512),
+    (32, 4096, 12288): Beside(Tile(64, 32, 128, 4, 4, 4, 512), 4, 512),
+}
+_WIDE_RANK = 64
 _PROGRAMS = 128
 
 
-def choose(tokens: int, outputs: int, inputs: int) -> Beside:
-    """For 1 to `MOST_TOKENS` tokens."""
+def choose(tokens: int, outputs: int, inputs: int, rank: int) -> Beside:
+    """For 1 to `MOST_TOKENS` tokens and adapters of ranks up to `rank`."""
     size = 1 if tokens == 1 else 8 if tokens <= 16 else 32
-    known = _H100.get((size, outputs, inputs))
+    key = size, outputs, inputs
+    known = (_H100_WIDE.get(key) if rank >= _WIDE_RANK else None) or _H100.get(key)
     if known is not None:
         return known
     if size == 1:

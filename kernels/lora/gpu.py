@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import overlapping, wait_for_inputs
-from kernels.lora.batch import PackedSlice
+from kernels.lora.batch import PackedSlice, check_packed
 from kernels.lora.rows import UNIT_BYTES
 from kernels.lora.table import SlotTable
 from kernels.lora.tiles import Tiles
@@ -29,6 +29,7 @@ from kernels.lora.tiles import Tiles
 _MAX_SLICES = 3
 _SHARE_OF_K = 512
 _MAX_K_SPLITS = 16
+_PROGRAMS, _MAX_PROMPT_SPLITS = 264, 8  # that occupy a GPU; how far few tiles of a prompt are split for it
 # Tokens up to which programs wait for memory: more of them, each with all its weights on their way at once.
 _FEW_TOKENS = 256
 # Tiles from which on programs of an expand may be fewer and larger.
@@ -59,8 +60,11 @@ def apply(
         k_splits = -(-in_features // block_k)
     elif few:
         k_splits = min(_MAX_K_SPLITS, -(-in_features // _SHARE_OF_K))
-    rank_CTLR = y_TN.new_empty((k_splits, len(y_TN), len(slices), tiles.rank), dtype=torch.float32)
     block_r = 16 if few else min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
+    programs = tiles.count * len(slices) * -(-tiles.rank // block_r)
+    if not few:
+        k_splits = min(_MAX_PROMPT_SPLITS, max(1, _PROGRAMS // programs), -(-in_features // _SHARE_OF_K))
+    rank_CTLR = y_TN.new_empty((k_splits, len(y_TN), len(slices), tiles.rank), dtype=torch.float32)
     _shrink_kernel[(tiles.count, len(slices) * -(-tiles.rank // block_r), k_splits)](
         rank_CTLR,
         x_TK,
@@ -148,14 +152,7 @@ def _expand(
 
 
 def _check(y_TN: Tensor, slices: Sequence[PackedSlice], table: SlotTable) -> None:
-    expected = [
-        PackedSlice(slices[0].slice + i, packed.start, packed.stop) for i, packed in enumerate(slices)
-    ]
-    starts = [0, *(packed.stop for packed in slices)]
-    if list(slices) != expected or [packed.start for packed in slices] != starts[:-1]:
-        raise ValueError(f"slices and their columns must be consecutive, got {slices}")
-    if len(slices) > _MAX_SLICES or starts[-1] != y_TN.shape[1]:
-        raise ValueError(f"at most {_MAX_SLICES} slices that cover y's {y_TN.shape[1]} columns, got {slices}")
+    check_packed(slices, y_TN.shape[1], most=_MAX_SLICES)
     if y_TN.stride(1) != 1 or y_TN.dtype != table.pool.dtype:
         raise ValueError(f"y needs a contiguous last dimension and the pool's dtype, got {y_TN.dtype}")
 

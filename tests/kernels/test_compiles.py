@@ -23,6 +23,8 @@ KERNELS = {
         "_argmax_kernel",
         "_vector_kernel",
         "_matrix_kernel",
+        "vector_kernel",
+        "matrix_kernel",
     },
     "tests.support.kernels_compile_fixed": {
         "_product_kernel",

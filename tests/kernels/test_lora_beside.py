@@ -69,11 +69,12 @@ def test_a_step_has_a_counter_for_each_launch() -> None:
 
 def test_what_can_be_beside() -> None:
     table = make_table(torch.float16)
-    assert can_be_beside(1, slots=[0], table=table)
-    assert can_be_beside(32, slots=[0, 1], table=table)
-    assert not can_be_beside(33, slots=[0], table=table)
-    assert not can_be_beside(1, slots=[4], table=table), "it touches nothing"
-    assert not can_be_beside(1, slots=[0], table=make_table(torch.float32))
+    assert can_be_beside(1, rank=8, table=table)
+    assert can_be_beside(32, rank=256, table=table)
+    assert not can_be_beside(33, rank=8, table=table)
+    assert not can_be_beside(1, rank=0, table=table), "it touches nothing"
+    assert not can_be_beside(1, rank=264, table=table)
+    assert not can_be_beside(1, rank=8, table=make_table(torch.float32))
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -95,7 +96,7 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize("tokens", [1, 2, 8, 9, 16, 17, 32])
 @pytest.mark.parametrize(("outputs", "inputs"), [(4096, 12288), (4096, 4096), (100, 64), (24576, 5120)])
 def test_every_product_finds_a_cut(tokens: int, outputs: int, inputs: int) -> None:
-    tile, chunks, span = choose(tokens, outputs, inputs)
+    tile, chunks, span = choose(tokens, outputs, inputs, 64)
     assert tile.tokens >= tokens
     assert span % 128 == 0
     assert chunks >= 1

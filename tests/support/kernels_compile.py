@@ -14,7 +14,8 @@ from kernels.attention import paged
 from kernels.fused import gpu as fused_kernels
 from kernels.linear import small_batch
 from kernels.linear.tiles import choose
-from kernels.lora import gpu
+from kernels.lora import beside_matrix, beside_vector, gpu
+from kernels.lora.beside_tiles import choose as choose_beside
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY = 227 << 10
@@ -109,11 +110,12 @@ def fused(dtype: str) -> None:
     types = dict.fromkeys((*halves, "q_norm_ptr", "k_norm_ptr", "gate_up_ptr", "logits_ptr"), f"*{dtype}")
     types |= dict.fromkeys(("places_ptr", "positions_ptr", "index_ptr"), "*i32")
     types |= {"eps": "fp32", "tokens_ptr": "*i64"}
-    heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "BLOCK_HEADS": 8, "BLOCK_HALF": 64, "NORM": True}
+    heads: dict[str, Any] = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "BLOCK_HEADS": 8, "BLOCK_HALF": 64}
+    heads |= {"NORM": True, "PARTS": 0}
     for kernel, warps, constexprs in (
         (fused_kernels._add_norm_kernel, 8, {"HIDDEN": 4096, "BLOCK": 4096, "PARTS": 1}),
         (fused_kernels._rotate_store_kernel, 4, heads),
-        (fused_kernels._silu_mul_kernel, 4, {"WIDE": 12288, "BLOCK": 1024}),
+        (fused_kernels._silu_mul_kernel, 4, {"WIDE": 12288, "BLOCK": 1024, "PARTS": 0}),
         (fused_kernels._chunk_argmax_kernel, 8, {"BLOCK": 4096}),
         (fused_kernels._argmax_kernel, 1, {"BLOCK": 64}),
     ):
@@ -132,10 +134,26 @@ def linear(tokens: int, outputs: int, inputs: int) -> None:
         compile_kernel(small_batch._matrix_kernel, options, types, **common, **more)
 
 
+def beside(tokens: int, outputs: int, inputs: int, slices: int) -> None:
+    tile, chunks, span = choose_beside(tokens, outputs, inputs, 16)
+    types = LORA | dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "pool_ptr"), "*bf16")
+    types |= {"arrived_ptr": "*i32"}
+    common = {"IN": inputs, "ROWS": tile.rows, "BLOCK_K": tile.block_k, "HAS_BIAS": True, "PDL": True}
+    common |= {"GRAIN": 8, "BLOCK_E": 64, "SPAN": span, "CHUNKS": chunks, "SLICES": slices, "UNIT": 64}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    if tile.tokens == 1:
+        compile_kernel(beside_vector.vector_kernel, options, types, **common)
+    else:
+        more = {"TOKENS": tile.tokens, "SPLITS": tile.splits, "PREFETCH": tile.prefetch}
+        compile_kernel(beside_matrix.matrix_kernel, options, types, **common, **more)
+
+
 def main() -> None:
     fused("bf16")
     for tokens, outputs, inputs in ((1, 4096, 12_288), (8, 4096, 4096), (32, 6144, 4096), (16, 1000, 96)):
         linear(tokens, outputs, inputs)
+    for tokens, outputs, inputs, slices in ((1, 4096, 12_288, 1), (8, 24_576, 4096, 2), (32, 6144, 4096, 3)):
+        beside(tokens, outputs, inputs, slices)
     for dtype, head_dims in (("bf16", (64, 128, 256)), ("fp32", (128,))):
         for head_dim in head_dims:
             queries = paged.queries_per_tile(4, head_dim, DTYPES[dtype])
