@@ -26,7 +26,15 @@ from bench import beside_checks
 from bench.gpu_checks import check_lora
 from kernels import lora
 from kernels.fused import gpu as steps
-from kernels.lora import Arrivals, LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable
+from kernels.lora import (
+    Arrivals,
+    LoraBatch,
+    PackedSlice,
+    SliceEntry,
+    SliceShape,
+    SlotTable,
+    reference,
+)
 from kernels.lora.beside_tiles import MOST_TOKENS
 from kernels.lora.tiles import BLOCK, Tiles, cut
 
@@ -54,7 +62,7 @@ class Case:
         self._x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16) * inputs**-0.5
         self._y = torch.zeros(tokens, sum(sizes), device="cuda", dtype=torch.bfloat16)
         batch = LoraBatch.of_tokens(np.sort(np.arange(tokens) % adapters).tolist())
-        self._batch = batch.tiled(self._table)
+        self._segments, self._batch = batch, batch.tiled(self._table)
         if tokens <= MOST_TOKENS:
             places, _ = cut(batch.slots, batch.splits, fixed_order=True)
             tiles = Tiles(places=torch.from_numpy(places).cuda(), block=BLOCK, rank=rank)
@@ -67,15 +75,21 @@ class Case:
     def apply(self, copy: int) -> None:
         lora.apply(self._y, self._x, slices=self._slices(copy), batch=self._batch, table=self._table)
 
-    def both(self, copy: int) -> None:
-        """As in serving."""
+    def expected(self) -> Tensor:
+        """The first copy's product with its adapters, float32."""
+        y = self._x.float() @ self._weights[0].float().t()
+        reference.apply(y, self._x, slices=self._slices(0), batch=self._segments, table=self._table)
+        return y
+
+    def both(self, copy: int) -> Tensor:
+        """As in serving: the product, or float32 parts of it."""
         if self._batch.arrivals is None:
             torch.mm(self._x, self._weights[copy].t(), out=self._y)
             self.apply(copy)
-            return
+            return self._y
         if not copy:
             self._arrivals.begin()
-        lora.product(
+        return lora.product(
             self._x,
             self._weights[copy],
             None,
