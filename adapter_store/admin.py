@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 
 from adapter_store.adapter_names import check_name
-from adapter_store.catalog import Catalog, Version
+from adapter_store.catalog import Catalog
 from adapter_store.concurrency import KeyedLock, SingleFlight
 from adapter_store.followers import Follower, Followers, target_of
 from adapter_store.history import Pointer
@@ -14,6 +14,7 @@ from adapter_store.loader import Loader
 from adapter_store.sources import SourceReader
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
+from adapter_store.versions import Version
 from adapter_store.watchers import AdapterView, Event, Progress, Stage, State, Watcher, Watchers
 from rpc.errors import LorikeetError, data_loss, resource_exhausted
 

@@ -1,6 +1,5 @@
 """Names and the versions that they point to. Decides; what must be written down is somebody else's work."""
 
-import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
@@ -11,39 +10,11 @@ from adapter_store.formats.strict_json import printable
 from adapter_store.history import Pointer, check_expected, roll_back, succeed
 from adapter_store.page_tokens import read_token, write_token
 from adapter_store.quota import Limits, check_limits
+from adapter_store.versions import Version
 from rpc.digests import is_digest
 from rpc.errors import invalid_argument, not_found, permission_denied
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModuleReport:
-    """`delta_norm` is NaN where nobody computed it; `parts` are those of AdaptedPart, without the prefix.
-
-    With `experts`, of so many that are alike: `delta_norm` is the largest, and the module has "*" for their
-    numbers.
-    """
-
-    module: str
-    rank: int
-    scaling: float
-    delta_norm: float = math.nan
-    parts: tuple[str, ...] = ()
-    experts: int = 0
-    least_delta_norm: float = math.nan
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Version:
-    """What is known of a digest. `pack_bytes` are for the layout that it was loaded for."""
-
-    digest: str
-    pack_bytes: int
-    max_rank: int
-    modules: tuple[ModuleReport, ...]
-    notes: tuple[str, ...]
-    has_chat_template: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from adapter_store.catalog import Catalog, Change, ModuleReport, Version
+from adapter_store.catalog import Catalog, Change
 from adapter_store.history import Earlier, Pointer
 from adapter_store.quota import Limits
 from adapter_store.reserve import Reserve
+from adapter_store.versions import ModuleReport, Version
 from rpc.errors import resource_exhausted
 
 log = logging.getLogger(__name__)

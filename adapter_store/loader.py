@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from adapter_store.catalog import Version
 from adapter_store.concurrency import KeyedLock, Workers
 from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew
@@ -21,6 +20,7 @@ from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.pack import ArenaPack
 from adapter_store.tiers.warm import WarmTier
+from adapter_store.versions import Version
 from adapter_store.watchers import Progress, Stage
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from adapter_store.catalog import Version
 from adapter_store.history import Pointer
 from adapter_store.streams import Outbox
+from adapter_store.versions import Version
 from rpc.errors import LorikeetError, resource_exhausted
 
 _QUEUED_EVENTS = 1024

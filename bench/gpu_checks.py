@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench import beside_checks
-from bench.engine_rig import Answer, Ask, Rig, random_pack
+from bench.engine_rig import Answer, Ask, Pack, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
@@ -198,10 +198,7 @@ def check_engine(
     model = ModelConfig.parse(raw, {})
     cpu = dummy_parameters(model, dtype=torch.float32, device=torch.device("cpu"))
     gpu = _moved(cpu, model, torch.device("cuda"))
-    packs = {
-        f"{i}": random_pack(model, rank=rank, dtype=torch.float32, seed=i, ends=i % 2 == 0, forms=i % 3 == 1)
-        for i, rank in enumerate(ranks)
-    }
+    packs = _packs(model, torch.float32, ranks)
     asks = _asks(model, list(packs))
     limits = {"packs": packs, "max_running": 24, "context": 1024, "max_step_tokens": 256}
     expected = Rig(model, cpu, pages=2000, overlap=False, **limits).serve(asks)
@@ -215,27 +212,41 @@ def check_engine(
         if name == "restored" and rig.scheduler.statistics().host.restored < 100:
             raise RuntimeError("hardly a page came back from host memory: give this check fewer pages")
     if model.experts is None:
-        yield from _check_rounded(model, cpu, asks, expected)
+        yield from _check_rounded(model, cpu, asks, expected, forms=True)
+        plain = Rig(
+            model,
+            cpu,
+            pages=2000,
+            overlap=False,
+            **{**limits, "packs": _packs(model, torch.float32, ranks, forms=False)},
+        )
+        yield from _check_rounded(model, cpu, asks, plain.serve(asks), forms=False)
+
+
+def _packs(
+    model: ModelConfig, dtype: torch.dtype, ranks: Sequence[int] = (*_RANKS, 8), *, forms: bool = True
+) -> dict[str, Pack]:
+    """Some on embedding and head too; with `forms`, some DoRA with biases."""
+    return {
+        f"{i}": random_pack(
+            model, rank=rank, dtype=dtype, seed=i, ends=i % 2 == 0, forms=forms and i % 3 == 1
+        )
+        for i, rank in enumerate(ranks)
+    }
 
 
 def _check_rounded(
-    model: ModelConfig, cpu: Parameters, asks: list[Ask], expected: list[Answer]
+    model: ModelConfig, cpu: Parameters, asks: list[Ask], expected: list[Answer], *, forms: bool
 ) -> Iterator[Check]:
     """In bfloat16, with and without graphs: log probabilities of the first tokens, where nothing has gone
-    apart yet, and of base rows after them.
+    apart yet, and of base rows after them. Without `forms` all adapters are computed beside the products.
     """
     gpu = _moved(cpu, model, torch.device("cuda"), torch.bfloat16)
     for graphs in (True, False):
-        packs = {
-            f"{i}": random_pack(
-                model, rank=rank, dtype=torch.bfloat16, seed=i, ends=i % 2 == 0, forms=i % 3 == 1
-            )
-            for i, rank in enumerate((*_RANKS, 8))
-        }
         rig = Rig(
             model,
             gpu,
-            packs=packs,
+            packs=_packs(model, torch.bfloat16, forms=forms),
             max_running=24,
             context=1024,
             pages=2000,
@@ -248,7 +259,7 @@ def _check_rounded(
             count = same.index(False) if False in same else len(same)
             pairs = zip(mine.logprobs[:count], theirs.logprobs[:count], strict=True)
             errors += [abs(a - b) for a, b in pairs]
-        name = f"engine bfloat16, graphs {graphs}: mean error of {len(errors)} logprobs"
+        name = f"engine bfloat16, forms {forms}, graphs {graphs}: mean error of {len(errors)} logprobs"
         yield Check(name=name, error=float(np.mean(errors)), limit=0.05)
         yield Check(name="  number of logprobs to compare, below", error=-len(errors), limit=-200)
 
