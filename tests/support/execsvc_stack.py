@@ -140,6 +140,11 @@ class Stack:
         response = await _patiently(lambda: self.adapters.LoadAdapter(request, timeout=30))
         return response.adapter
 
+    async def list_adapters(self) -> adapters_pb2.ListAdaptersResponse:
+        """The first page of the catalog, patiently while services come up."""
+        request = adapters_pb2.ListAdaptersRequest()
+        return await _patiently(lambda: self.adapters.ListAdapters(request, timeout=30))
+
     async def roll_back(self, name: str, **fields: str) -> adapters_pb2.Adapter:
         """Rolls a name back, patiently while services come up."""
         request = adapters_pb2.RollbackAdapterRequest(name=name, **fields)
