@@ -1,7 +1,6 @@
 """The executor's half of a warm load, for `bench.adapter_loads`: check, copy to the pool, make the row."""
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,30 +13,12 @@ from executor.model.slots import AdapterPool
 from lorikeet.v1 import layout_pb2
 from rpc.digests import layout_digest
 
-_EXPERTS: dict[str, Any] = {
-    "model_type": "qwen3_moe",
-    "vocab_size": 151_936,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "moe_intermediate_size": 768,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "norm_topk_prob": True,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "max_position_embeddings": 40_960,
-    "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": False,
-}
-
 
 class ExecutorHalf:
     """A pool of one adapter, and what an executor does to bring a leased pack into it."""
 
     def __init__(self, shape: str, device: str, pack_bytes: int) -> None:
-        self._config = ModelConfig.parse({"qwen3-30b-a3b": _EXPERTS, **SHAPES}[shape], {})
+        self._config = ModelConfig.parse(SHAPES[shape], {})
         self.layout = build_layout(
             self._config,
             base_digest="0" * 64,
