@@ -96,7 +96,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f"--max-step-tokens={options.step_tokens}",
             f"--adapter-slots={options.slots}",
             f"--adapter-pool-bytes={options.slots * size}",
-            f"--max-lora-rank={options.rank}",
+            f"--max-lora-rank={-(-options.rank // 8) * 8}",
             f"--arena-dir={arena}",
         ],
         store_flags=[f"--arena-bytes={options.memory * size + (64 << 20)}", f"--arena-dir={arena}"],
