@@ -1,6 +1,7 @@
 """Loading, unloading and listing adapters: what the catalog's clients can do."""
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from adapter_store.adapter_names import check_name
@@ -55,6 +56,7 @@ class Admin:
     """Runs the calls of the catalog service. Belongs to the event loop.
 
     Args:
+        check_free: raises LorikeetError for a new name that a tenant may not have for itself.
         max_pending_loads: loads running or waiting at once.
     """
 
@@ -68,6 +70,7 @@ class Admin:
         warm: WarmTier,
         followers: Followers,
         watchers: Watchers,
+        check_free: Callable[[str], Awaitable[None]],
         max_pending_loads: int,
     ) -> None:
         self._catalog = catalog
@@ -77,6 +80,7 @@ class Admin:
         self._warm = warm
         self._followers = followers
         self._watchers = watchers
+        self._check_free = check_free
         self._max_pending = max_pending_loads
         # Attempts are tasks of their own: a caller that goes away must not stop a change half-way.
         self._flights: SingleFlight[tuple[AdapterView, bool]] = SingleFlight()
@@ -180,6 +184,8 @@ class Admin:
         self._catalog.check_expected(name, request.expected_digest)
         self._catalog.check_owner(name, request.tenant)
         before = self._catalog.find(name)
+        if before is None and request.tenant:
+            await self._check_free(name)
 
         def report(progress: Progress) -> None:
             self._publish(loading, progress)

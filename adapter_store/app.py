@@ -22,7 +22,7 @@ from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.metrics import StoreMetrics
 from adapter_store.pack_chunks import PackChunks
-from adapter_store.resolving import Resolver
+from adapter_store.resolving import Resolver, SharedNames
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources import Sources
 from adapter_store.statistics import StoreStatistics, pack_statistics
@@ -82,6 +82,12 @@ class AdapterStore:
         # What is pinned is in memory for the latest layout.
         self.layouts.on_registered(lambda: self.warm.set_pinned(self.catalog.pinned))
         self._sources = Sources(roots=config.roots, prefixes=config.sources)
+        shared = SharedNames(
+            sources=self._sources,
+            place=config.resolve_from,
+            workers=self._load_workers,
+            fetchers=self._fetchers,
+        )
         self.admin = Admin(
             catalog=self.catalog,
             ledger=self._ledger,
@@ -90,9 +96,10 @@ class AdapterStore:
             warm=self.warm,
             followers=self.followers,
             watchers=self.watchers,
+            check_free=shared.check_free,
             max_pending_loads=config.max_pending_loads,
         )
-        self._resolver = Resolver(admin=self.admin, sources=self._sources, place=config.resolve_from)
+        self._resolver = Resolver(admin=self.admin, shared=shared)
         self._watching = self._watch(config.watch_folder) if config.watch_folder is not None else None
         self.uploads = self._make_uploads()
         self.executors = Executors(

@@ -31,7 +31,7 @@ class StoreConfig:
         sources: URLs below which adapters may be loaded, such as s3://bucket/prefix/, gs://, az://,
             https://host/folder/ or hf://owner/; nothing is loaded from any other.
         resolve_from: a folder below a root, or a URL below one of `sources`: a request for an unknown
-            adapter NAME loads NAME from there. Empty: unknown names are refused.
+            adapter NAME loads NAME from there, for all tenants. Empty: unknown names are refused.
         watch_folder: a folder below a root: each subfolder NAME with an adapter is loaded as NAME, and again
             when it changes. One that is removed stays loaded.
         arena_dir: folder, shared with the executors, for the memory tier; a tmpfs. None picks a folder of

@@ -8,10 +8,13 @@ import grpc
 
 from adapter_store.adapter_names import check_name
 from adapter_store.admin import Admin, LoadRequest
-from adapter_store.concurrency import SingleFlight
+from adapter_store.concurrency import SingleFlight, Workers
+from adapter_store.history import NOTHING
 from adapter_store.sources import Sources
+from adapter_store.sources.folder import FolderReader
+from adapter_store.sources.remote import RemoteReader
 from adapter_store.watchers import AdapterView
-from rpc.errors import LorikeetError, not_found, resource_exhausted
+from rpc.errors import LorikeetError, not_found, permission_denied, resource_exhausted
 
 # Anybody who may generate can ask for any name: what that costs is bounded.
 _MAX_PENDING = 16
@@ -25,24 +28,71 @@ _MAY_PASS = (
     grpc.StatusCode.FAILED_PRECONDITION,
 )
 _NOTHING_THERE = ("NO_SOURCE", "NO_CONFIG")
+_NOT_TO_BE_HAD = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
+
+
+class SharedNames:
+    """The names that have an adapter in the place for unknown ones: those are everyone's.
+
+    Args:
+        place: a folder or URL that `sources` can open; "" has no names.
+        workers, fetchers: threads that look into a folder; that ask over a network.
+    """
+
+    def __init__(self, *, sources: Sources, place: str, workers: Workers, fetchers: Workers) -> None:
+        self._sources = sources
+        self._place = place.rstrip("/")
+        self._workers = workers
+        self._fetchers = fetchers
+
+    def __bool__(self) -> bool:
+        return bool(self._place)
+
+    def open(self, name: str) -> FolderReader | RemoteReader:
+        """A reader of where a name is looked for."""
+        return self._sources.open(f"{self._place}/{name}")
+
+    async def check_free(self, name: str) -> None:
+        """For a name that a tenant wants for itself. What the store cannot read there is nobody's.
+
+        Raises LorikeetError: PERMISSION_DENIED for a name that is everyone's, UNAVAILABLE while that is
+            unknown.
+        """
+        if not self:
+            return
+        reader = self.open(name)
+        try:
+            is_shared = await (self._fetchers if reader.is_remote else self._workers).run(reader.is_there)
+        except LorikeetError as error:
+            if error.code not in _NOT_TO_BE_HAD:
+                raise
+            return
+        if is_shared:
+            raise permission_denied(
+                "NAME_TAKEN",
+                f"{name} is the name of an adapter for everyone, which is loaded when it is first asked for: "
+                "choose another name",
+            )
 
 
 class Resolver:
-    """Loads `place/NAME` for an unknown NAME. Belongs to the event loop.
+    """Loads a shared name when it is unknown. Belongs to the event loop.
 
     Callers who ask for one name share one load; a refusal is remembered for some seconds.
 
     Args:
-        place: a folder or URL that `sources` can open; "" resolves nothing.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, *, admin: Admin, sources: Sources, place: str, clock: Callable[[], float] = time.monotonic
+        self, *, admin: Admin, shared: SharedNames, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._admin = admin
-        self._sources = sources
-        self._place = place.rstrip("/")
+        self._shared = shared
         self._clock = clock
         # Loads go on when those who asked leave, and count until they end.
         self._flights: SingleFlight[AdapterView] = SingleFlight()
@@ -55,7 +105,7 @@ class Resolver:
             LorikeetError: NOT_FOUND (RESOLVING_OFF where nothing is resolved), RESOURCE_EXHAUSTED, and those
                 of `Admin.load`.
         """
-        if not self._place:
+        if not self._shared:
             raise not_found("RESOLVING_OFF", "the store loads no adapter by itself: load it with LoadAdapter")
         check_name(name)
         known = self._find(name)
@@ -69,11 +119,13 @@ class Resolver:
         return await self._flights.run(name, lambda: self._load(name))
 
     async def _load(self, name: str) -> AdapterView:
+        # Only as long as nobody has loaded something else under that name: it may be a tenant's.
+        request = LoadRequest(name=name, reader=self._shared.open(name), expected_digest=NOTHING)
         try:
-            view, _ = await self._admin.load(
-                LoadRequest(name=name, reader=self._sources.open(f"{self._place}/{name}"))
-            )
+            view, _ = await self._admin.load(request)
         except LorikeetError as error:
+            if (known := self._find(name)) is not None:
+                return known
             # Who asks for a name need not know where names are looked for.
             told = _nowhere(name) if error.reason in _NOTHING_THERE else error
             self._remember(name, told)

@@ -44,6 +44,10 @@ class FolderReader:
         self.source = source
         self._roots = roots
 
+    def is_there(self) -> bool:
+        """Whether there is an adapter; its files are not looked into. Blocks. Raises as `copy`."""
+        return CONFIG_NAME in _list(self.source, _find_folder(self.source, self._roots), self._roots)
+
     def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
         """See `SourceReader.copy`."""
         return self.copy_headers_first(staged, max_bytes, progress, lambda: None)
@@ -79,12 +83,7 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
             "(lorikeet serve --adapter-root, lorikeet store --roots)",
         )
     folder = _find_folder(source, roots)
-    try:
-        names = _list(folder, roots)
-    except OSError as error:
-        raise permission_denied(
-            "UNREADABLE", f"{source}: the store cannot list it ({error.strerror})"
-        ) from error
+    names = _list(source, folder, roots)
     check_config(source, names)
     weights = weight_files(
         source, names, lambda: _read_small(_real_file(folder / INDEX_NAME, source, roots), roots)
@@ -219,12 +218,17 @@ def open_below(path: Path, roots: Sequence[Path], flags: int) -> int:
     return descriptor
 
 
-def _list(folder: Path, roots: Sequence[Path]) -> list[str]:
-    descriptor = open_below(folder, roots, _OPEN_FOLDER)
+def _list(source: str, folder: Path, roots: Sequence[Path]) -> list[str]:
     try:
-        return sorted(os.listdir(descriptor))
-    finally:
-        os.close(descriptor)
+        descriptor = open_below(folder, roots, _OPEN_FOLDER)
+        try:
+            return sorted(os.listdir(descriptor))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise permission_denied(
+            "UNREADABLE", f"{source}: the store cannot list it ({error.strerror})"
+        ) from error
 
 
 def _not_regular(path: Path) -> LorikeetError:

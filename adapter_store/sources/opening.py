@@ -14,7 +14,6 @@ from adapter_store.source_urls import (
     parse_url,
 )
 from adapter_store.sources.folder import FolderReader
-from adapter_store.sources.reader import SourceReader
 from adapter_store.sources.remote import RemoteReader
 from adapter_store.sources.transfers import Patience, Remote
 from rpc.errors import invalid_argument
@@ -39,7 +38,7 @@ class Sources:
         self._patience = patience or Patience()
         self._stop = threading.Event()
 
-    def open(self, source: str) -> SourceReader:
+    def open(self, source: str) -> FolderReader | RemoteReader:
         """Picks the reader of a source; touches neither disk nor network.
 
         Args:

@@ -38,6 +38,11 @@ class RemoteReader:
         self._patience = patience
         self._stop = stop
 
+    def is_there(self) -> bool:
+        """Whether there is an adapter; its files are not looked into. Blocks. Raises as `copy`."""
+        attempts = Attempts(self.source, self._patience, self._stop)
+        return bool(find_files(self._connect(), (CONFIG_NAME,), attempts))
+
     def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
         """See `SourceReader.copy`. Raises also UNAVAILABLE, PERMISSION_DENIED, ABORTED and DATA_LOSS."""
         remote = self._connect()

@@ -6,10 +6,10 @@ import pytest
 
 from adapter_store.admin import Admin
 from adapter_store.sources.folder import copy_source
-from lorikeet.v1 import store_pb2
+from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.source_servers import WebServer, put_folder, s3_bucket, serving
-from tests.support.store_adapters import write_adapter
+from tests.support.store_adapters import lora_tensors, write_adapter
 from tests.support.store_server import WAIT_SECONDS, eventually, running_store
 
 
@@ -130,3 +130,68 @@ async def test_settings_that_cannot_work_are_refused(tmp_path, settings):
     with pytest.raises(ValueError, match=r"resolve_from|sources"):
         async with running_store(tmp_path, **settings):
             pass
+
+
+def load_for(running, tenant: str, name: str, source):
+    request = adapters_pb2.LoadAdapterRequest(name=name, source=str(source), tenant=tenant)
+    return running.catalog.Load(request, timeout=WAIT_SECONDS)
+
+
+@pytest.mark.parametrize("is_asked_for_first", [False, True])
+async def test_names_of_the_place_are_everyones_whoever_comes_first(tmp_path, is_asked_for_first):
+    shared = write_adapter(tmp_path / "adapters" / "place" / "a")
+    private = write_adapter(tmp_path / "adapters" / "private", lora_tensors(seed=1))
+    async with running_store(tmp_path, resolve_from=str(tmp_path / "adapters" / "place")) as running:
+        await running.register()
+        if is_asked_for_first:
+            await resolve(running, "a")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await load_for(running, "t", "a", private)
+        assert (from_rpc(caught.value).code.name, from_rpc(caught.value).reason) == (
+            "PERMISSION_DENIED",
+            "NAME_TAKEN",
+        )
+        found = await resolve(running, "a")
+        assert running.store.catalog.get("a").tenant == ""
+        # Other names are there for tenants, and whoever may do everything may change these.
+        await load_for(running, "t", "b", private)
+        await load_for(running, "", "a", private)
+        await load_for(running, "", "a", shared)
+        assert (await resolve(running, "a")).digest == found.digest
+
+
+async def test_names_of_a_bucket_are_everyones_too(tmp_path):
+    private = write_adapter(tmp_path / "adapters" / "private")
+    with serving(WebServer()) as web:
+        for path in write_adapter(tmp_path / "web", lora_tensors(seed=1)).iterdir():
+            web.files[f"/all/a/{path.name}"] = path.read_bytes()
+        async with running_store(tmp_path, sources=(web.url,), resolve_from=f"{web.url}/all") as running:
+            await running.register()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await load_for(running, "t", "a", private)
+            assert from_rpc(caught.value).reason == "NAME_TAKEN"
+            await load_for(running, "t", "b", private)
+
+
+async def test_a_tenants_name_is_not_moved_when_the_place_gets_it_later(tmp_path, monkeypatch):
+    """Somebody asks for a name while its tenant loads it."""
+    private = write_adapter(tmp_path / "adapters" / "private", lora_tensors(seed=1))
+    started, release = threading.Event(), threading.Event()
+
+    def copy(*args):
+        started.set()
+        release.wait(WAIT_SECONDS)
+        copy_source(*args)
+
+    monkeypatch.setattr("adapter_store.sources.folder.copy_source", copy)
+    async with running_store(tmp_path, resolve_from=str(tmp_path / "adapters" / "place")) as running:
+        await running.register()
+        loading = asyncio.ensure_future(load_for(running, "t", "a", private))
+        await eventually(started.is_set)
+        write_adapter(tmp_path / "adapters" / "place" / "a")
+        asked = asyncio.ensure_future(resolve(running, "a"))
+        await eventually(lambda: running.store.admin.pending == 2)
+        release.set()
+        mine = (await loading).adapter.digest
+        assert (await asked).digest == mine == running.store.catalog.get("a").digest
+        assert running.store.catalog.get("a").tenant == "t"
