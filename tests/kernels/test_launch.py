@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 
 from kernels.launch import Quick
 
@@ -19,6 +20,8 @@ class Kernel:
     """Stands for Triton's: counts how often it is asked, and remembers what its compiled code is run with."""
 
     __name__ = "kernel"
+    function = 1
+    packed_metadata = (4, 1, 0)
 
     def __init__(self, *params: Parameter) -> None:
         self.params = params
@@ -30,15 +33,25 @@ class Kernel:
             self.compiled += 1
             return self
 
-        def run(*args: Any) -> None:
-            self.launches.append((grid, args))
+        return launch
 
-        return run if len(grid) > 2 else launch
+    def run(self, x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
+        self.launches.append(((x, y, z), rest[4:]))
+
+
+class Driver:
+    @staticmethod
+    def get_current_device() -> int:
+        return 0
+
+    @staticmethod
+    def get_current_stream(device: int) -> int:
+        return 7
 
 
 @pytest.fixture(autouse=True)
 def _device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(type(triton.runtime.driver), "active", Driver())
 
 
 def make() -> tuple[Kernel, Quick]:
@@ -61,7 +74,7 @@ def test_the_same_code_again() -> None:
     assert kernel.compiled == 1
     grids = [grid for grid, _ in kernel.launches]
     assert grids == [(48, 1, 1), (16, 1, 1)]
-    assert kernel.launches[0][1][1:] == (48, 1, 1.0, 8, True)
+    assert kernel.launches[0][1] == (x.data_ptr(), 48, 1, 1.0, 8, True)
 
 
 def test_other_code() -> None:
@@ -73,6 +86,7 @@ def test_other_code() -> None:
         (x[1:], 32, 5, 0.5),  # not aligned
         (x.int(), 32, 5, 0.5),
         (x, 33, 5, 0.5),
+        (x, 32.0, 5, 0.5),
         (x, 1, 5, 0.5),
         (x, 1 << 40, 5, 0.5),
         (x, 32, 1 << 40, 0.5),
@@ -87,6 +101,13 @@ def test_other_code() -> None:
     assert kernel.launches == []
 
 
-def test_constants_come_last() -> None:
-    with pytest.raises(ValueError, match="constants must come last"):
-        Quick(Kernel(Parameter("SIZE", is_constexpr=True), Parameter("x_ptr")))  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    "params",
+    [
+        (Parameter("SIZE", is_constexpr=True), Parameter("x_ptr")),
+        (Parameter("x_ptr"), Parameter("count"), Parameter("y_ptr")),
+    ],
+)
+def test_tensors_come_first_and_constants_last(params: tuple[Parameter, ...]) -> None:
+    with pytest.raises(ValueError, match="tensors must come first and constants last"):
+        Quick(Kernel(*params))  # pyright: ignore[reportArgumentType]
