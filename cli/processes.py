@@ -14,8 +14,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.child_progress import parse_progress
-from cli.errors import CliError
-from cli.restarts import RestartPolicy
+from cli.errors import EXIT_USAGE, CliError
+from cli.restarts import RestartPolicy, advice, ending
 from rpc.channel import open_channel
 
 _POLL_SECONDS = 0.05
@@ -213,21 +213,21 @@ class Supervisor:
             lived = None if ready_at is None else died - ready_at
             delay = policy.next_delay(exit_code=code, ready_seconds=lived)
             if delay is None:
-                raise _gave_up(child, code)
-            self._notify(f"{name} {_ending(code)}; starting it again in {delay:g} s")
+                raise _gave_up(child, code, policy)
+            why = _why(child) if lived is None else ""
+            self._notify(f"{name} {ending(code)}{why}; starting it again in {delay:g} s")
             await asyncio.sleep(delay)
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
+def _why(child: Child) -> str:
+    """The last that was heard of a start that failed: it was not shown."""
+    return f" before it was ready ({child.tail[-1]})" if child.tail else " before it was ready"
 
 
-def _gave_up(child: Child, code: int) -> CliError:
+def _gave_up(child: Child, code: int, policy: RestartPolicy) -> CliError:
+    times = f", {policy.failures} times in a row," if policy.failures > 1 else ""
     lines = "".join(f"\n  {line}" for line in child.tail) or "\n  (nothing)"
-    message = f"{child.spec.name} {_ending(code)} and is given up; its last lines:{lines}"
+    # Who refused its settings has said what to do.
+    hint = "" if code == EXIT_USAGE else f"\n{advice(code)}"
+    message = f"{child.spec.name} {ending(code)}{times} and is given up; its last lines:{lines}{hint}"
     return CliError(message, reason="SERVICE_FAILED")

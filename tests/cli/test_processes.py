@@ -125,16 +125,32 @@ async def test_gives_up_with_the_last_lines() -> None:
     async with supervised(script("a", "print('no weights'); raise SystemExit(1)")) as (_, log, running):
         with pytest.raises(CliError) as failure:
             await running
-        assert "a ended with exit code 1 and is given up; its last lines:\n  no weights" in str(failure.value)
-        assert len(log.said) == 2
+        told = str(failure.value)
+        assert (
+            "a ended with exit code 1, 3 times in a row, and is given up; its last lines:\n  no weights"
+            in told
+        )
+        assert told.endswith("\n--log-level DEBUG says more")
+        assert log.said == [
+            f"a ended with exit code 1 before it was ready (no weights); starting it again in {delay} s"
+            for delay in (0.2, 0.5)
+        ]
         assert log.lines == []
 
 
 async def test_wrong_settings_are_given_up_at_once() -> None:
-    async with supervised(script("a", "raise SystemExit(2)")) as (_, log, running):
-        with pytest.raises(CliError):
+    async with supervised(script("a", "print('no'); raise SystemExit(2)")) as (_, log, running):
+        with pytest.raises(CliError) as failure:
             await running
+        assert str(failure.value) == "a ended with exit code 2 and is given up; its last lines:\n  no"
         assert log.said == []
+
+
+async def test_one_that_is_killed_in_each_start_is_given_up_with_what_to_do() -> None:
+    code = "import os; os.kill(os.getpid(), 9)"
+    async with supervised(script("a", code)) as (_, _, running):
+        with pytest.raises(CliError, match=r"SIGKILL, 3 times in a row.*\n  \(nothing\)\n.*memory"):
+            await running
 
 
 async def test_a_child_that_hangs_is_killed(tmp_path: Path) -> None:
