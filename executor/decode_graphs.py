@@ -204,7 +204,7 @@ class DecodeGraphs:
             positions=places[2],
             kv_tokens=self._inputs[5 * size : 6 * size],
             attention={
-                window: self._attention.static_plan(places, self._page_table, window)
+                window: self._attention.static_plan(places, places[:, :0], self._page_table, window)
                 for window in self._windows
             },
             lora=lora,

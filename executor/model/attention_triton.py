@@ -48,35 +48,40 @@ class TritonAttention:
         group = config.heads // config.kv_heads
         if deterministic:
             self._attend, self._keys_of_a_split = fixed.attend, fixed.SEGMENT
-            self._chunk_queries = fixed.queries_per_tile(group, dtype)
+            self.chunk_queries = fixed.queries_per_tile(group, dtype)
         else:
             self._attend, self._keys_of_a_split = paged.attend, _KEYS_OF_A_SPLIT
-            self._chunk_queries = paged.queries_per_tile(group, config.head_dim, dtype)
+            self.chunk_queries = paged.queries_per_tile(group, config.head_dim, dtype)
 
     def plan(self, spans: Spans, page_table: PageTable, window: int | None) -> TritonPlan:
         """Which program computes which queries."""
-        decoding = spans.lengths == 1
-        decodes, chunks = self._cut(spans, decoding, 1), self._cut(spans, ~decoding, self._chunk_queries)
-        # Of each row those that see most come first, so that none of them is left over at the end.
-        chunks = chunks[:, ::-1].copy()  # torch takes no negative strides, which one tile alone would keep
-        places = upload(page_table.device, decodes, chunks)
+        places = upload(page_table.device, *self.cut(spans))
         return TritonPlan(
             decodes=QueryTiles(places=places[0], queries=1),
-            splits=self._splits(spans.starts[decoding] + 1, window),
-            chunks=QueryTiles(places=places[1], queries=self._chunk_queries),
+            splits=self._splits(spans.starts[spans.lengths == 1] + 1, window),
+            chunks=QueryTiles(places=places[1], queries=self.chunk_queries),
             page_table=page_table.on_device,
             window=window,
         )
 
-    def static_plan(self, places: Tensor, page_table: PageTable, window: int | None) -> TritonPlan:
-        """A plan of decoding rows whose places, int32 `[4, N]`, are written later, step after step. The
-        split does not depend on them, so that the plan suits short and long sequences.
+    def cut(self, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
+        """The places of tiles of decoding rows, and those of tiles of chunks: int32 `[4, N]` each."""
+        decoding = spans.lengths == 1
+        decodes, chunks = self._cut(spans, decoding, 1), self._cut(spans, ~decoding, self.chunk_queries)
+        # Of each row those that see most come first, so that none of them is left over at the end.
+        return decodes, chunks[:, ::-1].copy()  # torch takes no negative strides
+
+    def static_plan(
+        self, decodes: Tensor, chunks: Tensor, page_table: PageTable, window: int | None
+    ) -> TritonPlan:
+        """A plan whose places, as `cut` makes them, are written later, step after step. The split does not
+        depend on them, so that the plan suits short and long sequences.
         """
-        wanted = min(_ENOUGH_PROGRAMS // (places.shape[1] * self._kv_heads), _MAX_SPLITS)
+        wanted = min(_ENOUGH_PROGRAMS // (decodes.shape[1] * self._kv_heads), _MAX_SPLITS)
         return TritonPlan(
-            decodes=QueryTiles(places=places, queries=1),
+            decodes=QueryTiles(places=decodes, queries=1),
             splits=_power_of_two(wanted),
-            chunks=QueryTiles(places=places[:, :0], queries=self._chunk_queries),
+            chunks=QueryTiles(places=chunks, queries=self.chunk_queries),
             page_table=page_table.on_device,
             window=window,
         )
