@@ -155,7 +155,7 @@ class DecodeGraphs:
     def _tiles(self, lora: LoraBatch, size: int) -> tuple[np.ndarray, LoraShape]:
         """A batch's tiles, and the shape of the graph that serves them."""
         table = self._adapters
-        tiles, _ = cut(lora.slots, lora.splits, fixed_order=True)
+        tiles, _ = cut(lora.slots, lora.splits, blocks=(BLOCK,))
         shape = LoraShape(
             tiles=_next(_TILES, tiles.shape[1], most=size),
             rank=_next(_RANKS, table.largest_rank(lora.slots)),

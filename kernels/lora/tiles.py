@@ -40,20 +40,19 @@ class Tiles:
         fixed_order: bool = False,
     ) -> "Tiles":
         """Tiles of segments, on the device of `like`."""
-        places, block = cut(slots, splits, fixed_order=fixed_order)
+        places, block = cut(slots, splits, blocks=_BLOCKS[:1] if fixed_order else _BLOCKS)
         (sent,) = upload(like.device, places)
         return cls(places=sent, block=block, rank=rank)
 
 
 def cut(
-    slots: tuple[int, ...], splits: tuple[int, ...], *, fixed_order: bool = False
+    slots: tuple[int, ...], splits: tuple[int, ...], *, blocks: tuple[int, ...] = _BLOCKS
 ) -> tuple[np.ndarray, int]:
-    """The places of tiles that cover segments, int32 `[3, N]`, and their block, with `fixed_order` always the
-    same.
+    """The places of tiles that cover segments, int32 `[3, N]`, and their block: the least of `blocks` that
+    holds the longest segment, or the last.
     """
     lengths = np.diff(splits)
     longest = lengths.max()
-    blocks = _BLOCKS[:1] if fixed_order else _BLOCKS
     block = next((block for block in blocks if longest <= block), blocks[-1])
     per_segment = -(-lengths // block)
     segment = np.repeat(np.arange(len(lengths)), per_segment)
