@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import reference
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.linear import small_batch
 from kernels.linear.tiles import MOST_TOKENS, choose
 
@@ -47,7 +47,7 @@ def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
     if not (x_TD.is_contiguous() and (delta_TD is None or delta_TD.is_contiguous())):
         raise ValueError("x and delta must be contiguous")
     if tokens:
-        block = triton.next_power_of_2(hidden)
+        block = 1 << (hidden - 1).bit_length()
         _add_norm_kernel[(tokens,)](
             out_TD,
             x_TD,
@@ -82,7 +82,7 @@ def rotate_store(
         raise ValueError("qkv, kv and the rotary tables must be contiguous")
     if tokens:
         q_norm, k_norm = norms or (cos_Ld, cos_Ld)
-        _rotate_store_kernel[(tokens, triton.cdiv(all_heads, _HEADS_OF_A_PROGRAM))](
+        _rotate_store_kernel[(tokens, -(-all_heads // _HEADS_OF_A_PROGRAM))](
             out_TP,
             qkv_TP,
             kv_S2Kd,
@@ -98,7 +98,7 @@ def rotate_store(
             KV_HEADS=kv_heads,
             HALF=head_dim // 2,
             BLOCK_HEADS=_HEADS_OF_A_PROGRAM,
-            BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+            BLOCK_HALF=1 << (head_dim // 2 - 1).bit_length(),
             NORM=norms is not None,
             PARTS=parts,
             num_warps=4,
@@ -113,7 +113,7 @@ def silu_mul(gate_up_T2I: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         raise ValueError("gate_up must be contiguous")
     out_TI = gate_up_T2I.new_empty(tokens, wide, dtype=dtype or gate_up_T2I.dtype)
     if tokens:
-        _silu_mul_kernel[(triton.cdiv(wide, _COLUMNS_OF_A_PROGRAM), tokens)](
+        _silu_mul_kernel[(-(-wide // _COLUMNS_OF_A_PROGRAM), tokens)](
             out_TI,
             gate_up_T2I,
             2 * out_TI.numel(),
@@ -151,7 +151,7 @@ def greedy(logits_NV: Tensor) -> Tensor:
             largest_NC,
             index_NC,
             chunks,
-            BLOCK=triton.next_power_of_2(chunks),
+            BLOCK=1 << (chunks - 1).bit_length(),
             num_warps=1,
             **overlapping(),
         )
@@ -174,6 +174,7 @@ def _load_sum(ptr, mask, stride_part, dtype: tl.constexpr, PARTS: tl.constexpr):
     return total
 
 
+@quick
 @triton.jit
 def _add_norm_kernel(
     out_ptr,
@@ -206,6 +207,7 @@ def _add_norm_kernel(
     tl.store(out_ptr + place_D, out_D.to(out_ptr.dtype.element_ty), mask=inside_D)
 
 
+@quick
 @triton.jit
 def _rotate_store_kernel(
     out_ptr,
@@ -273,6 +275,7 @@ def _rotate_store_kernel(
     tl.store(kv_HD + HALF, new_high_HD, mask=stored_HD)
 
 
+@quick
 @triton.jit
 def _silu_mul_kernel(
     out_ptr,
@@ -295,6 +298,7 @@ def _silu_mul_kernel(
     tl.store(out_ptr + token * WIDE + i_I, out_I.to(out_ptr.dtype.element_ty), mask=inside_I)
 
 
+@quick
 @triton.jit(do_not_specialize=["chunks"])
 def _chunk_argmax_kernel(
     largest_ptr,
@@ -317,6 +321,7 @@ def _chunk_argmax_kernel(
     tl.store(index_ptr + row * chunks + chunk, chunk * BLOCK + index)
 
 
+@quick
 @triton.jit(do_not_specialize=["chunks"])
 def _argmax_kernel(tokens_ptr, largest_ptr, index_ptr, chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)

@@ -64,7 +64,7 @@ def multiply(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Ten
         **overlapping(),
     )
     if is_split:
-        _sum_kernel[(triton.cdiv(outputs, _COLUMNS_OF_A_SUM), tokens)](
+        _sum_kernel[(-(-outputs // _COLUMNS_OF_A_SUM), tokens)](
             out_TN,
             parts,
             weight_NK if bias_N is None else bias_N,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.linear.tiles import MOST_BLOCKS, Tile
 
 
@@ -48,7 +48,7 @@ def _multiply(
         raise ValueError(f"shapes do not fit: {out_TN.shape=}, {x_TK.shape=}, {weight_NK.shape=}, {tile}")
     if x_TK.stride(1) != 1 or not weight_NK.is_contiguous() or out_TN.stride(1) != 1:
         raise ValueError("x, weight and out need a contiguous last dimension")
-    blocks = triton.cdiv(outputs, tile.rows)
+    blocks = -(-outputs // tile.rows)
     has_bias = bias_N is not None
     if tile.tokens == 1:
         _vector_kernel[(blocks,)](
@@ -104,6 +104,7 @@ def _arrived(device: torch.device) -> Tensor:
     return torch.zeros(MOST_BLOCKS, dtype=torch.int32, device=device)
 
 
+@quick
 @triton.jit(do_not_specialize=["outputs"])
 def _vector_kernel(
     y_ptr,
@@ -137,6 +138,7 @@ def _vector_kernel(
     tl.store(y_ptr + n_N, y_N.to(y_ptr.dtype.element_ty), mask=inside_N)
 
 
+@quick
 @triton.jit(do_not_specialize=["tokens", "outputs"])
 def _matrix_kernel(
     y_ptr,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ class PackedSlice(NamedTuple):
     stop: int
 
 
-def check_packed(slices: Sequence[PackedSlice], columns: int, *, most: int) -> None:
+@lru_cache(maxsize=1024)
+def check_packed(slices: tuple[PackedSlice, ...], columns: int, *, most: int) -> None:
     """Raises ValueError unless slices are consecutive, cover all columns in order and are few."""
     expected = [
         PackedSlice(slices[0].slice + i, packed.start, packed.stop) for i, packed in enumerate(slices)

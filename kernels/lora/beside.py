@@ -123,7 +123,7 @@ def _check(
     table: SlotTable,
     tile: Tile,
 ) -> None:
-    check_packed(slices, len(weight_NK), most=_MAX_SLICES)
+    check_packed(tuple(slices), len(weight_NK), most=_MAX_SLICES)
     if x_TK.shape[1] != weight_NK.shape[1] or not 0 < len(x_TK) <= tile.tokens:
         raise ValueError(f"shapes do not fit: {x_TK.shape=}, {weight_NK.shape=}, {tile}")
     if x_TK.stride(1) != 1 or not weight_NK.is_contiguous() or weight_NK.dtype != table.pool.dtype:

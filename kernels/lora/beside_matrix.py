@@ -9,10 +9,11 @@ Legend: as there; N also rows of lora_a, where a program shrinks, U tiles.
 import triton
 import triton.language as tl
 
-from kernels.launch import wait_for_inputs
+from kernels.launch import quick, wait_for_inputs
 from kernels.lora.programs import arrive, distance, slice_of, wait_for
 
 
+@quick
 @triton.jit(do_not_specialize=["tiles", "first_slice", "shrinks", "products", "expands", "outputs", "tokens"])
 def matrix_kernel(
     parts_ptr,

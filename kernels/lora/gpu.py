@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.lora.batch import PackedSlice, check_packed
 from kernels.lora.rows import UNIT_BYTES
 from kernels.lora.table import SlotTable
@@ -51,8 +51,8 @@ def apply(
     if not tiles.rank:  # only gains and shifts
         _expand(y_TN, y_TN.new_empty(1, dtype=torch.float32), slices, tiles, table, gathered=False)
         return
-    in_features = x_TK.shape[1]
-    few = len(x_TK) <= _FEW_TOKENS or table.fixed_order
+    tokens, in_features = x_TK.shape
+    few = tokens <= _FEW_TOKENS or table.fixed_order
     is_one_pass = tiles.block == 16 and few and not table.fixed_order
     block_k, k_splits = 64 if x_TK.dtype == torch.float32 else 128, 1
     if is_one_pass:
@@ -64,7 +64,7 @@ def apply(
     programs = tiles.count * len(slices) * -(-tiles.rank // block_r)
     if not few:
         k_splits = min(_MAX_PROMPT_SPLITS, max(1, _PROGRAMS // programs), -(-in_features // _SHARE_OF_K))
-    rank_CTLR = y_TN.new_empty((k_splits, len(y_TN), len(slices), tiles.rank), dtype=torch.float32)
+    rank_CTLR = y_TN.new_empty((k_splits, tokens, len(slices), tiles.rank), dtype=torch.float32)
     _shrink_kernel[(tiles.count, len(slices) * -(-tiles.rank // block_r), k_splits)](
         rank_CTLR,
         x_TK,
@@ -73,7 +73,7 @@ def apply(
         table.scaling_SL,
         tiles.places,
         tiles.count,
-        len(y_TN),
+        tokens,
         slices[0].slice,
         table.scaling_SL.shape[1],
         in_features,
@@ -86,7 +86,8 @@ def apply(
         BLOCK_K=block_k,
         K_SPLITS=k_splits,
         IS_ONE_PASS=is_one_pass,
-        PRECISION=_precision(x_TK),
+        # tf32 keeps 10 bits, too few to be compared with the CPU.
+        PRECISION="ieee" if x_TK.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=3,
         **overlapping(),
@@ -113,9 +114,10 @@ def _expand(
 ) -> None:
     """`source` is the shrunk `[C, T, L, R]` float32, or ids `[T]` int64 whose rows of lora_a to gather."""
     stops = [packed.stop for packed in slices] + [0] * (_MAX_SLICES - len(slices))
-    block_n = 128 if tiles.block == 64 else 256 if tiles.count >= _MANY_TILES else 64
-    block_r = min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
-    block_n, block_r = (64, 16) if table.fixed_order else (block_n, block_r)
+    block_n, block_r = 64, 16
+    if not table.fixed_order:
+        block_n = 128 if tiles.block == 64 else 256 if tiles.count >= _MANY_TILES else 64
+        block_r = min(64, 1 << (max(tiles.rank, 16) - 1).bit_length())
     k_splits = source.shape[0] if source.dim() == 4 else 1
     columns = sum(-((packed.start - packed.stop) // block_n) for packed in slices)
     _expand_kernel[(columns, tiles.count)](
@@ -127,7 +129,7 @@ def _expand(
         table.scaling_SL,
         tiles.places,
         tiles.count,
-        len(y_TN),
+        y_TN.shape[0],
         slices[0].slice,
         table.scaling_SL.shape[1],
         *stops,
@@ -143,7 +145,7 @@ def _expand(
         GATHERED=gathered,
         HALVES=y_TN.dtype != torch.float32,
         IS_ONE_PASS=tiles.rank <= block_r and not table.fixed_order,
-        PRECISION=_precision(y_TN),
+        PRECISION="ieee" if y_TN.dtype == torch.float32 else "tf32",
         num_warps=4,
         # The splits of a block would not fit in shared memory twice.
         num_stages=2 if k_splits == 1 else 1,
@@ -152,16 +154,12 @@ def _expand(
 
 
 def _check(y_TN: Tensor, slices: Sequence[PackedSlice], table: SlotTable) -> None:
-    check_packed(slices, y_TN.shape[1], most=_MAX_SLICES)
+    check_packed(tuple(slices), y_TN.shape[1], most=_MAX_SLICES)
     if y_TN.stride(1) != 1 or y_TN.dtype != table.pool.dtype:
         raise ValueError(f"y needs a contiguous last dimension and the pool's dtype, got {y_TN.dtype}")
 
 
-def _precision(tensor: Tensor) -> str:
-    # tf32 keeps 10 bits, too few to be compared with the CPU.
-    return "ieee" if tensor.dtype == torch.float32 else "tf32"
-
-
+@quick
 @triton.jit(do_not_specialize=["first_slice", "tiles", "tokens"])
 def _shrink_kernel(
     rank_ptr,
@@ -240,6 +238,7 @@ def _shrink_kernel(
     )
 
 
+@quick
 @triton.jit(do_not_specialize=["first_slice", "tiles", "tokens"])
 def _expand_kernel(
     y_ptr,

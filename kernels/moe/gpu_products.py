@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.moe.gpu_routing import Arrangement
 from kernels.moe.routing import Routing
 from kernels.moe.tiles import Tile
@@ -75,7 +75,7 @@ def multiply(
     tiles = pairs if arrangement is None else arrangement.tiles_3N.shape[1]
     if not tiles:
         return
-    _product_kernel[(tiles, triton.cdiv(outputs, tile.rows))](
+    _product_kernel[(tiles, -(-outputs // tile.rows))](
         out_PN,
         x_K,
         weight_ENK,
@@ -114,7 +114,7 @@ def add_up(y_PD: Tensor, routing: Routing) -> Tensor:
     if not (y_PD.is_contiguous() and routing.weights_TX.is_contiguous()):
         raise ValueError("what is added up must be contiguous")
     if tokens:
-        _add_up_kernel[(triton.cdiv(hidden, _COLUMNS_OF_A_SUM), tokens)](
+        _add_up_kernel[(-(-hidden // _COLUMNS_OF_A_SUM), tokens)](
             out_TD,
             y_PD,
             routing.experts_TX,
@@ -214,6 +214,7 @@ def store_product(
     tl.store(y_NB, acc_NB.to(y_ptr.dtype.element_ty), mask=(n_N < columns)[:, None] & inside_B[None, :])
 
 
+@quick
 @triton.jit(do_not_specialize=["tiles", "outputs"])
 def _product_kernel(
     y_ptr,
@@ -253,6 +254,7 @@ def _product_kernel(
     store_product(y_ptr, acc_NB, block, pair_B, inside_B, outputs, ROWS, BLOCK_B, ACTIVATED)
 
 
+@quick
 @triton.jit
 def _add_up_kernel(
     out_ptr,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.moe.routing import RouterForm, Routing
 
 _MOST_PAIRS_AT_ONCE = 2048
@@ -47,7 +47,7 @@ def route(logits_TE: Tensor, *, top_k: int, form: RouterForm, places_T: Tensor |
     experts_TX = torch.empty(tokens, top_k, dtype=torch.int32, device=logits_TE.device)
     weights_TX = torch.empty(tokens, top_k, dtype=torch.float32, device=logits_TE.device)
     if tokens:
-        block = triton.next_power_of_2(experts)
+        block = 1 << (experts - 1).bit_length()
         _route_kernel[(tokens,)](
             experts_TX,
             weights_TX,
@@ -57,7 +57,7 @@ def route(logits_TE: Tensor, *, top_k: int, form: RouterForm, places_T: Tensor |
             EXPERTS=experts,
             TOP_K=top_k,
             BLOCK_E=block,
-            BLOCK_X=triton.next_power_of_2(top_k),
+            BLOCK_X=1 << (top_k - 1).bit_length(),
             NORMALISED=form is RouterForm.NORMALISED,
             HAS_PLACES=places_T is not None,
             num_warps=max(1, min(4, block // 128)),
@@ -102,9 +102,9 @@ def arrange(
             TOP_K=top_k,
             TILE=block,
             RUN=run,
-            BLOCK_E=triton.next_power_of_2(experts),
-            BLOCK_P=max(16, min(_MOST_PAIRS_AT_ONCE, triton.next_power_of_2(pairs))),
-            BLOCK_T=max(16, min(_MOST_PAIRS_AT_ONCE, triton.next_power_of_2(tokens))),
+            BLOCK_E=1 << (experts - 1).bit_length(),
+            BLOCK_P=max(16, min(_MOST_PAIRS_AT_ONCE, 1 << (pairs - 1).bit_length())),
+            BLOCK_T=max(16, min(_MOST_PAIRS_AT_ONCE, 1 << (tokens - 1).bit_length())),
             HAS_SLOTS=slots_T is not None,
             num_warps=4,
             **overlapping(),
@@ -112,6 +112,7 @@ def arrange(
     return Arrangement(order_P, tiles_3N, block, runs_4M if slots_T is not None else None, run)
 
 
+@quick
 @triton.jit
 def _route_kernel(
     experts_ptr,
@@ -157,6 +158,7 @@ def _larger(a, b):
     return tl.maximum(a, b)
 
 
+@quick
 @triton.jit(do_not_specialize=["pairs", "tiles", "runs", "slots"])
 def _arrange_kernel(
     order_ptr,

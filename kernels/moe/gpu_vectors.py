@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.moe.gpu_products import row_of
 from kernels.moe.interface import ExpertWeights
 from kernels.moe.routing import Routing
@@ -36,7 +36,7 @@ def gate_up(x_TD: Tensor, weight_E2ID: Tensor, routing: Routing) -> Tensor:
     tokens, top_k = routing.experts_TX.shape
     wide_PI = x_TD.new_empty(tokens * top_k, outputs // 2)
     check(x_TD, weight_E2ID, routing)
-    _gate_up_kernel[(triton.cdiv(outputs, GATE_UP["ROWS"]), tokens * top_k)](
+    _gate_up_kernel[(-(-outputs // GATE_UP["ROWS"]), tokens * top_k)](
         wide_PI,
         x_TD,
         weight_E2ID,
@@ -56,7 +56,7 @@ def down(wide_PI: Tensor, weight_EDI: Tensor, routing: Routing) -> Tensor:
     tokens, top_k = routing.experts_TX.shape
     out_TD = wide_PI.new_empty(tokens, outputs)
     check(wide_PI, weight_EDI, routing)
-    _down_kernel[(triton.cdiv(outputs, DOWN["ROWS"]), tokens)](
+    _down_kernel[(-(-outputs // DOWN["ROWS"]), tokens)](
         out_TD,
         wide_PI,
         weight_EDI,
@@ -65,7 +65,7 @@ def down(wide_PI: Tensor, weight_EDI: Tensor, routing: Routing) -> Tensor:
         outputs,
         IN=inputs,
         TOP_K=top_k,
-        BLOCK_X=triton.next_power_of_2(top_k),
+        BLOCK_X=1 << (top_k - 1).bit_length(),
         **DOWN,
         **overlapping(),
     )
@@ -137,6 +137,7 @@ def store_sum(out_ptr, y_J, pair_J, inside_J, weights_ptr, token, block, outputs
     tl.store(out_ptr + token * outputs + n_N, sum_N.to(out_ptr.dtype.element_ty), mask=n_N < outputs)
 
 
+@quick
 @triton.jit(do_not_specialize=["outputs"])
 def _gate_up_kernel(
     wide_ptr,
@@ -166,6 +167,7 @@ def _gate_up_kernel(
     tl.store(wide_ptr + pair * wide + i_N, wide_N.to(wide_ptr.dtype.element_ty), mask=i_N < wide)
 
 
+@quick
 @triton.jit(do_not_specialize=["outputs"])
 def _down_kernel(
     out_ptr,

@@ -14,7 +14,6 @@ Legend: as in `gpu_parts`; T tokens, N outputs of a program, D hidden, I an expe
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels.launch import overlapping
@@ -85,8 +84,8 @@ class _Launches:
         y_P2I = x_TD.new_empty(self._pairs, outputs)
         rank_CP2R = x_TD.new_empty((splits, self._pairs, 2, runs.rank), dtype=torch.float32)
         count, tiles_3N = _tiles_of(runs, tile)
-        shrinks = runs.count * splits * triton.cdiv(runs.rank, 16)
-        fused_kernels.gate_up_kernel[(shrinks + count * triton.cdiv(outputs, tile.rows),)](
+        shrinks = runs.count * splits * -(-runs.rank // 16)
+        fused_kernels.gate_up_kernel[(shrinks + count * -(-outputs // tile.rows),)](
             y_P2I,
             rank_CP2R,
             x_TD,
@@ -115,7 +114,7 @@ class _Launches:
         """The activation `[P, I]`, and what it is shrunk to for down."""
         runs, wide = self._runs, y_P2I.shape[1] // 2
         block_i = 128 if runs.block < 64 else 64
-        blocks = triton.cdiv(wide, block_i)
+        blocks = -(-wide // block_i)
         splits = blocks if self._pairs <= _FEW_PAIRS else 2
         wide_PI = y_P2I.new_empty(self._pairs, wide)
         rank_CPR = rank_CP2R.new_empty(splits, self._pairs, 1, runs.rank)
@@ -133,7 +132,7 @@ class _Launches:
             runs.rank,
             WIDE=wide,
             BLOCK_I=block_i,
-            BLOCKS=triton.cdiv(blocks, splits),
+            BLOCKS=-(-blocks // splits),
             SPLITS=len(rank_CP2R),
             BLOCK_R=runs.block_r,
             BLOCK_B=runs.block,
@@ -150,7 +149,7 @@ class _Launches:
         y_PD = wide_PI.new_empty(self._pairs, outputs)
         count, tiles_3N = _tiles_of(runs, tile)
         experts_TX, slots_T, order_P, _ = runs.tensors
-        fused_kernels.down_kernel[(count, triton.cdiv(outputs, tile.rows))](
+        fused_kernels.down_kernel[(count, -(-outputs // tile.rows))](
             y_PD,
             wide_PI,
             weight_EDI,
@@ -182,7 +181,7 @@ class _Launches:
         tokens, hidden = len(experts_TX), y_PD.shape[1]
         out_TD = y_PD.new_empty(tokens, hidden)
         rows = 1024 // runs.block_r
-        fused_kernels.add_up_kernel[(triton.cdiv(hidden, rows), tokens)](
+        fused_kernels.add_up_kernel[(-(-hidden // rows), tokens)](
             out_TD,
             y_PD,
             rank_CPR,
@@ -198,7 +197,7 @@ class _Launches:
             HIDDEN=hidden,
             SPLITS=len(rank_CPR),
             BLOCK_R=runs.block_r,
-            BLOCK_X=triton.next_power_of_2(self._top_k),
+            BLOCK_X=1 << (self._top_k - 1).bit_length(),
             ROWS=rows,
             UNIT=self._constants["UNIT"],
             TOP_K=self._top_k,

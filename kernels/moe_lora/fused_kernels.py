@@ -10,7 +10,7 @@ experts of a token, D hidden, I an expert's width.
 import triton
 import triton.language as tl
 
-from kernels.launch import wait_for_inputs
+from kernels.launch import quick, wait_for_inputs
 from kernels.moe.gpu_products import locate, prefetch, product, row_of, store_product
 from kernels.moe_lora.gpu_parts import (
     expand,
@@ -23,6 +23,7 @@ from kernels.moe_lora.gpu_parts import (
 )
 
 
+@quick
 @triton.jit(do_not_specialize=["runs", "tiles", "shrinks", "pairs", "first_slice", "outputs"])
 def gate_up_kernel(
     y_ptr,
@@ -85,6 +86,7 @@ def gate_up_kernel(
             store_product(y_ptr, acc_NB, block, pair_B, inside_B, outputs, ROWS, BLOCK_B, False)
 
 
+@quick
 @triton.jit(do_not_specialize=["runs", "pairs", "first_slice"])
 def middle_kernel(
     wide_ptr,
@@ -205,6 +207,7 @@ def expand_slot(
     return acc_NB
 
 
+@quick
 @triton.jit(do_not_specialize=["tiles", "pairs", "first_slice", "outputs"])
 def down_kernel(
     y_ptr,
@@ -274,6 +277,7 @@ def down_kernel(
     store_product(y_ptr, acc_NB, block, pair_B, inside_B, outputs, ROWS, BLOCK_B, False)
 
 
+@quick
 @triton.jit(do_not_specialize=["pairs", "first_slice"])
 def add_up_kernel(
     out_ptr,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.lora.table import UNIT_BYTES, SlotTable
 from kernels.moe.gpu_vectors import (
     GATE_UP,
@@ -40,8 +40,8 @@ def gate_up(
     y_P2I = x_TD.new_empty(tokens * top_k, outputs)
     rank_1P2R = x_TD.new_empty((1, tokens * top_k, 2, runs.rank), dtype=torch.float32)
     check(x_TD, weight_E2ID, runs.routing)
-    blocks_of_a = triton.cdiv(runs.rank, GATE_UP["ROWS"])
-    _gate_up_kernel[(2 * blocks_of_a + triton.cdiv(outputs, GATE_UP["ROWS"]), tokens * top_k)](
+    blocks_of_a = -(-runs.rank // GATE_UP["ROWS"])
+    _gate_up_kernel[(2 * blocks_of_a + -(-outputs // GATE_UP["ROWS"]), tokens * top_k)](
         y_P2I,
         rank_1P2R,
         x_TD,
@@ -73,7 +73,7 @@ def down(
     tokens, top_k = runs.routing.experts_TX.shape
     out_TD = wide_PI.new_empty(tokens, outputs)
     check(wide_PI, weight_EDI, runs.routing)
-    _down_kernel[(triton.cdiv(outputs, _DOWN["ROWS"]), tokens)](
+    _down_kernel[(-(-outputs // _DOWN["ROWS"]), tokens)](
         out_TD,
         wide_PI,
         weight_EDI,
@@ -93,13 +93,14 @@ def down(
         BLOCK_R=runs.block_r,
         UNIT=UNIT_BYTES // table.pool.element_size(),
         TOP_K=top_k,
-        BLOCK_X=triton.next_power_of_2(top_k),
+        BLOCK_X=1 << (top_k - 1).bit_length(),
         **_DOWN,
         **overlapping(),
     )
     return out_TD
 
 
+@quick
 @triton.jit(do_not_specialize=["first_slice", "blocks_of_a", "outputs"])
 def _gate_up_kernel(
     y_ptr,
@@ -148,6 +149,7 @@ def _gate_up_kernel(
         tl.store(y_ptr + pair * outputs + n_N, y_N.to(y_ptr.dtype.element_ty), mask=n_N < outputs)
 
 
+@quick
 @triton.jit(do_not_specialize=["pairs", "first_slice", "outputs"])
 def _down_kernel(
     out_ptr,

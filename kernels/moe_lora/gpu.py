@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.lora.table import UNIT_BYTES, SlotTable
 from kernels.moe.gpu_products import precision
 from kernels.moe_lora.gpu_parts import (
@@ -79,7 +79,7 @@ def _apply(
         x_K, runs, first_slice, slices, pairs_of_row=pairs_of_row, table=table, ready=ready
     )
     columns = y_PN.shape[1] // slices
-    _expand_kernel[(runs.count, slices * triton.cdiv(columns, _BLOCK_N))](
+    _expand_kernel[(runs.count, slices * -(-columns // _BLOCK_N))](
         y_PN,
         rank_CPLR,
         table.pool,
@@ -119,7 +119,7 @@ def _shrink_pairs(
     splits = k_splits(inputs)
     rank_CPLR = torch.empty(splits, pairs, slices, runs.rank, dtype=torch.float32, device=x_K.device)
     block_r = 16 if pairs <= _FEW_PAIRS else runs.block_r
-    _shrink_kernel[(runs.count, triton.cdiv(runs.rank, block_r), splits)](
+    _shrink_kernel[(runs.count, -(-runs.rank // block_r), splits)](
         rank_CPLR,
         x_K,
         table.pool,
@@ -166,6 +166,7 @@ def check(tensor: Tensor, table: SlotTable) -> None:
         raise ValueError(f"x and y must be contiguous and of the pool's dtype, got {tensor.dtype}")
 
 
+@quick
 @triton.jit(do_not_specialize=["runs", "pairs", "first_slice"])
 def _shrink_kernel(
     rank_ptr,
@@ -218,6 +219,7 @@ def _shrink_kernel(
     )  # fmt: skip
 
 
+@quick
 @triton.jit(do_not_specialize=["runs", "pairs", "first_slice"])
 def _expand_kernel(
     y_ptr,

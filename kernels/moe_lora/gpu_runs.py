@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import overlapping, wait_for_inputs
+from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.lora.tiles import Tiles
 from kernels.moe.gpu_routing import Arrangement, arrange
 from kernels.moe.gpu_vectors import MOST_TOKENS
@@ -87,12 +87,13 @@ def slots_of(tiles: Tiles, tokens: int) -> Tensor:
     """Each token's slot, int32 `[T]`; -1 for those of no tile."""
     slots_T = torch.empty(tokens, dtype=torch.int32, device=tiles.places.device)
     if tokens:
-        _slots_kernel[(triton.cdiv(tokens, 128),)](
+        _slots_kernel[(-(-tokens // 128),)](
             slots_T, tiles.places, tokens, tiles.count, BLOCK_T=128, BLOCK_N=32, num_warps=4, **overlapping()
         )
     return slots_T
 
 
+@quick
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def _slots_kernel(
     slots_ptr, places_ptr, tokens, tiles, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr
