@@ -21,6 +21,7 @@ from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.metrics import StoreMetrics
+from adapter_store.outside_reads import OutsideReads
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.resolving import Resolver, SharedNames
 from adapter_store.service import CatalogServicer, PackServicer
@@ -66,6 +67,7 @@ class AdapterStore:
         # Apart, so that a lease never waits behind loads.
         self._load_workers = Workers(config.workers, "store-load", is_nice=True)
         self._pack_workers = Workers(config.workers, "store-pack", is_nice=True)
+        self._reads = OutsideReads(config.workers, idle_seconds=config.source_idle_seconds)
         self._fetchers = Workers(_FETCHERS, "store-fetch", is_nice=True)
         self._crew = Crew(min(_MAX_CREW, os.cpu_count() or 1) - 1)
         self.counters = Counters()
@@ -85,7 +87,7 @@ class AdapterStore:
         shared = SharedNames(
             sources=self._sources,
             place=config.resolve_from,
-            workers=self._load_workers,
+            reads=self._reads,
             fetchers=self._fetchers,
         )
         self.admin = Admin(
@@ -141,6 +143,7 @@ class AdapterStore:
             arena=self.arena,
             warm=self.warm,
             workers=self._load_workers,
+            reads=self._reads,
             fetchers=self._fetchers,
             crew=self._crew,
             holds=self._holds,
@@ -219,8 +222,10 @@ class AdapterStore:
             pending_loads=self.admin.pending,
             uploads=self.uploads.running,
             running_work=sum(
-                workers.running for workers in (self._load_workers, self._pack_workers, self._fetchers)
+                workers.running
+                for workers in (self._load_workers, self._pack_workers, self._fetchers, self._reads)
             ),
+            lost_reads=self._reads.lost,
             coming_packs=self.warm.coming,
             followers=len(self.followers),
             watchers=len(self.watchers),
@@ -253,6 +258,7 @@ class AdapterStore:
         """Stops what runs, and lets go of the files."""
         self._grace.cancel()
         self._sources.close()
+        self._reads.close()
         if self._watching is not None:
             self._watching.cancel()
         await self.admin.close()
@@ -272,7 +278,7 @@ class AdapterStore:
             open_source=self._sources.open,
             load=self.admin.load,
             is_ready=lambda: bool(self.layouts.digests),
-            workers=self._load_workers,
+            reads=self._reads,
         )
         return asyncio.create_task(watched.run())
 

@@ -47,6 +47,8 @@ class StoreConfig:
         max_adapters_per_tenant: names of one tenant; 0 sets no limit of its own.
         max_bytes_per_tenant: packs of one tenant; 0 sets no limit of its own.
         keep_versions: earlier versions of a name that stay on disk, to roll back to.
+        source_idle_seconds: how long a folder may give nothing before a load from it is given up: a file
+            system over a network may never answer.
         max_uploads: uploads taken in at once; one more is refused.
         upload_idle_seconds: how long an upload may send nothing before it is given up.
         upload_seconds: how long an upload may take to arrive.
@@ -75,6 +77,7 @@ class StoreConfig:
     max_adapters_per_tenant: int = 0
     max_bytes_per_tenant: int = 0
     keep_versions: int = 1
+    source_idle_seconds: float = 60.0
     max_uploads: int = 8
     upload_idle_seconds: float = 30.0
     upload_seconds: float = 900.0
@@ -100,6 +103,7 @@ class StoreConfig:
             ("max_bytes_per_tenant", 0, 1 << 50),
             ("keep_versions", 0, 64),
             ("max_uploads", 1, 1024),
+            ("source_idle_seconds", 0.001, 86_400),
             ("upload_idle_seconds", 0.001, 3600),
             ("upload_seconds", 0.001, 86_400),
             ("workers", 1, 256),

@@ -12,6 +12,7 @@ from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
+from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.reports import report_version
 from adapter_store.sources import SourceReader
 from adapter_store.sources.reader import EarlyReader
@@ -33,6 +34,7 @@ class Loader:
 
     Args:
         workers: threads, one of which each load has.
+        reads: threads that copy folders.
         fetchers: threads that bring what is remote: a server that stalls holds up none of the others.
         crew: helps them.
         max_bytes: largest adapter.
@@ -47,6 +49,7 @@ class Loader:
         arena: Arena,
         warm: WarmTier,
         workers: Workers,
+        reads: OutsideReads,
         fetchers: Workers,
         crew: Crew,
         holds: Holds,
@@ -58,6 +61,7 @@ class Loader:
         self._arena = arena
         self._warm = warm
         self._workers = workers
+        self._reads = reads
         self._fetchers = fetchers
         self._crew = crew
         self._holds = holds
@@ -128,13 +132,16 @@ class Loader:
             early.append(asyncio.ensure_future(self._workers.run(open_adapter, staged, layout)))
             early[0].add_done_callback(_see)
 
-        notes = await self._workers.run(
-            reader.copy_headers_first,
-            staged,
-            self._max_bytes,
-            progress,
-            lambda: loop.call_soon_threadsafe(begin),
-        )
+        def copy(moved: Moved) -> tuple[str, ...]:
+            def told(done: int, total: int) -> None:
+                moved()
+                progress(done, total)
+
+            return reader.copy_headers_first(
+                staged, self._max_bytes, told, lambda: loop.call_soon_threadsafe(begin)
+            )
+
+        notes = await self._reads.run(reader.place, copy)
         return notes, early[0] if early else self._workers.run(open_adapter, staged, layout)
 
     async def _check(

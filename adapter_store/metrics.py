@@ -15,6 +15,7 @@ _HELD = (
     "pending_loads",
     "uploads",
     "running_work",
+    "lost_reads",
     "coming_packs",
     "followers",
     "watchers",

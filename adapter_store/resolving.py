@@ -10,6 +10,7 @@ from adapter_store.adapter_names import check_name
 from adapter_store.admin import Admin, LoadRequest
 from adapter_store.concurrency import SingleFlight, Workers
 from adapter_store.history import NOTHING
+from adapter_store.outside_reads import OutsideReads
 from adapter_store.sources import Sources
 from adapter_store.sources.folder import FolderReader
 from adapter_store.sources.remote import RemoteReader
@@ -40,13 +41,13 @@ class SharedNames:
 
     Args:
         place: a folder or URL that `sources` can open; "" has no names.
-        workers, fetchers: threads that look into a folder; that ask over a network.
+        reads, fetchers: threads that look into a folder; that ask over a network.
     """
 
-    def __init__(self, *, sources: Sources, place: str, workers: Workers, fetchers: Workers) -> None:
+    def __init__(self, *, sources: Sources, place: str, reads: OutsideReads, fetchers: Workers) -> None:
         self._sources = sources
         self._place = place.rstrip("/")
-        self._workers = workers
+        self._reads = reads
         self._fetchers = fetchers
 
     def __bool__(self) -> bool:
@@ -64,9 +65,8 @@ class SharedNames:
         """
         if not self:
             return
-        reader = self.open(name)
         try:
-            is_shared = await (self._fetchers if reader.is_remote else self._workers).run(reader.is_there)
+            is_shared = await self._is_there(self.open(name))
         except LorikeetError as error:
             if error.code not in _NOT_TO_BE_HAD:
                 raise
@@ -77,6 +77,11 @@ class SharedNames:
                 f"{name} is the name of an adapter for everyone, which is loaded when it is first asked for: "
                 "choose another name",
             )
+
+    async def _is_there(self, reader: FolderReader | RemoteReader) -> bool:
+        if isinstance(reader, RemoteReader):
+            return await self._fetchers.run(reader.is_there)
+        return await self._reads.run(reader.place, lambda _: reader.is_there())
 
 
 class Resolver:

@@ -19,6 +19,7 @@ class StoreStatistics:
     pending_loads: int
     uploads: int
     running_work: int
+    lost_reads: int
     coming_packs: int
     followers: int
     watchers: int

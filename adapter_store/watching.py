@@ -14,9 +14,9 @@ from typing import TypeAlias
 import grpc
 
 from adapter_store.admin import LoadRequest
-from adapter_store.concurrency import Workers
 from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.formats.strict_json import printable
+from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.sources import SourceReader
 from adapter_store.sources.files import PROMPT_NAMES
 from rpc.errors import LorikeetError
@@ -79,7 +79,7 @@ class WatchedFolder:
         open_source: makes a reader.
         load: points a name at what a reader has; tells watchers of failures itself.
         is_ready: whether loads can work yet.
-        workers: for looking.
+        reads: threads that look.
         wait: between two looks.
     """
 
@@ -90,14 +90,14 @@ class WatchedFolder:
         open_source: Callable[[str], SourceReader],
         load: Callable[[LoadRequest], Awaitable[object]],
         is_ready: Callable[[], bool],
-        workers: Workers,
+        reads: OutsideReads,
         wait: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._folder = folder
         self._open = open_source
         self._load = load
         self._is_ready = is_ready
-        self._workers = workers
+        self._reads = reads
         self._wait = wait
         self._sightings = Sightings()
 
@@ -109,15 +109,19 @@ class WatchedFolder:
                 if self._is_ready():
                     await self.look()
                 complaint = ""
-            except OSError as error:
+            except (OSError, LorikeetError) as error:
                 if str(error) != complaint:
-                    log.warning("the watched folder %s cannot be read: %s", self._folder, error.strerror)
+                    log.warning("the watched folder %s cannot be read: %s", self._folder, error)
                 complaint = str(error)
             await self._wait(_SECONDS_BETWEEN_LOOKS)
 
     async def look(self) -> None:
-        """Looks once and loads what is due, one after another. Raises OSError."""
-        looks = await self._workers.run(look_at, self._folder)
+        """Looks once and loads what is due, one after another.
+
+        Raises OSError, and LorikeetError (UNAVAILABLE) when the folder does not answer.
+        """
+        place = f"the watched folder {self._folder}"
+        looks = await self._reads.run(place, lambda moved: look_at(self._folder, moved))
         for name in self._sightings.see(looks):
             try:
                 reader = self._open(str(self._folder / name))
@@ -132,11 +136,12 @@ class WatchedFolder:
                 self._sightings.try_later(name)
 
 
-def look_at(folder: Path) -> dict[str, Look]:
+def look_at(folder: Path, moved: Moved) -> dict[str, Look]:
     """What each subfolder with an adapter looks like. Raises OSError when the folder cannot be read."""
     looks: dict[str, Look] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
+            moved()
             # What begins with a dot waits to be renamed. Any other bad name is told when it is loaded.
             is_hidden = entry.name.startswith(".")
             if len(looks) < _MAX_FOLDERS and not is_hidden and (look := _look_into(entry.path)):

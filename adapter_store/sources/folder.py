@@ -44,6 +44,17 @@ class FolderReader:
         self.source = source
         self._roots = roots
 
+    @property
+    def place(self) -> str:
+        """See `EarlyReader.place`: its root, as far as its name says that."""
+        if os.path.isabs(self.source):
+            path = Path(os.path.abspath(self.source))
+            roots = [root for root in self._roots if path.is_relative_to(root)]
+        else:
+            roots = self._roots if len(self._roots) == 1 else ()
+        # Roots may lie in each other.
+        return str(min(roots, key=lambda root: len(root.parts))) if roots else "the store's roots"
+
     def is_there(self) -> bool:
         """Whether there is an adapter; its files are not looked into. Blocks. Raises as `copy`."""
         return CONFIG_NAME in _list(self.source, _find_folder(self.source, self._roots), self._roots)

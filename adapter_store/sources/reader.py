@@ -37,7 +37,12 @@ class SourceReader(Protocol):
 
 @runtime_checkable
 class EarlyReader(SourceReader, Protocol):
-    """A source that can bring what is read first before the rest."""
+    """A source on a file system of others, which can bring what is read first before the rest."""
+
+    @property
+    def place(self) -> str:
+        """What hangs together with it, should that file system not answer."""
+        ...
 
     def copy_headers_first(
         self,

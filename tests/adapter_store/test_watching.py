@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from adapter_store.admin import LoadRequest
-from adapter_store.concurrency import Workers
+from adapter_store.outside_reads import OutsideReads
 from adapter_store.sources import Sources
 from adapter_store.watching import Sightings, WatchedFolder, look_at
 from lorikeet.v1 import adapters_pb2
@@ -49,24 +49,24 @@ def test_only_whole_adapters_with_good_names_are_seen(tmp_path):
     (write_adapter(tmp_path / "unfinished") / "adapter_config.json").unlink()
     (write_adapter(tmp_path / "unweighted") / "adapter_model.safetensors").unlink()
     (tmp_path / "file").write_text("x")
-    assert list(look_at(tmp_path)) == ["good"]
+    assert list(look_at(tmp_path, lambda: None)) == ["good"]
 
 
 async def test_a_folder_whose_name_is_none_for_an_adapter_is_told_once(tmp_path, caplog):
     write_adapter(tmp_path / "adapters" / "bad name\n")
     async with running_store(tmp_path) as running:
         await running.register()
-        workers = Workers(1, "test")
+        reads = OutsideReads(1, idle_seconds=20)
         watched = WatchedFolder(
             folder=tmp_path / "adapters",
             open_source=running.store._sources.open,
             load=running.store.admin.load,
             is_ready=lambda: True,
-            workers=workers,
+            reads=reads,
         )
         for _ in range(15):
             await watched.look()
-        workers.close()
+        reads.close()
     assert [
         record.message.startswith("the watched adapter bad name\\n was not") for record in caplog.records
     ] == [True]
@@ -90,13 +90,13 @@ class Loads:
 )
 async def test_a_broken_adapter_is_reported_once_per_change(tmp_path, error, times):
     folder = write_adapter(tmp_path / "a")
-    loads, workers = Loads(), Workers(1, "test")
+    loads, reads = Loads(), OutsideReads(1, idle_seconds=20)
     watched = WatchedFolder(
         folder=tmp_path,
         open_source=Sources(roots=[tmp_path]).open,
         load=loads,
         is_ready=lambda: True,
-        workers=workers,
+        reads=reads,
     )
     loads.error = error
     for _ in range(15):
@@ -107,20 +107,20 @@ async def test_a_broken_adapter_is_reported_once_per_change(tmp_path, error, tim
     for _ in range(15):
         await watched.look()
     assert loads.names == ["a"] * (times + 1)
-    workers.close()
+    reads.close()
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "no"), RuntimeError("a mistake of ours")])
 async def test_what_goes_wrong_with_one_adapter_keeps_no_other_from_loading(tmp_path, error):
     for name in ("a", "b", "c"):
         write_adapter(tmp_path / name)
-    loads, workers = Loads(), Workers(1, "test")
+    loads, reads = Loads(), OutsideReads(1, idle_seconds=20)
     watched = WatchedFolder(
         folder=tmp_path,
         open_source=Sources(roots=[tmp_path]).open,
         load=loads,
         is_ready=lambda: True,
-        workers=workers,
+        reads=reads,
     )
     loads.error = error
     for _ in range(2):
@@ -130,7 +130,7 @@ async def test_what_goes_wrong_with_one_adapter_keeps_no_other_from_loading(tmp_
     for _ in range(11):
         await watched.look()
     assert sorted(loads.names) == ["a", "a", "b", "b", "c", "c"]
-    workers.close()
+    reads.close()
 
 
 async def test_what_an_admin_pinned_stays_pinned(tmp_path: Path, monkeypatch):
