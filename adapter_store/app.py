@@ -262,6 +262,8 @@ class AdapterStore:
         if self._watching is not None:
             self._watching.cancel()
         await self.admin.close()
+        # What is retiring goes on after the next start, however long the rest takes.
+        await self._ledger.retirement.close()
         await self.warm.close()
         await self._ledger.close()
         threads = (self._spooler, self._fetchers, self._load_workers, self._pack_workers, self._writer)

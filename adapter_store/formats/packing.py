@@ -64,8 +64,7 @@ def fill_pack(
     """
     assert target is None or len(target) == plan.manifest.total_bytes
     scans: dict[str, TensorScan] = {}
-    groups = list(_groups([placed for placed in plan.tensors if placed.cut is None]))
-    groups += _stacks([placed for placed in plan.tensors if placed.cut is not None])
+    groups = _all_groups(plan)
     total = sum(map(_read_bytes, groups))
     done = 0
 
@@ -82,9 +81,39 @@ def fill_pack(
     return scans
 
 
+def refill_pack(
+    plan: PackPlan,
+    files: TensorFiles,
+    target: memoryview,
+    *,
+    crew: Crew = ALONE,
+    urgency: Urgency | None = None,
+) -> None:
+    """Writes a pack as `fill_pack` does and looks at nothing: for who knows what the pack must hash to.
+
+    Raises LorikeetError, INVALID_ARGUMENT, where the files are not what they were.
+    """
+
+    def work(group: Sequence[PlacedTensor]) -> None:
+        if group[0].cut is not None:
+            copy_cuts(_read_whole(files, group[0].entry).data, group, target)
+            return
+        for read in _read_group(group, files, target):
+            if not read.is_in_place:
+                _convert(read, target)
+
+    _clear_gaps(plan, target)
+    crew.run(work, _all_groups(plan), urgency)
+
+
 def is_finite(array: np.ndarray, dtype: str) -> bool:
     """True when no element of a contiguous array of that safetensors dtype is NaN or infinite."""
     return _largest(array.reshape(-1).view(_BITS[dtype][0]), dtype) < _BITS[dtype][2]
+
+
+def _all_groups(plan: PackPlan) -> list[list[PlacedTensor]]:
+    groups = list(_groups([placed for placed in plan.tensors if placed.cut is None]))
+    return groups + _stacks([placed for placed in plan.tensors if placed.cut is not None])
 
 
 def _groups(tensors: Sequence[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
@@ -124,8 +153,7 @@ def _do_stack(
     """One tensor and all its cuts."""
     entry = stack[0].entry
     bits, magnitude, infinity = _BITS[entry.dtype]
-    data = np.empty(entry.nbytes, np.uint8)
-    _read(files, entry, [data.data])
+    data = _read_whole(files, entry)
     largest = _largest(data.view(bits), entry.dtype)
     if largest >= infinity:
         raise _not_finite(entry)
@@ -142,14 +170,26 @@ def _do_stack(
 def _do_group(
     group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None
 ) -> dict[str, TensorScan]:
-    reads = [_destination(placed, target) for placed in group]
-    _read(files, group[0].entry, [read.data for read in reads])
+    reads = _read_group(group, files, target)
     for run in _runs(reads):
         _check_finite(run, target)
     for read in reads:
         if not read.is_in_place:
             _convert(read, target)
     return {read.placed.entry.name: _scan(read) for read in reads}
+
+
+def _read_whole(files: TensorFiles, entry: TensorEntry) -> np.ndarray:
+    """The bytes of a tensor that has no place as it is."""
+    data = np.empty(entry.nbytes, np.uint8)
+    _read(files, entry, [data.data])
+    return data
+
+
+def _read_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None) -> list[_Read]:
+    reads = [_destination(placed, target) for placed in group]
+    _read(files, group[0].entry, [read.data for read in reads])
+    return reads
 
 
 def _destination(placed: PlacedTensor, target: memoryview | None) -> _Read:

@@ -3,36 +3,65 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import blake3
+
 from adapter_store.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
+from adapter_store.formats.packing import refill_pack
+from adapter_store.formats.reading import OpenedAdapter, check_adapter, open_adapter
 from adapter_store.tiers.disk import DiskTier
+from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, data_loss
 
 # What was checked when the adapter was loaded, whatever the layout was.
 _DAMAGE = ("BAD_CONFIG", "BAD_FILE", "NOT_FINITE")
 
+# From here on it pays to hash with many threads.
+_LARGE_BYTES = 8 << 20
+
 
 def open_object(disk: DiskTier, digest: str, layout: PackLayout) -> OpenedAdapter:
-    """Opens an object and checks that it fits a layout.
+    """Opens an object and checks that it fits a layout; the plan then has the digest.
 
     Raises:
         LorikeetError: DATA_LOSS when the object is gone or damaged; what `open_adapter` raises when it does
             not fit.
     """
     with _damage_said(disk, digest):
-        return open_adapter(disk.object_path(digest), layout)
+        opened = open_adapter(disk.object_path(digest), layout)
+    opened.plan.manifest.digest = digest
+    return opened
 
 
 def fill_from_object(
-    disk: DiskTier, digest: str, opened: OpenedAdapter, target: memoryview, crew: Crew, urgency: Urgency
-) -> CheckedAdapter:
-    """Packs an opened object, checking that it still is what its digest says. Raises LorikeetError."""
+    disk: DiskTier,
+    digest: str,
+    opened: OpenedAdapter,
+    target: memoryview,
+    crew: Crew,
+    urgency: Urgency,
+    checksum: bytes = b"",
+) -> layout_pb2.PackManifest:
+    """Packs an opened object, checking that it still is what its digest says. Raises LorikeetError.
+
+    Args:
+        checksum: of the pack, where it was made before: what hashes to that needs no other check.
+    """
     with _damage_said(disk, digest):
+        if checksum:
+            refill_pack(opened.plan, opened.files, target, crew=crew, urgency=urgency)
+            if checksum_of(target, urgency) == checksum:
+                return opened.plan.manifest
         checked = check_adapter(opened, target, crew=crew, urgency=urgency)
     if checked.digest != digest:
         raise _set_aside(disk, digest)
-    return checked
+    return checked.manifest
+
+
+def checksum_of(pack: memoryview, urgency: Urgency | None = None) -> bytes:
+    """A pack's BLAKE3; by many threads where it is large and somebody waits for it."""
+    is_large = len(pack) >= _LARGE_BYTES and urgency
+    return blake3.blake3(pack, max_threads=blake3.blake3.AUTO if is_large else 1).digest()
 
 
 @contextmanager

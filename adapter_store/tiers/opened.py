@@ -12,7 +12,8 @@ _MOST_TENSORS = 100_000
 class OpenedObjects:
     """Plans of packs, the least recently used given up first. Belongs to the event loop.
 
-    What a plan says of the tensors' bytes is checked again with every pack that is made by it.
+    What a plan says of the tensors' bytes is checked again with every pack that is made by it; by the pack's
+    checksum, once there is one.
 
     Args:
         most_tensors: kept in all.
@@ -22,6 +23,7 @@ class OpenedObjects:
         self._most = most_tensors
         self._tensors = 0
         self._opened: OrderedDict[PackKey, OpenedAdapter] = OrderedDict()
+        self._checksums: dict[PackKey, bytes] = {}
 
     def find(self, key: PackKey) -> OpenedAdapter | None:
         opened = self._opened.get(key)
@@ -39,8 +41,18 @@ class OpenedObjects:
         while self._tensors > self._most:
             self.forget(next(iter(self._opened)))
 
+    def checksum(self, key: PackKey) -> bytes:
+        """What the pack of an object that is remembered hashes to; b"" until that was noted."""
+        return self._checksums.get(key, b"")
+
+    def note_checksum(self, key: PackKey, checksum: bytes) -> None:
+        """The pack that was made by a plan, and checked, hashes to this."""
+        if key in self._opened:
+            self._checksums[key] = checksum
+
     def forget(self, key: PackKey) -> None:
         opened = self._opened.pop(key, None)
+        self._checksums.pop(key, None)
         if opened is not None:
             self._tensors -= len(opened.plan.tensors)
 

@@ -5,8 +5,6 @@ import logging
 from collections.abc import Awaitable, Callable, Set
 from typing import ParamSpec, TypeVar
 
-import blake3
-
 from adapter_store.concurrency import SingleFlight, Workers
 from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew, Urgency
@@ -20,6 +18,7 @@ from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.opened import OpenedObjects
 from adapter_store.tiers.pack import ArenaPack, PackState
+from adapter_store.tiers.sealing import Sealer, pack_checksum
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, resource_exhausted
 
@@ -69,9 +68,8 @@ class WarmTier:
         self._opened = OpenedObjects()
         self._hints = Hints()
         self._ways: dict[PackKey, Way] = {}
-        self._seal_turn = asyncio.Lock()
-        self._sealing: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
+        self._sealer = Sealer(arena=arena, opened=self._opened, run=self._hints.run, released=self._freed.set)
 
     async def acquire(self, digest: str, layout: PackLayout) -> tuple[ArenaPack, layout_pb2.PackManifest]:
         """Leases a pack; `release` it once it was copied.
@@ -137,7 +135,7 @@ class WarmTier:
     @property
     def coming(self) -> int:
         """Packs on their way into memory."""
-        return len(self._flights) + len(self._sealing)
+        return len(self._flights) + len(self._sealer)
 
     def is_warm(self, key: PackKey) -> bool:
         """A probe."""
@@ -163,7 +161,7 @@ class WarmTier:
 
     async def close(self) -> None:
         await self._flights.close()
-        await asyncio.gather(*self._sealing, return_exceptions=True)
+        await self._sealer.close()
         self._hints.close()
 
     def _hint(self, key: PackKey, layout: PackLayout) -> None:
@@ -202,12 +200,12 @@ class WarmTier:
         if sound:
             self._arena.lease(pack)
             try:
-                sound = await self._run(way, _checksum, self._arena, pack) == pack.checksum
+                sound = await self._run(way, pack_checksum, self._arena, pack, way.urgency) == pack.checksum
             finally:
                 self.release(pack)
         if sound:
-            opened.plan.manifest.digest = pack.key.digest
             self._arena.mark_verified(pack, opened.plan.manifest)
+            self._opened.note_checksum(pack.key, pack.checksum)
         elif self._arena.find(pack.key) is pack:
             log.warning("the pack of %s in the arena is not what it should be: made anew", pack.key.digest)
             self._arena.drop(pack.key)
@@ -219,15 +217,16 @@ class WarmTier:
         pack = await self._room(key, opened.pack_bytes, way)
         if pack is None:
             return
+        checksum = self._opened.checksum(key)
         try:
             with clock.stage("fill_object"):
-                checked = await self._run(way, self._fill, pack, opened, way.urgency)
+                manifest = await self._run(way, self._fill, pack, opened, way.urgency, checksum)
         except Exception:
             # Not when cancelled: the thread goes on writing then, and the room stays its own.
             self._opened.forget(key)
             self.abandon(pack)
             raise
-        self._publish(pack, checked.manifest, clock.seconds)
+        self._publish(pack, manifest, clock.seconds, checksum)
 
     async def _open(self, key: PackKey, layout: PackLayout, way: Way) -> OpenedAdapter:
         opened = self._opened.find(key)
@@ -241,28 +240,21 @@ class WarmTier:
         self._counters.disk.hits += 1
         return opened
 
-    def _fill(self, pack: ArenaPack, opened: OpenedAdapter, urgency: Urgency) -> CheckedAdapter:
+    def _fill(
+        self, pack: ArenaPack, opened: OpenedAdapter, urgency: Urgency, checksum: bytes
+    ) -> layout_pb2.PackManifest:
         with self._arena.view(pack) as view:
-            return fill_from_object(self._disk, pack.key.digest, opened, view, self._crew, urgency)
+            return fill_from_object(self._disk, pack.key.digest, opened, view, self._crew, urgency, checksum)
 
-    def _publish(self, pack: ArenaPack, manifest: layout_pb2.PackManifest, seconds: float) -> None:
+    def _publish(
+        self, pack: ArenaPack, manifest: layout_pb2.PackManifest, seconds: float, checksum: bytes = b""
+    ) -> None:
         self._arena.publish(pack, manifest, seconds=seconds)
         self._counters.memory.loads += 1
-        task = asyncio.ensure_future(self._seal(pack))
-        self._sealing.add(task)
-        task.add_done_callback(self._sealing.discard)
-
-    async def _seal(self, pack: ArenaPack) -> None:
-        """Notes the checksum that a later store knows the pack by; nobody waits for it."""
-        # One at a time: what waits for its turn may still be evicted.
-        async with self._seal_turn:
-            if pack.state is not PackState.STABLE:
-                return
-            self._arena.hold(pack)
-            try:
-                self._arena.set_checksum(pack, await self._hints.run(_checksum, self._arena, pack))
-            finally:
-                self.release(pack)
+        if checksum:
+            self._arena.set_checksum(pack, checksum)
+        else:
+            self._sealer.add(pack)
 
     async def _room(self, key: PackKey, pack_bytes: int, way: Way) -> ArenaPack | None:
         """None when a load of the same content has brought the pack meanwhile."""
@@ -301,8 +293,3 @@ def _log_mistakes(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, LorikeetError):
         log.error("an adapter could not be brought into memory ahead of use", exc_info=error)
-
-
-def _checksum(arena: Arena, pack: ArenaPack) -> bytes:
-    with arena.view(pack) as view:
-        return blake3.blake3(view).digest()

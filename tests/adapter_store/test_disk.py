@@ -9,7 +9,7 @@ import pytest
 from adapter_store.crew import ALONE, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import read_adapter
-from adapter_store.tiers.building import fill_from_object, open_object
+from adapter_store.tiers.building import checksum_of, fill_from_object, open_object
 from adapter_store.tiers.disk import DiskTier, folder_bytes
 from adapter_store.tiers.files import copy_bytes, disk_errors
 from rpc.errors import LorikeetError
@@ -35,8 +35,8 @@ def put(disk: DiskTier, seed: int = 0) -> str:
 def make(disk: DiskTier, digest: str, layout: PackLayout = LAYOUT) -> bytes:
     opened = open_object(disk, digest, layout)
     data = bytearray(opened.pack_bytes)
-    checked = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency())
-    assert checked.manifest.digest == digest
+    manifest = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency())
+    assert manifest.digest == digest
     return bytes(data)
 
 
@@ -78,6 +78,36 @@ def test_a_damaged_object_is_said_and_put_out_of_the_way(disk, damage):
     assert "load it again from its source" in caught.value.message
     assert put(disk) == digest
     assert make(disk, digest)
+
+
+@pytest.mark.parametrize("dtype", ["TENSOR_TYPE_FLOAT32", "TENSOR_TYPE_BFLOAT16"])
+def test_a_pack_whose_checksum_is_known_is_made_again_the_same(disk, dtype):
+    digest, layout = put(disk), toy_pack_layout(dtype=dtype)
+    first = make(disk, digest, layout)
+    opened, data = open_object(disk, digest, layout), bytearray(b"\xff" * len(first))
+    sealed = checksum_of(memoryview(first))
+    manifest = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency(), sealed)
+    assert (manifest.digest, data) == (digest, first)
+    # A checksum that is wrong costs a second look, and nothing else.
+    manifest = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency(), bytes(32))
+    assert (manifest.digest, data) == (digest, first)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_damage_is_found_by_the_checksum_too(disk, damage):
+    digest = put(disk)
+    sealed = checksum_of(memoryview(make(disk, digest)))
+    opened = open_object(disk, digest, LAYOUT)
+    weights = disk.object_path(digest) / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.unlink()
+    if damage != "gone":
+        weights.write_bytes(data if damage == "bit" else data[:-100])
+    target = memoryview(bytearray(opened.pack_bytes))
+    with pytest.raises(LorikeetError) as caught:
+        fill_from_object(disk, digest, opened, target, ALONE, Urgency(), sealed)
+    assert (caught.value.code.name, caught.value.reason) == ("DATA_LOSS", "ADAPTER_LOST")
 
 
 def test_an_object_that_does_not_fit_another_layout_stays(disk):

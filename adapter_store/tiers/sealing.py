@@ -1,0 +1,96 @@
+"""Checksums of packs: what one is known by when it is made again, and when a later store finds it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from adapter_store.crew import Urgency
+from adapter_store.tiers.arena import Arena
+from adapter_store.tiers.building import checksum_of
+from adapter_store.tiers.opened import OpenedObjects
+from adapter_store.tiers.pack import ArenaPack, PackState
+
+# A little later and several at once: what came is wanted first, and some will have left by then.
+_SECONDS = 0.1
+_BATCH_BYTES = 4 << 20
+
+
+class Sealer:
+    """Notes the checksums of packs that came; nobody waits for it. Belongs to the event loop.
+
+    Args:
+        run: runs a blocking function on a thread that gives way.
+        released: called when packs that were held for this are held no more.
+    """
+
+    def __init__(
+        self,
+        *,
+        arena: Arena,
+        opened: OpenedObjects,
+        run: Callable[..., Awaitable[Any]],
+        released: Callable[[], None],
+    ) -> None:
+        self._arena = arena
+        self._opened = opened
+        self._thread = run
+        self._released = released
+        self._waiting: list[ArenaPack] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting) + (self._task is not None)
+
+    def add(self, pack: ArenaPack) -> None:
+        """Seals a stable pack some time soon, if it is still there."""
+        self._waiting.append(pack)
+        if self._timer is None and self._task is None:
+            self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._begin)
+
+    async def close(self) -> None:
+        """Seals what waits, at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._begin()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._task = asyncio.ensure_future(self._seal())
+
+    async def _seal(self) -> None:
+        try:
+            while batch := self._next():
+                for pack in batch:
+                    self._arena.hold(pack)
+                try:
+                    for pack, checksum in await self._thread(_checksums, self._arena, batch):
+                        self._arena.set_checksum(pack, checksum)
+                        self._opened.note_checksum(pack.key, checksum)
+                finally:
+                    for pack in batch:
+                        self._arena.release(pack)
+                    self._released()
+        finally:
+            self._task = None
+
+    def _next(self) -> list[ArenaPack]:
+        """Not many bytes, for they cannot leave meanwhile."""
+        batch: list[ArenaPack] = []
+        while self._waiting and sum(pack.pack_bytes for pack in batch) < _BATCH_BYTES:
+            pack = self._waiting.pop(0)
+            if pack.state is PackState.STABLE:
+                batch.append(pack)
+        return batch
+
+
+def pack_checksum(arena: Arena, pack: ArenaPack, urgency: Urgency | None = None) -> bytes:
+    """Of a pack that somebody holds: for a worker thread."""
+    with arena.view(pack) as view:
+        return checksum_of(view, urgency)
+
+
+def _checksums(arena: Arena, packs: list[ArenaPack]) -> list[tuple[ArenaPack, bytes]]:
+    return [(pack, pack_checksum(arena, pack)) for pack in packs]
