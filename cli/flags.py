@@ -79,9 +79,9 @@ def _metavar(name: str, hint: Any) -> str:
         return "SIZE"
     if name.endswith("_seconds"):
         return "SECONDS"
-    if name.endswith("_dir") or getattr(hint, "__name__", "") == "Path":
-        return "DIR"
-    if name in ("listen", "store", "executor"):
+    if getattr(hint, "__name__", "") == "Path":
+        return "DIR" if name.endswith(("_dir", "_folder")) or name == "roots" else "FILE"
+    if name in ("store", "executor") or name.endswith("listen"):
         return "ADDRESS"
     return {"int": "N", "float": "X", "bool": "true|false"}.get(getattr(hint, "__name__", ""), "TEXT")
 

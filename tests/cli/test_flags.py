@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,31 @@ def test_every_setting_has_a_flag(name: str) -> None:
     assert done.code == 0
     for field in dataclasses.fields(SERVICES[name]):
         assert flag_name(field.name) in done.out
+
+
+def test_flags_say_what_they_take() -> None:
+    shown = {
+        flag: kind
+        for name in SERVICES
+        for flag, kind in re.findall(
+            r"(--[a-z-]+) +([A-Z]+) ",
+            lorikeet(name, "--help", env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).out,
+        )
+    }
+    kinds = {
+        "DIR": ("--data-dir", "--arena-dir", "--model-dir", "--roots", "--watch-folder"),
+        "FILE": ("--auth-file", "--tls-cert", "--tls-key", "--tls-client-ca"),
+        "ADDRESS": (
+            "--listen",
+            "--admin-listen",
+            "--local-listen",
+            "--metrics-listen",
+            "--store",
+            "--executor",
+        ),
+    }
+    for kind, flags in kinds.items():
+        assert {flag: shown.get(flag) for flag in flags} == dict.fromkeys(flags, kind)
 
 
 def test_to_flags_repeats_lists_and_leaves_out_none() -> None:
