@@ -13,7 +13,8 @@ several kinds take turns, so that whatever else the machine does meets all of th
 * control: no loads, but a niced process of its own that burns, in bursts as often as loads came, the
   CPU time that the store took for them: what any such work costs on this machine.
 
-An inter-token time is that between two messages of a stream, each of which brings one token or more.
+An inter-token time is that between two messages of a stream, each of which brings one token or more; a stream
+that is silent for a whole window counts there with the time since its last.
 """
 
 import argparse
@@ -86,7 +87,13 @@ class Streams:
     count: int
     tokens: int
     gaps: list[float] = field(default_factory=list)
-    running: int = 0
+    # When each stream that has begun last brought a token.
+    heard: dict[int, float] = field(default_factory=dict)
+
+    def since(self, began: float) -> list[float]:
+        """Seconds between tokens that came after `began`; of a stream without any, since its last token."""
+        now = time.perf_counter()
+        return self.gaps + [now - last for last in self.heard.values() if last < began]
 
     async def run(self, number: int) -> None:
         request = generation_pb2.GenerateRequest(
@@ -107,10 +114,7 @@ class Streams:
                 now = time.perf_counter()
                 if last:
                     self.gaps.append(now - last)
-                else:
-                    self.running += 1
-                last = now
-            self.running -= 1
+                last = self.heard[number] = now
             request.sampling.max_tokens = self.tokens
 
 
@@ -162,7 +166,7 @@ class Bench:
         tasks = [asyncio.create_task(self._streams.run(n)) for n in range(self._streams.count)]
         try:
             async with asyncio.timeout(120):
-                while self._streams.running < self._streams.count:  # noqa: ASYNC110 - other processes
+                while len(self._streams.heard) < self._streams.count:  # noqa: ASYNC110 - other processes
                     await asyncio.sleep(0.05)
             for kind in ("quiet", *self._folders):  # what starts only once
                 await self._window(kind)
@@ -188,9 +192,9 @@ class Bench:
         try:
             await asyncio.sleep(_SETTLE)
             self._streams.gaps.clear()
-            before = self._cpu()
+            began, before = time.perf_counter(), self._cpu()
             await asyncio.sleep(self._seconds)
-            gaps = 1e3 * np.array(self._streams.gaps)
+            gaps = 1e3 * np.array(self._streams.since(began))
             after = self._cpu()
         finally:
             if burning is not None:
