@@ -57,6 +57,11 @@ def keep_top_k(logits_NV: Tensor, k_N: Tensor, largest: int) -> None:
     """Keep the k largest of each row and what ties with the last of them. `k_N` int64; 0 or V and more keep
     all; none is above `largest`, which the host knows without waiting for the device.
     """
+    if logits_NV.is_cuda:
+        from kernels.sampling import cut  # the CPU does without Triton
+
+        cut.keep_top_k(logits_NV, k_N)
+        return
     vocab_size = logits_NV.shape[1]
     limited_N = (k_N > 0) & (k_N < vocab_size)
     top_NK = logits_NV.topk(max(1, min(largest, vocab_size)), dim=-1).values
@@ -70,19 +75,18 @@ def keep_top_p(logits_NV: Tensor, p_N: Tensor) -> None:
 
     Nucleus sampling (Holtzman et al. 2020). 1 keeps all; one token always stays.
     """
-    sorted_NV = _descending(logits_NV)
+    if logits_NV.is_cuda:
+        from kernels.sampling import cut
+
+        cut.keep_top_p(logits_NV, p_N)
+        return
+    # torch sorts indices along; numpy, without them, takes a fourteenth of the time.
+    sorted_NV = torch.from_numpy(np.sort(logits_NV.numpy(), axis=-1)).flip(-1)
     probabilities_NV = sorted_NV.softmax(dim=-1)
     before_NV = probabilities_NV.cumsum(dim=-1) - probabilities_NV
     kept_N1 = (before_NV < p_N[:, None]).sum(dim=-1, keepdim=True).clamp_(min=1)
     threshold_N1 = sorted_NV.gather(1, kept_N1 - 1)
     logits_NV.masked_fill_((logits_NV < threshold_N1) & (p_N < 1)[:, None], _REMOVED)
-
-
-def _descending(logits_NV: Tensor) -> Tensor:
-    if logits_NV.device.type != "cpu":
-        return logits_NV.sort(dim=-1, descending=True).values
-    # torch sorts indices along; numpy, without them, takes a fourteenth of the time.
-    return torch.from_numpy(np.sort(logits_NV.numpy(), axis=-1)).flip(-1)
 
 
 def keep_min_p(logits_NV: Tensor, min_p_N: Tensor) -> None:

@@ -34,6 +34,7 @@ KERNELS = {
         "_draw_kernel",
         "_best_kernel",
         "_logsumexp_kernel",
+        "_cut_kernel",
     },
     "tests.support.kernels_compile_moe": {
         "_route_kernel",

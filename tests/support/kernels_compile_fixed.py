@@ -7,6 +7,7 @@ from typing import Any
 
 from kernels.attention import fixed as attention
 from kernels.linear import fixed as linear
+from kernels.sampling import cut
 from kernels.sampling import gpu as sampling
 from tests.support.kernels_compile import compile_kernel
 
@@ -57,6 +58,16 @@ def draws() -> None:
     compile_kernel(sampling._draw_kernel, {"num_warps": 4}, types, BLOCK=2048, PDL=True)
     compile_kernel(sampling._best_kernel, {"num_warps": 1}, types, BLOCK=128, PDL=True)
     compile_kernel(sampling._logsumexp_kernel, {"num_warps": 16}, types, BLOCK=8192, PDL=True)
+    for is_counted, limits in ((True, "*i64"), (False, "*fp32")):
+        compile_kernel(
+            cut._cut_kernel,
+            {"num_warps": 16},
+            {"limits_ptr": limits},
+            BLOCK=cut._TOKENS_AT_ONCE,
+            THRESHOLDS=cut._THRESHOLDS,
+            COUNTED=is_counted,
+            PDL=True,
+        )
 
 
 def main() -> None:
