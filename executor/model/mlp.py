@@ -30,7 +30,11 @@ class DenseMlp:
         """x `[T, D]`. Returns what `FusedSteps.add_norm` can add, or, if `is_whole`, the product itself:
         `[T, D]`.
         """
-        gate_up_T2I = self._project(x_TD, self._weights.gate_up, self._slices.gate_up, batch)
-        wide_TI = self._steps.silu_mul(gate_up_T2I, x_TD.dtype)
+        gate_up = self._weights.gate_up
+        if batch.empty:
+            wide_TI = self._steps.linear_silu_mul(x_TD, gate_up.weight, gate_up.bias)
+        else:
+            gate_up_T2I = self._project(x_TD, gate_up, self._slices.gate_up, batch)
+            wide_TI = self._steps.silu_mul(gate_up_T2I, x_TD.dtype)
         down_TD = self._project(wide_TI, self._weights.down, self._slices.down, batch, is_added=not is_whole)
         return whole(down_TD, x_TD.dtype) if is_whole else down_TD

@@ -21,6 +21,9 @@ class FusedSteps(Protocol):
     def linear_to_add(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor: ...
 
     @staticmethod
+    def linear_silu_mul(x_TK: Tensor, weight_2IK: Tensor, bias_2I: Tensor | None) -> Tensor: ...
+
+    @staticmethod
     def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor: ...
 
     @staticmethod

@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.fused import reference
 from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.linear import small_batch
-from kernels.linear.tiles import MOST_TOKENS, choose
+from kernels.linear.tiles import Tile, choose
 
 _HEADS_OF_A_PROGRAM = 8
 _COLUMNS_OF_A_PROGRAM = 1024
@@ -23,22 +23,34 @@ _LOGITS_OF_A_PROGRAM = 4096
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tensor | None = None) -> Tensor:
-    tokens, (outputs, inputs) = len(x_TK), weight_NK.shape
-    if not 0 < tokens <= MOST_TOKENS or x_TK.dtype.itemsize != 2:
+    tile = _tile(x_TK, weight_NK)
+    if tile is None:
         return reference.linear(x_TK, weight_NK, bias_N, out_TN)
     if out_TN is None:
-        out_TN = x_TK.new_empty(tokens, outputs)
-    small_batch.multiply(out_TN, x_TK, weight_NK, bias_N, choose(tokens, outputs, inputs))
+        out_TN = x_TK.new_empty(len(x_TK), len(weight_NK))
+    small_batch.multiply(out_TN, x_TK, weight_NK, bias_N, tile)
     return out_TN
 
 
 def linear_to_add(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    tokens, (outputs, inputs) = len(x_TK), weight_NK.shape
-    if bias_N is None and 0 < tokens <= MOST_TOKENS and x_TK.dtype.itemsize == 2:
-        tile = choose(tokens, outputs, inputs)
-        if tile.splits > 1:
-            return small_batch.parts(x_TK, weight_NK, tile)
+    tile = _tile(x_TK, weight_NK)
+    if tile is not None and tile.splits > 1 and bias_N is None:
+        return small_batch.parts(x_TK, weight_NK, tile)
     return linear(x_TK, weight_NK, bias_N)
+
+
+def linear_silu_mul(x_TK: Tensor, weight_2IK: Tensor, bias_2I: Tensor | None) -> Tensor:
+    tile = _tile(x_TK, weight_2IK, gated=True)
+    if tile is None or tile.splits > 1:
+        return silu_mul(linear_to_add(x_TK, weight_2IK, bias_2I), x_TK.dtype)
+    out_TI = x_TK.new_empty(len(x_TK), len(weight_2IK) // 2)
+    small_batch.multiply(out_TI, x_TK, weight_2IK, bias_2I, tile, gated=True)
+    return out_TI
+
+
+def _tile(x_TK: Tensor, weight_NK: Tensor, *, gated: bool = False) -> Tile | None:
+    """None where cuBLAS should compute."""
+    return choose(len(x_TK), *weight_NK.shape, gated=gated) if x_TK.dtype.itemsize == 2 else None
 
 
 def add_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:

@@ -98,6 +98,11 @@ def silu_mul(gate_up_T2I: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return silu(gate_TI).mul_(up_TI)
 
 
+def linear_silu_mul(x_TK: Tensor, weight_2IK: Tensor, bias_2I: Tensor | None) -> Tensor:
+    """Semantics: `silu_mul(linear(x, weight, bias))`, `[T, I]`, with its roundings."""
+    return silu_mul(linear(x_TK, weight_2IK, bias_2I))
+
+
 def greedy(logits_NV: Tensor) -> Tensor:
     """Semantics: the index of each row's largest logit, the first of equals; int64 `[N]`."""
     return logits_NV.argmax(dim=-1)

@@ -2,9 +2,9 @@
 
 Semantics: `y = x @ weight.T + bias`, summed in float32 and rounded once. Where the inputs of an output are
 split over programs, the last of them to end adds the parts in a fixed order, so that the same inputs always
-give the same bits.
+give the same bits. Gated, the output is `silu(gate) * up` of that y, whose first half is gate, rounded again.
 
-Legend: T tokens, K in features, N out features.
+Legend: T tokens, K in features, N out features, I half of them.
 """
 
 # pyright: reportCallIssue=false
@@ -18,84 +18,104 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import overlapping, quick, wait_for_inputs
+from kernels.linear.gating import silu_mul_halves
+from kernels.linear.matrix import matrix_kernel
 from kernels.linear.tiles import MOST_BLOCKS, Tile
 
 
 def parts(x_TK: Tensor, weight_NK: Tensor, tile: Tile) -> Tensor:
     """The product as float32 `[C, T, N]`, still to be summed over C, the splits of the tile."""
-    outputs = weight_NK.shape[0]
-    parts_CTN = torch.empty(tile.splits, len(x_TK), outputs, dtype=torch.float32, device=x_TK.device)
-    _multiply(parts_CTN[0], x_TK, weight_NK, None, tile, parts_CTN)
+    parts_CTN = _parts(x_TK, weight_NK, tile)
+    _check(parts_CTN[0], x_TK, weight_NK, tile, gated=False, in_parts=True)
+    _multiply(parts_CTN[0], x_TK, weight_NK, None, tile, gated=False, parts_CTN=parts_CTN)
     return parts_CTN
 
 
-def multiply(out_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, tile: Tile) -> None:
-    """Raises ValueError for what does not fit."""
-    _multiply(out_TN, x_TK, weight_NK, bias_N, tile, None)
+def multiply(
+    out: Tensor, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, tile: Tile, *, gated: bool = False
+) -> None:
+    """To out `[T, N]` or, gated, `[T, I]`. Raises ValueError for what does not fit."""
+    _check(out, x_TK, weight_NK, tile, gated=gated, in_parts=tile.splits > 1)
+    outputs, inputs = weight_NK.shape
+    if tile.tokens > 1:
+        _multiply(out, x_TK, weight_NK, bias_N, tile, gated=gated, parts_CTN=None)
+        return
+    _vector_kernel[(-(-outputs // tile.rows),)](
+        out,
+        x_TK,
+        weight_NK,
+        bias_N if bias_N is not None else weight_NK,
+        out.shape[1],
+        IN=inputs,
+        ROWS=tile.rows,
+        BLOCK_K=tile.block_k,
+        IS_GATED=gated,
+        HAS_BIAS=bias_N is not None,
+        num_warps=tile.warps,
+        **overlapping(),
+    )
+
+
+def _check(out: Tensor, x_TK: Tensor, weight_NK: Tensor, tile: Tile, *, gated: bool, in_parts: bool) -> None:
+    outputs, inputs = weight_NK.shape
+    shape = (len(x_TK), outputs // 2 if gated else outputs)
+    if out.shape != shape or x_TK.shape[1] != inputs or not 0 < len(x_TK) <= tile.tokens:
+        raise ValueError(f"shapes do not fit: {out.shape=}, {x_TK.shape=}, {weight_NK.shape=}, {tile}")
+    if x_TK.stride(1) != 1 or not weight_NK.is_contiguous() or out.stride(1) != 1:
+        raise ValueError("x, weight and out need a contiguous last dimension")
+    can_be_split = not gated and tile.rows.bit_count() == 1 and -(-outputs // tile.rows) <= MOST_BLOCKS
+    if in_parts and not can_be_split:
+        raise ValueError(f"inputs cannot be split: {outputs=}, {gated=}, {tile}")
 
 
 def _multiply(
-    out_TN: Tensor,
+    out: Tensor,
     x_TK: Tensor,
     weight_NK: Tensor,
     bias_N: Tensor | None,
     tile: Tile,
+    *,
+    gated: bool,
     parts_CTN: Tensor | None,
 ) -> None:
     """With `parts`, these are left there and nothing is summed."""
-    tokens, (outputs, inputs) = len(x_TK), weight_NK.shape
-    if out_TN.shape != (tokens, outputs) or x_TK.shape[1] != inputs or not 0 < tokens <= tile.tokens:
-        raise ValueError(f"shapes do not fit: {out_TN.shape=}, {x_TK.shape=}, {weight_NK.shape=}, {tile}")
-    if x_TK.stride(1) != 1 or not weight_NK.is_contiguous() or out_TN.stride(1) != 1:
-        raise ValueError("x, weight and out need a contiguous last dimension")
-    blocks = -(-outputs // tile.rows)
-    has_bias = bias_N is not None
-    if tile.tokens == 1:
-        _vector_kernel[(blocks,)](
-            out_TN,
-            x_TK,
-            weight_NK,
-            bias_N if bias_N is not None else weight_NK,
-            outputs,
-            IN=inputs,
-            ROWS=tile.rows,
-            BLOCK_K=tile.block_k,
-            HAS_BIAS=has_bias,
-            num_warps=tile.warps,
-            **overlapping(),
-        )
-        return
-    if tile.splits > 1 and blocks > MOST_BLOCKS:
-        raise ValueError(f"{blocks} blocks cannot be split")
-    summed, arrived = parts_CTN is None, out_TN
+    outputs, inputs = weight_NK.shape
+    rows = 1 << (tile.rows.bit_length() - 1)
+    summed, arrived = parts_CTN is None, out
     if parts_CTN is None:
-        parts_CTN = out_TN
+        parts_CTN = out
         if tile.splits > 1:
-            parts_CTN = torch.empty(tile.splits, tokens, outputs, dtype=torch.float32, device=x_TK.device)
-            arrived = _arrived(x_TK.device)
-    _matrix_kernel[(blocks, tile.splits)](
-        out_TN,
+            parts_CTN, arrived = _parts(x_TK, weight_NK, tile), _arrived(x_TK.device)
+    matrix_kernel[(-(-outputs // tile.rows), tile.splits)](
+        out,
         x_TK,
         weight_NK,
         bias_N if bias_N is not None else weight_NK,
         parts_CTN,
         arrived,
-        tokens,
-        outputs,
+        len(x_TK),
+        out.shape[1],
         x_TK.stride(0),
-        out_TN.stride(0),
+        out.stride(0),
         IN=inputs,
-        ROWS=tile.rows,
+        ROWS=rows,
+        MORE=tile.rows - rows,
         TOKENS=tile.tokens,
         BLOCK_K=tile.block_k,
+        STAGES=tile.stages,
         SPLITS=tile.splits,
         IS_SUMMED=summed,
+        IS_GATED=gated,
         PREFETCH=tile.prefetch,
-        HAS_BIAS=has_bias,
+        HAS_BIAS=bias_N is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,
         **overlapping(),
     )
+
+
+def _parts(x_TK: Tensor, weight_NK: Tensor, tile: Tile) -> Tensor:
+    return torch.empty(tile.splits, len(x_TK), len(weight_NK), dtype=torch.float32, device=x_TK.device)
 
 
 @cache
@@ -105,24 +125,27 @@ def _arrived(device: torch.device) -> Tensor:
 
 
 @quick
-@triton.jit(do_not_specialize=["outputs"])
+@triton.jit(do_not_specialize=["columns"])
 def _vector_kernel(
     y_ptr,
     x_ptr,
     weight_ptr,
     bias_ptr,
-    outputs,
+    columns,
     IN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    IS_GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One token. The first weights are on their way before the input is there."""
-    n_N = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    k_K = tl.arange(0, BLOCK_K)
-    inside_N = n_N < outputs
-    weight_NK = weight_ptr + n_N.to(tl.int64)[:, None] * IN + k_K[None, :]
+    """One token. The first weights are on their way before the input is there; y has `columns`."""
+    COUNT: tl.constexpr = ROWS // 2 if IS_GATED else ROWS
+    r_N, k_K = tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
+    n_N = tl.program_id(0) * COUNT + r_N % COUNT
+    inside_N = n_N < columns
+    row_N = n_N + r_N // COUNT * columns
+    weight_NK = weight_ptr + row_N.to(tl.int64)[:, None] * IN + k_K[None, :]
     first_NK = tl.load(weight_NK, mask=inside_N[:, None] & (k_K < IN)[None, :], other=0.0)
     wait_for_inputs(PDL)
     x_K = tl.load(x_ptr + k_K, mask=k_K < IN, other=0.0).to(tl.float32)
@@ -134,85 +157,9 @@ def _vector_kernel(
         acc_NK += w_NK.to(tl.float32) * x_K[None, :]
     y_N = tl.sum(acc_NK, 1)
     if HAS_BIAS:
-        y_N += tl.load(bias_ptr + n_N, mask=inside_N, other=0.0).to(tl.float32)
+        y_N += tl.load(bias_ptr + row_N, mask=inside_N, other=0.0).to(tl.float32)
+    if IS_GATED:
+        y_N = silu_mul_halves(y_N, y_ptr.dtype.element_ty, ROWS)
+        n_N = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
+        inside_N = n_N < columns
     tl.store(y_ptr + n_N, y_N.to(y_ptr.dtype.element_ty), mask=inside_N)
-
-
-@quick
-@triton.jit(do_not_specialize=["tokens", "outputs"])
-def _matrix_kernel(
-    y_ptr,
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    parts_ptr,
-    arrived_ptr,
-    tokens,
-    outputs,
-    stride_x_t,
-    stride_y_t,
-    IN: tl.constexpr,
-    ROWS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLITS: tl.constexpr,
-    IS_SUMMED: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Weights stand where tensor cores want the larger operand: the product is that of y transposed."""
-    block, split = tl.program_id(0), tl.program_id(1)
-    n_N = block * ROWS + tl.arange(0, ROWS)
-    t_T, k_K = tl.arange(0, TOKENS), tl.arange(0, BLOCK_K)
-    inside_N, inside_T = n_N < outputs, t_T < tokens
-    # Rows beyond the last read the last one again, which costs no mask.
-    weight_NK = weight_ptr + tl.minimum(n_N, outputs - 1).to(tl.int64)[:, None] * IN + k_K[None, :]
-    x_KT = x_ptr + t_T.to(tl.int64)[None, :] * stride_x_t + k_K[:, None]
-    share = tl.cdiv(tl.cdiv(IN, SPLITS), BLOCK_K) * BLOCK_K
-    begin = split * share
-    end = tl.minimum(begin + share, IN)
-    acc_NT = tl.zeros([ROWS, TOKENS], tl.float32)
-    if PDL and PREFETCH > 0:
-        # One address for each line of 128 bytes.
-        line_NL = (weight_ptr + tl.minimum(n_N, outputs - 1).to(tl.int64)[:, None] * IN) + (
-            begin + tl.arange(0, PREFETCH // 64) * 64
-        )[None, :]
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [line_NL.to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-    wait_for_inputs(PDL)
-    for first in range(begin, end, BLOCK_K):
-        if IN % BLOCK_K == 0:
-            w_NK = tl.load(weight_NK + first)
-            a_KT = tl.load(x_KT + first, mask=inside_T[None, :], other=0.0)
-        else:
-            inside_K = first + k_K < IN
-            w_NK = tl.load(weight_NK + first, mask=inside_K[None, :], other=0.0)
-            a_KT = tl.load(x_KT + first, mask=inside_T[None, :] & inside_K[:, None], other=0.0)
-        acc_NT = tl.dot(w_NK, a_KT, acc_NT)
-    inside_NT = inside_N[:, None] & inside_T[None, :]
-    if SPLITS > 1 or not IS_SUMMED:
-        part_NT = parts_ptr + t_T.to(tl.int64)[None, :] * outputs + n_N[:, None]
-        stride = tokens.to(tl.int64) * outputs
-        tl.store(part_NT + split * stride, acc_NT, mask=inside_NT)
-    if not IS_SUMMED:
-        return
-    if SPLITS > 1:
-        tl.debug_barrier()
-        if tl.atomic_add(arrived_ptr + block, 1, sem="acq_rel") < SPLITS - 1:
-            return
-        tl.store(arrived_ptr + block, 0)
-        acc_NT = tl.zeros([ROWS, TOKENS], tl.float32)
-        for part in tl.static_range(SPLITS):
-            # From L2, where the others' parts are.
-            acc_NT += tl.load(part_NT + part * stride, mask=inside_NT, other=0.0, cache_modifier=".cg")
-    if HAS_BIAS:
-        acc_NT += tl.load(bias_ptr + n_N, mask=inside_N, other=0.0).to(tl.float32)[:, None]
-    y_NT = y_ptr + t_T.to(tl.int64)[None, :] * stride_y_t + n_N[:, None]
-    tl.store(y_NT, acc_NT.to(y_ptr.dtype.element_ty), mask=inside_NT)

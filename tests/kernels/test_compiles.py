@@ -22,7 +22,6 @@ KERNELS = {
         "_chunk_argmax_kernel",
         "_argmax_kernel",
         "_vector_kernel",
-        "_matrix_kernel",
         "vector_kernel",
         "matrix_kernel",
     },

@@ -76,6 +76,18 @@ def test_silu_mul(dtype: torch.dtype) -> None:
     near(gpu.silu_mul(parts, dtype), reference.silu_mul(parts, dtype), "product of parts")
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("inputs", [96, 1024], ids=["one launch", "split"])
+@pytest.mark.parametrize("tokens", [0, 1, 5, 33])
+def test_linear_silu_mul(dtype: torch.dtype, inputs: int, tokens: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(tokens, inputs, device=DEVICE).to(dtype)
+    weight = (torch.randn(2 * 40, inputs, device=DEVICE) * inputs**-0.5).to(dtype)
+    for bias in (None, torch.randn(2 * 40, device=DEVICE).to(dtype)):
+        expected = reference.linear_silu_mul(x, weight, bias)
+        near(gpu.linear_silu_mul(x, weight, bias), expected, "product")
+
+
 def test_greedy() -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 9001, device=DEVICE)

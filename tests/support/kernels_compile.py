@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 
 from kernels.attention import paged
 from kernels.fused import gpu as fused_kernels
-from kernels.linear import small_batch
+from kernels.linear import matrix, small_batch
 from kernels.linear.tiles import choose
 from kernels.lora import beside_matrix, beside_vector, gpu
 from kernels.lora.beside_tiles import choose as choose_beside
@@ -122,16 +122,19 @@ def fused(dtype: str) -> None:
         compile_kernel(kernel, {"num_warps": warps}, types, **constexprs, PDL=True)
 
 
-def linear(tokens: int, outputs: int, inputs: int) -> None:
-    tile = choose(tokens, outputs, inputs)
+def linear(tokens: int, outputs: int, inputs: int, *, gated: bool = False) -> None:
+    tile = choose(tokens, outputs, inputs, gated=gated)
+    assert tile is not None
     types = dict.fromkeys(("y_ptr", "x_ptr", "weight_ptr", "bias_ptr"), "*bf16") | {"arrived_ptr": "*i32"}
-    common = {"IN": inputs, "ROWS": tile.rows, "BLOCK_K": tile.block_k, "HAS_BIAS": True, "PDL": True}
+    common = {"IN": inputs, "BLOCK_K": tile.block_k, "IS_GATED": gated, "HAS_BIAS": True, "PDL": True}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     if tile.tokens == 1:
-        compile_kernel(small_batch._vector_kernel, options, types, **common)
+        compile_kernel(small_batch._vector_kernel, options, types, **common, ROWS=tile.rows)
     else:
-        more = {"TOKENS": tile.tokens, "SPLITS": tile.splits, "IS_SUMMED": True, "PREFETCH": 512}
-        compile_kernel(small_batch._matrix_kernel, options, types, **common, **more)
+        rows = 1 << (tile.rows.bit_length() - 1)
+        more = {"ROWS": rows, "MORE": tile.rows - rows, "TOKENS": tile.tokens, "STAGES": tile.stages}
+        more |= {"SPLITS": tile.splits, "IS_SUMMED": True, "PREFETCH": tile.prefetch}
+        compile_kernel(matrix.matrix_kernel, options, types, **common, **more)
 
 
 def beside(tokens: int, outputs: int, inputs: int, slices: int) -> None:
@@ -152,6 +155,10 @@ def main() -> None:
     fused("bf16")
     for tokens, outputs, inputs in ((1, 4096, 12_288), (8, 4096, 4096), (32, 6144, 4096), (16, 1000, 96)):
         linear(tokens, outputs, inputs)
+    for tokens in (1, 8, 128):
+        linear(tokens, 24_576, 4096, gated=True)
+    for tokens in (64, 128):
+        linear(tokens, 151_936, 4096)
     for tokens, outputs, inputs, slices in ((1, 4096, 12_288, 1), (8, 24_576, 4096, 2), (32, 6144, 4096, 3)):
         beside(tokens, outputs, inputs, slices)
     for dtype, head_dims in (("bf16", (64, 128, 256)), ("fp32", (128,))):

@@ -50,7 +50,7 @@ def test_an_mlp_with_adapters_beside_it(slots: list[int], is_whole: bool) -> Non
         down=Linear(weight=(torch.randn(HIDDEN, WIDE, device=DEVICE) / 7).half(), bias=None),
     )
     x = torch.randn(len(slots), HIDDEN, device=DEVICE).half()
-    places, _ = cut(batch.slots, batch.splits, fixed_order=True)
+    places, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
     arrivals = Arrivals(2, DEVICE)
     beside = LoraBatch(
         slots=(),
@@ -66,3 +66,17 @@ def test_an_mlp_with_adapters_beside_it(slots: list[int], is_whole: bool) -> Non
     plain = DenseMlp(weights, SLICES, adapters=table, steps=reference).forward(x, NO_LORA)
     assert (expected - plain).abs().max() > 0.1, "the adapters must matter"
     torch.testing.assert_close(reference.whole(found, x.dtype), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_an_mlp_without_adapters(tokens: int) -> None:
+    torch.manual_seed(0)
+    weights = MlpParameters(
+        gate_up=Linear(weight=(torch.randn(2 * WIDE, HIDDEN, device=DEVICE) / 7).half(), bias=None),
+        down=Linear(weight=(torch.randn(HIDDEN, WIDE, device=DEVICE) / 7).half(), bias=None),
+    )
+    x, table = torch.randn(tokens, HIDDEN, device=DEVICE).half(), make_table()
+    found = DenseMlp(weights, SLICES, adapters=table, steps=gpu).forward(x, NO_LORA, is_whole=True)
+    expected = DenseMlp(weights, SLICES, adapters=table, steps=reference).forward(x, NO_LORA, is_whole=True)
+    assert found.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
