@@ -32,14 +32,15 @@ from kernels.fused import FusedSteps, reference
 from kernels.lora import LoraBatch
 
 if TYPE_CHECKING:
-    from executor.decode_graphs import DecodeGraphs  # imports Triton
+    from executor.graphs.step_graphs import StepGraphs  # imports Triton
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """`max_rows` run at once; the cache holds `pages` of `page_size` tokens and host memory `host_pages`; no
-    sequence exceeds `max_context`. With `graphs`, a GPU decodes by CUDA graphs. `deterministic`: a request's
-    logits have the same bits whatever else is in the batch, in whatever chunks its prompt comes.
+    sequence exceeds `max_context`. With `graphs`, a GPU computes all but large steps by CUDA graphs.
+    `deterministic`: a request's logits have the same bits whatever else is in the batch, in whatever chunks
+    its prompt comes.
     """
 
     max_rows: int
@@ -134,7 +135,7 @@ class TorchRunner:
         by_slot = np.argsort(plan.slots, kind="stable")
         spans, slots, input_ids = _flatten(plan, by_slot)
         sampled = np.flatnonzero(plan.samples[by_slot])
-        computed = self._decode(spans, slots, input_ids, sampled) or self._forward(
+        computed = self._by_graph(spans, slots, input_ids, sampled) or self._forward(
             spans, slots, input_ids, sampled
         )
         pending = PendingStep(
@@ -150,16 +151,14 @@ class TorchRunner:
         self._unsampled = pending
         return pending
 
-    def _decode(
+    def _by_graph(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
     ) -> "_Computed | None":
-        """By a graph, where the step is one: one token of each row, all of them sampled."""
-        if self._graphs is None or not len(sampled) == len(spans.rows) == len(input_ids):
+        """Where the step has one, and no prompt is to be scored."""
+        if self._graphs is None or not self._prompts.idle:
             return None
-        if not self._prompts.idle:
-            return None
-        decoded = self._graphs.decode(spans, slots, input_ids)
-        return None if decoded is None else _Computed(*decoded, ())
+        computed = self._graphs.compute(spans, slots, input_ids, sampled)
+        return None if computed is None else _Computed(*computed, ())
 
     def _forward(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
@@ -236,12 +235,13 @@ class TorchRunner:
         )
         return pending.result
 
-    def _record_graphs(self) -> "DecodeGraphs":
-        from executor.decode_graphs import CudaRecorder, DecodeGraphs, no_recorder
+    def _record_graphs(self) -> "StepGraphs":
+        from executor.graphs.recorder import CudaRecorder, no_recorder
+        from executor.graphs.step_graphs import StepGraphs
         from executor.model.attention_triton import TritonAttention
 
         assert isinstance(self._attention, TritonAttention)
-        graphs = DecodeGraphs(
+        graphs = StepGraphs(
             self._decoder,
             attention=self._attention,
             steps=self._steps,

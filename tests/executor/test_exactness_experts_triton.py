@@ -3,7 +3,10 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from executor.control.request import SamplingParams
+from tests.support.graph_recordings import Recordings
 from tests.support.oracle_checkpoints import make_checkpoint
 from tests.support.oracle_experts import make_expert_adapters
 from tests.support.oracle_reference import Oracle
@@ -12,7 +15,7 @@ from tests.support.oracle_serving import Ask, Server
 FORMS = ("everything", "shared outer")
 
 
-def test_mixed_batch_chunked(tmp_path: Path) -> None:
+def test_mixed_batch_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer, which has experts, a shared one, and LoRA on all of them and on both of their gates."""
     checkpoint = make_checkpoint(
         tmp_path / "model", "qwen2_moe", num_hidden_layers=1, decoder_sparse_step=1, num_experts=3
@@ -28,6 +31,7 @@ def test_mixed_batch_chunked(tmp_path: Path) -> None:
         for length, adapter in ((10, FORMS[0]), (11, FORMS[1]), (12, ""), (1, FORMS[0]))
     ]
     folders = {name: adapter.folder for name, adapter in made.items()}
+    Recordings(monkeypatch)
     server = Server(checkpoint, folders, chunk=8, page_size=4, triton=True)
     answers = server.serve(asks)
     assert server.runner.most_slots == len(FORMS) + 1

@@ -1,0 +1,101 @@
+"""Which steps share a graph: batches are padded to few sizes.
+
+A graph is recorded when its shape comes, so that few shapes are few waits; a shape that is larger than its
+batch costs the GPU what the padding does. Weights are read once for all tokens, so that up to some 200 of
+them padding is nearly free.
+"""
+
+from typing import NamedTuple
+
+from kernels.lora.tiles import BLOCK
+
+_TOKENS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+_ROWS = (8, 32, 128, 512)
+_RANKS = (16, 64, 256)
+_TILES = (1, 4, 8, 16)
+_LONG_BLOCK, _FEW_TOKENS = 64, 256
+"""Tokens of a tile of adapters, where chunks are long, and up to how many tokens they are not."""
+_SHORT_CHUNK = 8
+"""Tokens of chunks on average for which there are tiles of attention enough."""
+
+MOST_TOKENS = _TOKENS[-1]
+"""Of a step with chunks. Beyond, the GPU takes longer to compute than the host to launch."""
+
+
+class LoraShape(NamedTuple):
+    """What a graph with adapters is made for: that many tiles of up to `block` tokens, ranks up to `rank`,
+    `routers` of experts and `ends` (embedding and head) that adapters change or not, and whether adapters are
+    computed `beside` the base's products.
+    """
+
+    tiles: int
+    block: int
+    rank: int
+    routers: bool
+    ends: bool
+    beside: bool
+
+
+class StepShape(NamedTuple):
+    """`tokens` of a step, `rows` that decode and as many that are sampled, `chunks` tiles of attention for
+    longer spans. Without chunks, every token is a row's and all are sampled.
+    """
+
+    tokens: int
+    rows: int
+    chunks: int
+    lora: LoraShape | None
+
+
+def decoding(size: int, lora: LoraShape | None = None) -> StepShape:
+    """Of `size` rows."""
+    return StepShape(tokens=size, rows=size, chunks=0, lora=lora)
+
+
+def mixed(tokens: int, rows: int, *, most_rows: int, queries: int) -> StepShape | None:
+    """The least that fits, with tiles of `queries` tokens for chunks; None where none does."""
+    if tokens > MOST_TOKENS:
+        return None
+    size = least(_TOKENS, tokens)
+    rows = min(least(_ROWS, rows), most_rows)
+    return StepShape(tokens=size, rows=rows, chunks=size // queries + size // _SHORT_CHUNK, lora=None)
+
+
+def largest(most_rows: int, queries: int) -> StepShape:
+    """Of those with chunks, but for adapters."""
+    shape = mixed(MOST_TOKENS, most_rows, most_rows=most_rows, queries=queries)
+    assert shape is not None
+    return shape
+
+
+def tiles_of(count: int, size: int) -> int:
+    """How many tiles of adapters a graph of `size` tokens has for `count`."""
+    return min(least(_TILES, count), size)
+
+
+def rank_of(rank: int) -> int:
+    """What rank a graph is made for that serves this one."""
+    return least(_RANKS, rank)
+
+
+def block_of(shape: StepShape) -> int:
+    """How many tokens of an adapter a tile has at most."""
+    return _LONG_BLOCK if shape.chunks and shape.tokens > _FEW_TOKENS else BLOCK
+
+
+def sizes(rows: int) -> tuple[int, ...]:
+    """Numbers of decoding rows that have a graph, up to `rows`: an eighth of a batch is padding at most, but
+    for the smallest.
+    """
+    chosen, size = [], 1
+    while size < rows:
+        chosen.append(size)
+        size += (
+            1 if size < 2 else 2 if size < 4 else 4 if size < 16 else 8 if size < 64 else max(16, size // 8)
+        )
+    return (*chosen, size)
+
+
+def least(steps: tuple[int, ...], number: int) -> int:
+    """The least of few steps that a number fits in; beyond the last, its multiples."""
+    return next((step for step in steps if step >= number), -(-number // steps[-1]) * steps[-1])

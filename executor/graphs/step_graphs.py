@@ -1,0 +1,241 @@
+"""Steps by graphs. A smaller batch is padded with tokens that store nothing and are nobody's, and with tiles
+that do nothing; `shapes` says to what, `inputs` what the graphs read that changes from step to step.
+
+Page table, slot table, pool and cache are where they always are, so that a replay sees what has been loaded
+and evicted since. A shape that comes for the first time runs kernel by kernel, which compiles them; when it
+comes again it is recorded.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from executor.control.plan import LAST_SAMPLED
+from executor.graphs.inputs import Inputs, idle, most, parts
+from executor.graphs.recorder import Recorder
+from executor.graphs.shapes import (
+    LoraShape,
+    StepShape,
+    block_of,
+    decoding,
+    largest,
+    mixed,
+    rank_of,
+    sizes,
+    tiles_of,
+)
+from executor.model.attention import Spans, token_places
+from executor.model.attention_triton import TritonAttention
+from executor.model.batch import Batch
+from executor.model.decoder import Decoder
+from executor.model.layout import embedding_index, head_slices, router_slices
+from executor.model.page_table import PageTable
+from kernels.fused import FusedSteps
+from kernels.lora import NO_LORA, Arrivals, LoraBatch, SlotTable, can_be_beside
+from kernels.lora.tiles import BLOCK, Tiles, cut
+from kernels.moe_lora.gpu import slots_of
+from kernels.transfer import pack
+
+_MOST_GRAPHS = 256
+"""Each takes a few MB of the GPU's memory."""
+_FEW_ROWS = 8
+_USUAL_RANK = 16
+_NO_TILES = np.empty((3, 0), dtype=np.int32)
+_PROJECTIONS = 4
+"""Products of a layer that adapters are beside: q,k,v; o; gate,up; down."""
+
+
+class Computed(NamedTuple):
+    """Logits `[S, V]`, their argmax int64 `[S]` and the rows int64 `[S]`; the next step overwrites them."""
+
+    logits: Tensor
+    tokens: Tensor
+    rows: Tensor
+
+
+class StepGraphs:
+    """Owns the graphs, their inputs and their logits."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        attention: TritonAttention,
+        steps: FusedSteps,
+        page_table: PageTable,
+        page_size: int,
+        adapters: SlotTable,
+        last_sampled: Tensor,
+        record: Recorder,
+    ) -> None:
+        """For as many rows as `last_sampled` has."""
+        self._decoder = decoder
+        self._attention = attention
+        self._steps = steps
+        self._page_table = page_table
+        self._page_size = page_size
+        self._adapters = adapters
+        self._last_sampled = last_sampled
+        self._record = record
+        self._sizes = sizes(len(last_sampled))
+        self._largest = largest(self._sizes[-1], attention.chunk_queries)
+        self._windows = tuple(set(decoder.config.windows))
+        self._routers = router_slices(decoder.config)
+        self._ends = embedding_index(decoder.config), head_slices(decoder.config)[0].slice
+        self._arrivals = Arrivals(_PROJECTIONS * decoder.config.layers, last_sampled.device)
+        numbers = max(most(decoding(self._sizes[-1])), most(self._largest))
+        self._inputs = torch.zeros(numbers, dtype=torch.int32, device=last_sampled.device)
+        self._logits_NV = adapters.pool.new_empty(self._sizes[-1], decoder.config.vocab_size)
+        self._graphs: dict[StepShape, Callable[[], Computed]] = {}  # the one used last comes last
+        self._met: set[StepShape] = set()
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Record the largest step with chunks, so that all others find memory, those that decode without
+        adapters, and what a few adapters of usual rank want.
+        """
+        shapes = [self._largest, *map(decoding, reversed(self._sizes))]
+        if can_be_beside(1, rank=_USUAL_RANK, table=self._adapters) and self._adapters.slots:
+            for size in (size for size in self._sizes if size <= _FEW_ROWS):
+                few = [
+                    LoraShape(tiles, BLOCK, _USUAL_RANK, routers=False, ends=False, beside=True)
+                    for tiles in sorted({tiles_of(tiles, size) for tiles in (1, size)})
+                ]
+                shapes += [decoding(size, lora) for lora in few]
+        for shape in shapes:
+            self._send(idle(shape))
+            self._run(shape)
+            self._graphs[shape] = self._record(partial(self._run, shape))
+
+    def compute(
+        self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
+    ) -> Computed | None:
+        """A step of rows sorted by slot, of which those in `sampled` are; results are in their order. None
+        where no shape fits, and where adapters bring whole weights, which the host looks up.
+        """
+        lora = LoraBatch.of_rows(slots, spans.lengths)
+        if self._adapters.brings_weights(lora.slots):
+            return None
+        decodes, chunks = self._attention.cut(spans)
+        if len(sampled) == len(input_ids):
+            shape = decoding(next(size for size in self._sizes if size >= len(sampled)))
+        else:
+            shape = mixed(
+                len(input_ids),
+                max(decodes.shape[1], len(sampled)),
+                most_rows=self._sizes[-1],
+                queries=self._attention.chunk_queries,
+            )
+        if shape is None or chunks.shape[1] > shape.chunks:
+            return None
+        tiles = ends = _NO_TILES
+        if not lora.empty:
+            shape, tiles = self._adapted(shape, lora)
+            if shape.chunks and shape.lora is not None and shape.lora.ends:
+                ends = _cut(LoraBatch.of_rows(slots[sampled], np.ones_like(sampled)), BLOCK)
+        numbers = idle(shape)
+        inputs = parts(numbers, shape)
+        inputs.tokens[:, : len(input_ids)] = self._tokens(spans, input_ids)
+        if shape.chunks:
+            inputs.sampled[:, : len(sampled)] = spans.splits[1:][sampled] - 1, spans.rows[sampled]
+        cuts = (inputs.decodes, decodes), (inputs.chunks, chunks), (inputs.tiles, tiles), (inputs.ends, ends)
+        for places, made in cuts:
+            places[:, : made.shape[1]] = made
+        self._send(numbers)
+        return Computed(*(tensor[: len(sampled)] for tensor in self._replay(shape)))
+
+    def _tokens(self, spans: Spans, input_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Id, row, position and place in the cache of each: integers `[T]`."""
+        rows = np.repeat(spans.rows, spans.lengths)
+        positions = np.repeat(spans.starts - spans.splits[:-1], spans.lengths) + np.arange(len(rows))
+        return (
+            input_ids,
+            rows,
+            positions,
+            token_places(rows, positions, self._page_table.on_host, self._page_size),
+        )
+
+    def _adapted(self, shape: StepShape, lora: LoraBatch) -> tuple[StepShape, np.ndarray]:
+        """With a batch's adapters, and the tiles of its tokens."""
+        table = self._adapters
+        rank, block = table.largest_rank(lora.slots), BLOCK if table.fixed_order else block_of(shape)
+        tiles = _cut(lora, block)
+        made = LoraShape(
+            tiles=tiles_of(tiles.shape[1], shape.tokens),
+            block=block,
+            rank=rank_of(rank),
+            routers=table.touches(lora.slots, self._routers),
+            ends=table.changes(lora.slots, self._ends),
+            beside=can_be_beside(shape.tokens, rank=rank, table=table) and not table.has_vectors(lora.slots),
+        )
+        return shape._replace(lora=made), tiles
+
+    def _send(self, numbers: np.ndarray) -> None:
+        """After the steps before, which read what this overwrites."""
+        sent = self._inputs[: len(numbers)]
+        sent.copy_(pack((numbers,), pinned=sent.is_cuda).view(torch.int32)[: len(numbers)], non_blocking=True)
+
+    def _replay(self, shape: StepShape) -> Computed:
+        replay = self._graphs.pop(shape, None)
+        if replay is None:
+            if shape not in self._met:
+                self._met.add(shape)
+                return self._run(shape)
+            if len(self._graphs) == _MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            replay = self._record(partial(self._run, shape))
+        self._graphs[shape] = replay
+        return replay()
+
+    def _run(self, shape: StepShape) -> Computed:
+        """What a graph is a recording of."""
+        inputs = parts(self._inputs, shape)
+        ids, rows, positions, kv = inputs.tokens
+        rows = rows.long()
+        lora, of_head = self._lora(shape, inputs)
+        batch = Batch(
+            input_ids=torch.where(ids == LAST_SAMPLED, self._last_sampled.index_select(0, rows), ids),
+            positions=positions,
+            kv_tokens=kv,
+            attention={
+                window: self._attention.static_plan(inputs.decodes, inputs.chunks, self._page_table, window)
+                for window in self._windows
+            },
+            lora=lora,
+        )
+        x_TD = self._decoder.forward(batch)
+        if shape.chunks:
+            tokens, rows = inputs.sampled.long()
+            x_TD = x_TD.index_select(0, tokens)
+        logits_NV = self._decoder.logits(x_TD, of_head, out_NV=self._logits_NV[: shape.rows])
+        return Computed(logits=logits_NV, tokens=self._steps.greedy(logits_NV), rows=rows)
+
+    def _lora(self, shape: StepShape, inputs: Inputs[Tensor]) -> tuple[LoraBatch, LoraBatch]:
+        """Adapters of all tokens, and of the sampled ones."""
+        made = shape.lora
+        if made is None:
+            return NO_LORA, NO_LORA
+        if made.beside:
+            self._arrivals.begin()
+        tiles = Tiles(places=inputs.tiles, block=made.block, rank=made.rank)
+        lora = LoraBatch(
+            slots=(),
+            splits=(0,),
+            tiles=tiles,
+            slots_T=slots_of(tiles, shape.tokens) if self._routers else None,
+            touches_routers=made.routers,
+            touches_ends=made.ends,
+            arrivals=self._arrivals if made.beside else None,
+        )
+        if not shape.chunks or not made.ends:
+            return lora, lora
+        of_head = Tiles(places=inputs.ends, block=BLOCK, rank=made.rank)
+        return lora, LoraBatch(slots=(), splits=(0,), tiles=of_head)
+
+
+def _cut(lora: LoraBatch, block: int) -> np.ndarray:
+    return _NO_TILES if lora.empty else cut(lora.slots, lora.splits, blocks=(block,))[0]

@@ -1,0 +1,57 @@
+"""Shapes that batches are padded to: few, and hardly larger than the batch."""
+
+from executor.graphs.shapes import MOST_TOKENS, block_of, decoding, least, mixed, rank_of, sizes, tiles_of
+
+
+def test_padding_is_at_most_a_third() -> None:
+    shapes = set()
+    for tokens in range(1, MOST_TOKENS + 1):
+        shape = mixed(tokens, 1, most_rows=128, queries=16)
+        assert shape is not None
+        shapes.add(shape)
+        assert tokens <= shape.tokens
+        assert tokens <= 32 or shape.tokens * 2 <= tokens * 3
+    assert len(shapes) == 16
+
+
+def test_larger_steps_have_none() -> None:
+    assert mixed(MOST_TOKENS + 1, 1, most_rows=128, queries=16) is None
+
+
+def test_rows_end_at_the_most_that_run() -> None:
+    rows = [mixed(100, rows, most_rows=48, queries=16) for rows in (0, 1, 8, 9, 33, 48)]
+    assert [shape.rows for shape in rows if shape is not None] == [8, 8, 8, 32, 48, 48]
+
+
+def test_chunks_of_eight_tokens_have_tiles_enough() -> None:
+    """Whatever their lengths are, as long as they are eight on average."""
+    for queries in (1, 3, 16, 32):
+        for tokens in (16, 100, 1000):
+            shape = mixed(tokens, 1, most_rows=128, queries=queries)
+            assert shape is not None
+            chunks = tokens // 8
+            # One token each but for the last: every chunk but that wastes the rest of a tile.
+            assert shape.chunks >= (chunks - 1) + -(-(tokens - chunks + 1) // queries)
+
+
+def test_long_chunks_have_larger_tiles() -> None:
+    blocks = []
+    for tokens in (256, 257):
+        shape = mixed(tokens, 1, most_rows=8, queries=16)
+        assert shape is not None
+        blocks.append(block_of(shape))
+    assert blocks == [16, 64]
+    assert block_of(decoding(512)) == 16
+
+
+def test_tiles_and_ranks_come_in_few_sizes() -> None:
+    assert {tiles_of(count, 64) for count in range(1, 65)} == {1, 4, 8, 16, 32, 48, 64}
+    assert tiles_of(2, 3) == 3, "a batch of three has at most three tiles"
+    assert [rank_of(rank) for rank in (0, 8, 16, 24, 64, 72, 256, 264)] == [16, 16, 16, 64, 64, 256, 256, 512]
+    assert least((2, 4), 9) == 12
+
+
+def test_decoding_sizes_reach_the_most_rows() -> None:
+    for rows in (1, 3, 24, 128, 300):
+        assert sizes(rows)[-1] >= rows
+        assert list(sizes(rows)) == sorted(set(sizes(rows)))

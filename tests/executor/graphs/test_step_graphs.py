@@ -1,0 +1,125 @@
+"""Steps by graphs, mixed ones too, in Triton's interpreter: as plain torch computes them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.engine_rig import Answer, Ask, Rig, random_pack
+from executor.control.request import SamplingParams
+from executor.model.config import ModelConfig
+from executor.model.dummy import dummy_parameters
+from tests.support.graph_recordings import Recordings
+
+TINY = {
+    "model_type": "qwen3",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": True,
+    "sliding_window": 20,
+    "max_window_layers": 0,
+}
+MODEL = ModelConfig.parse(TINY, {})
+PARAMETERS = dummy_parameters(MODEL, dtype=torch.float32, device=torch.device("cpu"))
+PACKS = {
+    "narrow": random_pack(MODEL, rank=8, dtype=torch.float32, seed=1),
+    "wide": random_pack(MODEL, rank=24, dtype=torch.float32, seed=2, ends=True),
+    "formed": random_pack(MODEL, rank=16, dtype=torch.float32, seed=3, forms=True),
+}
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    return Recordings(monkeypatch)
+
+
+def ask(length: int, adapter: str = "", *, output: int = 4, seed: int = 0) -> Ask:
+    prompt = np.random.default_rng(seed or length).integers(0, MODEL.vocab_size, length)
+    return Ask(prompt=prompt, adapter=adapter, sampling=SamplingParams(max_tokens=output, logprobs=0))
+
+
+def rig(*, triton: bool, **options: Any) -> Rig:
+    limits: dict[str, Any] = {"max_running": 6, "context": 96, "pages": 60} | options
+    return Rig(MODEL, PARAMETERS, packs=PACKS, triton=triton, **limits)
+
+
+def check(answers: Sequence[Answer], expected: Sequence[Answer]) -> None:
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in expected]
+    for mine, theirs in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)
+
+
+def test_chunks_among_decoding_rows_of_all_adapters(recordings: Recordings) -> None:
+    """Ranks mixed, base rows among them, one on embedding and head, one with gains and shifts; more requests
+    than rows, so that prompts come while others decode, and the second time from cached prefixes.
+    """
+    asks = [ask(23, "wide"), ask(3, "narrow"), ask(9), ask(30, "formed"), ask(5, "narrow"), ask(17)]
+    asks[1] = replace(asks[1], sampling=replace(asks[1].sampling, temperature=0.9, seed=5))
+    limits: dict[str, Any] = {"max_running": 4, "chunk": 20}
+    expected = rig(triton=False, **limits).serve(asks)
+    graphs = rig(triton=True, **limits)
+    check(graphs.serve(asks), expected)
+    check(graphs.serve(asks[:4]), expected[:4])
+    assert any(shape.lora.ends for shape in recordings.mixed if shape.lora)
+    assert len({shape.tokens for shape in recordings.mixed}) > 1
+    assert any(shape.chunks for shape in recordings.replays)
+
+
+def test_without_adapters_nothing_is_adapted(recordings: Recordings) -> None:
+    asks = [ask(30, output=8), ask(9, seed=1), ask(9, seed=2), ask(10, seed=3)]
+    limits: dict[str, Any] = {"max_running": 2}
+    check(rig(triton=True, **limits).serve(asks), rig(triton=False, **limits).serve(asks))
+    assert recordings.mixed
+    assert all(shape.lora is None for shape in recordings.steps)
+
+
+def test_preempted_rows_come_back(recordings: Recordings) -> None:
+    asks = [ask(28, "narrow", output=6, seed=seed) for seed in (1, 2, 3)]
+    limits: dict[str, Any] = {"pages": 6, "max_running": 3}
+    graphs = rig(triton=True, **limits)
+    check(graphs.serve(asks), rig(triton=False, **limits).serve(asks))
+    assert graphs.scheduler.statistics().preemptions > 0
+    assert recordings.replays
+
+
+def test_a_shape_is_recorded_when_it_comes_again(recordings: Recordings) -> None:
+    graphs = rig(triton=True)
+    graphs.serve([ask(20, output=1)])
+    assert not recordings.replays
+    graphs.serve([ask(21, output=1)])
+    assert list(recordings.replays.values()) == [1]
+    graphs.serve([ask(22, output=1)])
+    assert list(recordings.replays.values()) == [2]
+
+
+def test_what_fits_no_shape_is_computed_all_the_same(recordings: Recordings) -> None:
+    """Prompts of so few tokens that each has a tile of attention for itself."""
+    asks = [ask(2, output=1, seed=seed) for seed in range(1, 7)]
+    expected = rig(triton=False).serve(asks)
+    graphs = rig(triton=True)
+    for _ in range(3):
+        check(graphs.serve(asks), expected)
+    assert not recordings.steps
+
+
+def test_few_graphs_are_kept(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was used longest ago goes, and is recorded again when it comes again."""
+    monkeypatch.setattr("executor.graphs.step_graphs._MOST_GRAPHS", 1)
+    graphs = rig(triton=True)
+    for seed, length in enumerate((10, 10, 20, 20), start=1):
+        graphs.serve([ask(length, output=1, seed=seed)])
+    assert len(recordings.replays) == 2
+    recordings.replays.clear()
+    graphs.serve([ask(12, output=1)])
+    assert list(recordings.replays.values()) == [1]
