@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from executor.control.request import SamplingParams
@@ -90,7 +91,9 @@ class Sampler:
         which with the seed decide the noise. A row's former draws must have been collected.
         """
         special = np.flatnonzero(self._table.special[rows])
-        if len(special):
+        if 0 < len(special) == len(rows):
+            tokens_N.copy_(self._choose(logits_NV.to(torch.float32, copy=True), rows, positions))
+        elif len(special):
             (places,) = upload(logits_NV.device, special)
             logits_MV = logits_NV.index_select(0, places).float()
             chosen_M = self._choose(logits_MV, rows[special], positions[special])
@@ -108,9 +111,12 @@ class Sampler:
         return Draw(tokens_N, rows, self._table.count(rows), (asked, wanted[asked]), scores)
 
     def _choose(self, logits_MV: Tensor, rows: np.ndarray, positions: np.ndarray) -> Tensor:
+        """Tokens of rows with options. Overwrites their logits."""
         self._adjust(logits_MV, rows)
-        tokens_M = logits_MV.argmax(dim=-1)
         random = np.flatnonzero(self._table.temperature[rows] > 0)
+        if 0 < len(random) == len(rows):
+            return self._draw(logits_MV, rows, positions)
+        tokens_M = logits_MV.argmax(dim=-1)
         if len(random):
             (places,) = upload(logits_MV.device, random)
             drawn = self._draw(logits_MV.index_select(0, places), rows[random], positions[random])
