@@ -112,6 +112,23 @@ def write_parameters(folder: Path, loras: Loras, form: Form, config: ModelConfig
     )
 
 
+def write_transposed(folder: Path, loras: Loras, form: Form, config: ModelConfig) -> None:
+    """As PEFT's `target_parameters` up to 0.19.0, which took experts as `[E, K, N]`: A and B change places."""
+    tensors, ranks = {}, set()
+    for layer in range(config.layers):
+        path = f"model.layers.{layer}.mlp.experts"
+        for parameter, (a_EKR, b_ENR) in _stacks(loras, path, config).items():
+            nested = f"{path}.base_layer" if parameter == "gate_up_proj" else path
+            tensors[f"{nested}.lora_A.weight"] = b_ENR.transpose(1, 2).flatten(0, 1)
+            tensors[f"{nested}.lora_B.weight"] = a_EKR.permute(2, 1, 0).flatten(1, 2)
+            ranks.add(a_EKR.shape[1])
+    assert ranks == {form.rank}
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    _write(
+        folder, tensors, r=form.rank, target_modules=[], target_parameters=parameters, peft_version="0.19.0"
+    )
+
+
 def write_named_stacks(folder: Path, loras: Loras, form: Form, config: ModelConfig) -> None:
     """One tensor for all experts of a projection, `[E, R, K]` and `[E, N, R]`, or `[1, ...]` where they share
     it.
@@ -138,6 +155,7 @@ FORMS = {
     ),
     "stacked gate_up": Form(rank=24, touches=_GATE_UP, write=write_parameters, shares="a of gate and up"),
     "stacked down": Form(rank=2, touches=_DOWN, write=write_parameters),
+    "transposed": Form(rank=5, touches=_EXPERTS, write=write_transposed, shares="a of gate and up"),
     "shared outer": Form(rank=16, touches=_MLPS, write=write_named_stacks, shares="outer"),
 }
 
