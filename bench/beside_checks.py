@@ -35,7 +35,7 @@ def _error(dtype: torch.dtype, slots: list[int], table: SlotTable) -> float:
     batch, tokens = LoraBatch.of_tokens(slots), len(slots)
     places = np.zeros((3, tokens), np.int32)
     if not batch.empty:
-        found, _ = cut(batch.slots, batch.splits, fixed_order=True)
+        found, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
         places[:, : found.shape[1]] = found
     arrivals = Arrivals(1, table.pool.device)
     tiles = Tiles(places=torch.from_numpy(places).to(table.pool.device), block=BLOCK, rank=256)

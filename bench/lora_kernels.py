@@ -64,7 +64,7 @@ class Case:
         batch = LoraBatch.of_tokens(np.sort(np.arange(tokens) % adapters).tolist())
         self._segments, self._batch = batch, batch.tiled(self._table)
         if tokens <= MOST_TOKENS:
-            places, _ = cut(batch.slots, batch.splits, fixed_order=True)
+            places, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
             tiles = Tiles(places=torch.from_numpy(places).cuda(), block=BLOCK, rank=rank)
             self._arrivals = Arrivals(max(self.copies, _CALLS), torch.device("cuda"))
             self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=self._arrivals)

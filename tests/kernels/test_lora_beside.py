@@ -24,7 +24,7 @@ CASES = {
 
 def tiles_of(slots: list[int], *, spare: int, rank: int = 256) -> tuple[LoraBatch, Tiles]:
     batch = LoraBatch.of_tokens(slots)
-    found = np.zeros((3, 0), np.int32) if batch.empty else cut(batch.slots, batch.splits, fixed_order=True)[0]
+    found = np.zeros((3, 0), np.int32) if batch.empty else cut(batch.slots, batch.splits, blocks=(BLOCK,))[0]
     places = np.zeros((3, min(len(slots), found.shape[1] + spare)), np.int32)
     places[:, : found.shape[1]] = found
     return batch, Tiles(places=torch.from_numpy(places).to(DEVICE), block=BLOCK, rank=rank)
