@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import beside_checks
+from bench import beside_checks, linear_checks
 from bench.engine_rig import Answer, Ask, Pack, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
@@ -87,31 +87,10 @@ def run_all() -> Iterator[Check]:
         )
     )
     yield from (check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 200, 300))
-    for name, dtype, error in beside_checks.run_all():
-        yield Check(name=f"{name}, {_name(dtype)}", error=error, limit=_ERRORS[dtype])
-    yield from (
-        check_linear(dtype, tokens, outputs, inputs)
-        for dtype in (torch.float16, torch.bfloat16)
-        for tokens in (1, 2, 8, 13, 31, 32)
-        for outputs, inputs in ((6144, 4096), (4096, 4096), (24_576, 4096), (4096, 12_288), (1000, 96))
-    )
+    for checks in (beside_checks, linear_checks):
+        for name, dtype, error in checks.run_all():
+            yield Check(name=f"{name}, {_name(dtype)}", error=error, limit=_ERRORS[dtype])
     yield from check_engine()
-
-
-def check_linear(dtype: torch.dtype, tokens: int, outputs: int, inputs: int) -> Check:
-    """Few tokens, twice, into NaN, in the tiles that serve."""
-    from kernels.fused import gpu
-
-    x = torch.randn(tokens, inputs, device="cuda").to(dtype)
-    weight = (torch.randn(outputs, inputs, device="cuda") * inputs**-0.5).to(dtype)
-    bias = torch.randn(outputs, device="cuda").to(dtype)
-    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
-    errors = []
-    for _ in range(2):
-        out = torch.full((tokens, outputs), float("nan"), dtype=dtype, device="cuda")
-        errors.append(_distance(gpu.linear(x, weight, bias, out), expected))
-    name = f"linear {_name(dtype)}, {tokens} x {inputs} -> {outputs}"
-    return Check(name=name, error=max(errors), limit=_ERRORS[dtype])
 
 
 def check_attention(dtype: torch.dtype, *, head_dim: int, heads: int, window: int | None) -> Check:
