@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,37 @@ from transformers import AutoModelForCausalLM
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
-from tests.support.oracle_checkpoints import make_checkpoint
+from tests.support.oracle_checkpoints import MOE_FAMILIES, make_checkpoint
 from tests.support.oracle_experts import Form, Lora, Loras, write_parameters, write_per_expert
 from tests.support.oracle_reference import Oracle
 from tests.support.oracle_serving import Ask, Server
 
 RANK = 4
 FORM = Form(rank=RANK, touches="", write=write_parameters)
-# What of experts has LoRA, and how a config says so.
-FEW: dict[str, tuple[Any, Any]] = {
-    "single experts": (
-        lambda module: ".experts.1." in module or module.endswith("experts.2.up_proj"),
-        ["1.gate_proj", "1.up_proj", "1.down_proj", "2.up_proj"],
-    ),
-    "gates alone": (lambda module: module.endswith("gate_proj"), r".*mlp\.experts\.\d+\.gate_proj"),
+# What of experts has LoRA.
+FEW: dict[str, Callable[[str], bool]] = {
+    "single experts": lambda module: ".experts.1." in module or module.endswith("experts.2.up_proj"),
+    "gates alone": lambda module: module.endswith("gate_proj"),
+}
+# How a config says so; and what beside experts is linear, with DoRA. With Qwen2-MoE gate_proj and so on are
+# the shared expert's, whose own gate is linear too.
+TARGETS: dict[str, Any] = {
+    "single experts": ["1.gate_proj", "1.up_proj", "1.down_proj", "2.up_proj"],
+    "gates alone": r".*mlp\.experts\.\d+\.gate_proj",
+    "dora": ["q_proj", "o_proj"],
+}
+TARGETS_OF: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {"dora": ["q_proj", "gate_proj", "up_proj", "down_proj", "shared_expert_gate"]},
+    "mixtral": {
+        "single experts": ["1.w1", "1.w3", "1.w2", "2.w3"],
+        "gates alone": r".*block_sparse_moe\.experts\.\d+\.w1",
+    },
 }
 
 
-def dora_beside_experts(checkpoint: Path, folder: Path) -> Path:
-    """As PEFT writes it: gate_proj and so on are the shared expert's, whose own gate is linear too."""
+def dora_beside_experts(checkpoint: Path, folder: Path, targets: list[str]) -> Path:
+    """As PEFT writes it."""
     base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    targets = ["q_proj", "gate_proj", "up_proj", "down_proj", "shared_expert_gate"]
     options = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=8, use_dora=True, target_modules=targets)
     model = get_peft_model(base, options)
     with torch.no_grad():
@@ -46,12 +57,15 @@ def dora_beside_experts(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path], dict[str, Path]]:
+@pytest.fixture(scope="module", params=MOE_FAMILIES)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Path], dict[str, Path]]:
     """A checkpoint, adapters for the store, and their twins for PEFT, in which the other experts add zero."""
     torch.manual_seed(5)
     folder = tmp_path_factory.mktemp("few")
-    checkpoint = make_checkpoint(folder / "model", "qwen2_moe")
+    checkpoint = make_checkpoint(folder / "model", request.param)
+    targets = TARGETS | TARGETS_OF.get(request.param, {})
     config = ModelConfig.load(checkpoint)
     loras: Loras = {}
     for named in named_slices(config):
@@ -59,13 +73,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pa
             inputs, outputs = named.shape.in_features, named.shape.out_features
             a_RK = torch.randn(RANK, inputs) * inputs**-0.5
             loras[named.module] = Lora(a_RK, torch.randn(outputs, RANK) * RANK**-0.5)
-    adapters = {"dora": dora_beside_experts(checkpoint, folder / "dora")}
+    adapters = {"dora": dora_beside_experts(checkpoint, folder / "dora", targets["dora"])}
     twins = dict(adapters)
-    for name, (has, targets) in FEW.items():
+    for name, has in FEW.items():
         adapters[name], twins[name] = folder / name, folder / f"{name} for PEFT"
         write_per_expert(adapters[name], {m: lora for m, lora in loras.items() if has(m)}, FORM, config)
         settings = adapters[name] / "adapter_config.json"
-        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"target_modules": targets}))
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"target_modules": targets[name]}))
         zeros = {m: lora if has(m) else Lora(lora.a, torch.zeros_like(lora.b)) for m, lora in loras.items()}
         write_parameters(twins[name], zeros, FORM, config)
     return checkpoint, adapters, twins

@@ -113,7 +113,7 @@ def write_parameters(folder: Path, loras: Loras, form: Form, config: ModelConfig
 
 
 def write_transposed(folder: Path, loras: Loras, form: Form, config: ModelConfig) -> None:
-    """As PEFT's `target_parameters` up to 0.19.0, which took experts as `[E, K, N]`: A and B change places."""
+    """As PEFT's `target_parameters` up to 0.19.0, which took experts as `[E, K, N]`: A and B swap places."""
     tensors, ranks = {}, set()
     for layer in range(config.layers):
         path = f"model.layers.{layer}.mlp.experts"
