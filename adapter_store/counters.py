@@ -42,7 +42,7 @@ class Counters:
     def __init__(self) -> None:
         self.disk = TierCounts()
         self.memory = TierCounts()
-        # Stages: copy, open, fill, keep (of a load from its source); open_object, fill_object (from disk).
+        # Stages: copy, fill, keep (of a load from its source); open_object, fill_object (from disk).
         self.stages: dict[str, Histogram] = {}
 
     def observe(self, stage: str, seconds: float) -> None:

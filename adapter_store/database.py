@@ -7,10 +7,12 @@ import json
 import logging
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
 
 from adapter_store.catalog import Catalog, Change
 from adapter_store.history import Earlier, Pointer
@@ -45,6 +47,9 @@ ALTER TABLE pointers ADD COLUMN previous TEXT NOT NULL DEFAULT '[]';
 }
 _POINTER_COLUMNS = "name, digest, source, revision, load_time_ns, tenant, pinned, previous"
 KEPT_LAYOUTS = 8
+
+Settled: TypeAlias = Mapping[str, bool]
+"""Digests that have retired, and whether they stay because a name can go back to them."""
 
 
 class DatabaseError(ValueError):
@@ -105,17 +110,19 @@ class Database:
             limits=limits,
         )
 
-    def commit(self, change: Change) -> None:
-        """Writes one change of the catalog down; a removal also on a full disk."""
+    def commit(self, change: Change, settled: Settled = MappingProxyType({})) -> None:
+        """Writes one change of the catalog down, and before it what has retired; a removal also on a full
+        disk."""
         try:
-            self._commit(change)
+            self._commit(change, settled)
         except sqlite3.OperationalError:
             if change.removed is None or not self._reserve.give_up():
                 raise
-            self._commit(change)
+            self._commit(change, settled)
 
-    def _commit(self, change: Change) -> None:
+    def _commit(self, change: Change, settled: Settled) -> None:
         with _Transaction(self._connection) as execute:
+            _settle(execute, settled)
             execute("UPDATE revision SET value = ?", (change.revision,))
             if change.pointer is not None and change.version is not None:
                 execute(
@@ -129,15 +136,11 @@ class Database:
             for digest in change.retired:
                 execute("INSERT OR REPLACE INTO retiring VALUES (?)", (digest,))
 
-    def settle(self, digest: str, stays: bool) -> None:
-        """A digest has retired; it `stays` when a name can go back to it."""
-        with _Transaction(self._connection) as execute:
-            execute("DELETE FROM retiring WHERE digest = ?", (digest,))
-            if not stays:
-                execute("DELETE FROM versions WHERE digest = ?", (digest,))
-
-    def refill(self) -> None:
-        """Keeps room for the next removal, after some was freed."""
+    def settle(self, settled: Settled) -> None:
+        """Digests have retired. Keeps room for the next removal, too, now that some was freed."""
+        if settled:
+            with _Transaction(self._connection) as execute:
+                _settle(execute, settled)
         self._reserve.fill()
 
     def read_layouts(self) -> list[bytes]:
@@ -201,6 +204,13 @@ class _Transaction:
             # SQLite may have rolled back by itself where the disk is full.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+
+def _settle(execute: Callable[..., object], settled: Settled) -> None:
+    for digest, stays in settled.items():
+        execute("DELETE FROM retiring WHERE digest = ?", (digest,))
+        if not stays:
+            execute("DELETE FROM versions WHERE digest = ?", (digest,))
 
 
 def _write_pointer(pointer: Pointer) -> tuple[object, ...]:

@@ -1,17 +1,24 @@
 """Changes of the catalog: planned, written down, then told to everyone, one at a time."""
 
 import asyncio
-from collections.abc import Callable
+import logging
+import sqlite3
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from adapter_store.catalog import Catalog, Change
 from adapter_store.concurrency import Workers, uninterrupted
-from adapter_store.database import Database, database_errors
+from adapter_store.database import Database, Settled, database_errors
 from adapter_store.followers import Followers, Target, target_of
 from adapter_store.retirement import Retirement
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.warm import WarmTier
+
+log = logging.getLogger(__name__)
+
+_TIDY_SECONDS = 0.2
 
 
 class Ledger:
@@ -47,7 +54,10 @@ class Ledger:
         self.retirement = Retirement(holds=holds, grace_seconds=executor_grace_seconds, finish=self._finish)
         self._lock = asyncio.Lock()
         self._listeners: list[Callable[[str], None]] = []
-        self._trash: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Written down with the next change, or a little later; a store that is killed before does it again.
+        self._unwritten: dict[str, bool] = {}
+        self._tidy_timer: asyncio.TimerHandle | None = None
         holds.on_free(self._remove_if_unknown)
 
     def on_settled(self, listener: Callable[[str], None]) -> None:
@@ -67,10 +77,12 @@ class Ledger:
             change = plan()
             if change is None:
                 return None
+            settled = dict(self._unwritten)
             with database_errors():
                 # What is written down must also count: else a load that is cancelled here would give up files
                 # that have just got a name.
-                await uninterrupted(self._writer.run(self._database.commit, change))
+                await uninterrupted(self._writer.run(self._database.commit, change, settled))
+            self._written(settled)
             pinned = self._catalog.pinned
             self._catalog.apply(change)
             if self._catalog.pinned != pinned:
@@ -94,7 +106,10 @@ class Ledger:
     async def close(self) -> None:
         """Stops; what is retiring goes on after the next start."""
         await self.retirement.close()
-        await asyncio.gather(*self._trash, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tidy_timer is not None:
+            self._tidy_timer.cancel()
+            await self._tidy()
 
     async def _finish(self, digest: str) -> bool:
         """Nobody needs a retired digest any more; False when somebody does after all."""
@@ -111,7 +126,8 @@ class Ledger:
             else:
                 self._remove(digest)
             self._settled(digest)
-            await self._writer.run(self._database.settle, digest, stays)
+            self._unwritten[digest] = stays
+            self._tidy_soon()
             return True
 
     def _remove_if_unknown(self, digest: str) -> None:
@@ -122,13 +138,37 @@ class Ledger:
     def _remove(self, digest: str) -> None:
         self._warm.drop(digest)
         # Out of the tier at once, so that nobody finds half of it; the bytes go in their own time.
-        task = asyncio.ensure_future(self._empty(self._disk.set_aside(digest)))
-        self._trash.add(task)
-        task.add_done_callback(self._trash.discard)
+        self._start(self._empty(self._disk.set_aside(digest)))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _empty(self, trash: Path) -> None:
         await self._workers.run(self._disk.discard, trash)
-        await self._writer.run(self._database.refill)
+        self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        if self._tidy_timer is None:
+            loop = asyncio.get_running_loop()
+            self._tidy_timer = loop.call_later(_TIDY_SECONDS, lambda: self._start(self._tidy()))
+
+    async def _tidy(self) -> None:
+        """What nobody waits for: writes down what has retired, and keeps room for the next removal."""
+        self._tidy_timer = None
+        async with self._lock:
+            settled = dict(self._unwritten)
+            try:
+                await self._writer.run(self._database.settle, settled)
+            except sqlite3.Error:
+                log.exception("what has retired cannot be written down; the next change tries again")
+            else:
+                self._written(settled)
+
+    def _written(self, settled: Settled) -> None:
+        for digest in settled:
+            self._unwritten.pop(digest, None)
 
     def _settled(self, digest: str) -> None:
         for listener in self._listeners:

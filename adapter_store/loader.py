@@ -3,15 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from adapter_store.arrival import Arrival
 from adapter_store.concurrency import KeyedLock, Workers
 from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew
+from adapter_store.formats.filling import PackFiller
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, check_adapter, open_adapter
+from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, identify_adapter, open_adapter
+from adapter_store.formats.safetensors_files import SINGLE_NAME
 from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.reports import report_version
 from adapter_store.sources import SourceReader
@@ -27,6 +31,14 @@ from adapter_store.watchers import Progress, Stage
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_REPORTS = 0.05
+
+
+class _Filling(NamedTuple):
+    """An adapter on its way, and its place in the arena: None where there is no room right now."""
+
+    opened: OpenedAdapter
+    filler: PackFiller
+    pack: ArenaPack | None
 
 
 class Loader:
@@ -91,24 +103,22 @@ class Loader:
         staged, is_kept = self._disk.stage(), False
         try:
             with clock.stage("copy"):
-                notes, opening = await self._copy(reader, staged, layout, _throttled(Stage.COPY, report))
-            with clock.stage("open"):
-                opened = await opening
+                notes, filling = await self._copy(reader, staged, layout, _throttled(Stage.COPY, report))
             with clock.stage("fill"):
-                checked, pack = await self._check(opened, layout, _throttled(Stage.VALIDATE, report))
+                checked = await self._finish(filling, _throttled(Stage.VALIDATE, report))
             packed = checked.manifest.total_bytes
             report(Progress(stage=Stage.PACK, bytes_done=packed, bytes_total=packed))
             with self._holds.hold(checked.digest):
-                if pack is not None:
-                    self._warm.arrive(pack, checked, clock.seconds)
+                if filling.pack is not None:
+                    self._warm.arrive(filling.pack, checked, clock.seconds)
                 report(Progress(stage=Stage.PUBLISH, bytes_done=0, bytes_total=0))
                 async with self._digests.hold(checked.digest):
                     with clock.stage("keep"):
-                        await self._keep(staged, checked.digest)
+                        version = await self._keep(staged, checked, notes)
                 is_kept = True
                 self._counters.disk.loads += 1
                 log.info("%s is %s (%s)", reader.source, checked.digest, clock)
-                yield await self._workers.run(report_version, checked, notes, crew=self._crew)
+                yield version
         finally:
             if not is_kept:
                 await self._workers.run(self._disk.discard, staged)
@@ -119,65 +129,113 @@ class Loader:
         staged: Path,
         layout: PackLayout,
         progress: Callable[[int, int], None],
-    ) -> tuple[tuple[str, ...], Awaitable[OpenedAdapter]]:
-        """Copies, and begins to read the headers: already meanwhile, where the source has them first."""
+    ) -> tuple[tuple[str, ...], _Filling]:
+        """Copies, and reads the headers; of a large file the rest, too, as it comes."""
         if not isinstance(reader, EarlyReader):
             copiers = self._fetchers if reader.is_remote else self._workers
             notes = await copiers.run(reader.copy, staged, self._max_bytes, progress)
-            return notes, self._workers.run(open_adapter, staged, layout)
-        loop = asyncio.get_running_loop()
-        early: list[asyncio.Task[OpenedAdapter]] = []
+            return notes, self._begin(await self._workers.run(open_adapter, staged, layout), layout)
+        loop, arrival = asyncio.get_running_loop(), Arrival()
+        early: list[asyncio.Task[_Filling]] = []
 
         def begin() -> None:
-            early.append(asyncio.ensure_future(self._workers.run(open_adapter, staged, layout)))
+            early.append(asyncio.ensure_future(self._fill_what_comes(staged, layout, arrival)))
             early[0].add_done_callback(_see)
 
-        def copy(moved: Moved) -> tuple[str, ...]:
+        def copy(moved: Moved) -> tuple[tuple[str, ...], OpenedAdapter | None]:
+            is_early = False
+
+            def headers_there() -> None:
+                nonlocal is_early
+                is_early = True
+                loop.call_soon_threadsafe(begin)
+
             def told(done: int, total: int) -> None:
                 moved()
                 progress(done, total)
+                if is_early:
+                    arrival.advance(done, total)
 
-            return reader.copy_headers_first(
-                staged, self._max_bytes, told, lambda: loop.call_soon_threadsafe(begin)
-            )
+            notes = reader.copy_headers_first(staged, self._max_bytes, told, headers_there)
+            return notes, None if is_early else open_adapter(staged, layout)
 
-        notes = await self._reads.run(reader.place, copy)
-        return notes, early[0] if early else self._workers.run(open_adapter, staged, layout)
+        try:
+            notes, opened = await self._reads.run(reader.place, copy)
+        except Exception:
+            arrival.end()
+            for result in await asyncio.gather(*early, return_exceptions=True):
+                if isinstance(result, _Filling):
+                    self._abandon(result)
+            raise
+        finally:
+            arrival.end()
+        return notes, await early[0] if opened is None else self._begin(opened, layout)
 
-    async def _check(
-        self, opened: OpenedAdapter, layout: PackLayout, progress: Callable[[int, int], None]
-    ) -> tuple[CheckedAdapter, ArenaPack | None]:
-        """Checks every value, and packs on the way where there is room."""
+    def _begin(self, opened: OpenedAdapter, layout: PackLayout) -> _Filling:
+        """Takes room for the pack, where there is some. Raises LorikeetError where there never will be."""
         self._arena.check_capacity(opened.pack_bytes)
         pack = self._warm.begin_unnamed(layout.digest, opened.pack_bytes)
-        try:
-            return await self._workers.run(self._fill, opened, pack, progress), pack
-        except Exception:
-            # Not when cancelled: the thread goes on writing then, and the room stays its own.
-            if pack is not None:
-                self._warm.abandon(pack)
-            raise
+        return _Filling(opened, PackFiller(opened.plan, opened.files, crew=self._crew), pack)
+
+    async def _fill_what_comes(self, staged: Path, layout: PackLayout, arrival: Arrival) -> _Filling:
+        filling = self._begin(await self._workers.run(open_adapter, staged, layout), layout)
+        size = (staged / SINGLE_NAME).stat().st_size
+        with self._abandoned_unless_filled(filling):
+            while (missing := await arrival.next()) is not None:
+                await self._workers.run(self._fill, filling, ready=size - missing)
+        return filling
+
+    async def _finish(self, filling: _Filling, progress: Callable[[int, int], None]) -> CheckedAdapter:
+        """Checks every value, and packs on the way where there is room."""
+        with self._abandoned_unless_filled(filling):
+            return await self._workers.run(self._fill_rest, filling, progress)
 
     def _fill(
-        self, opened: OpenedAdapter, pack: ArenaPack | None, progress: Callable[[int, int], None]
-    ) -> CheckedAdapter:
-        if pack is None:
-            return check_adapter(opened, crew=self._crew, progress=progress)
-        with self._arena.view(pack) as view:
-            return check_adapter(opened, view, crew=self._crew, progress=progress)
+        self,
+        filling: _Filling,
+        *,
+        ready: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        if filling.pack is None:
+            filling.filler.fill(None, ready=ready, progress=progress)
+            return
+        with self._arena.view(filling.pack) as view:
+            filling.filler.fill(view, ready=ready, progress=progress)
 
-    async def _keep(self, staged: Path, digest: str) -> None:
-        while missing := await self._workers.run(self._commit_if_room, staged, digest):
-            if self._make_room is None or not await self._make_room(missing):
-                await self._workers.run(self._disk.commit_object, staged, digest)
-                return
+    def _fill_rest(self, filling: _Filling, progress: Callable[[int, int], None]) -> CheckedAdapter:
+        self._fill(filling, progress=progress)
+        return identify_adapter(filling.opened, filling.filler.scans)
 
-    def _commit_if_room(self, staged: Path, digest: str) -> int:
-        """Returns how many bytes of room are missing; 0 once the object is there. One hop to a thread."""
-        missing = self._disk.missing_bytes(staged, digest)
-        if not missing:
-            self._disk.commit_object(staged, digest)
-        return missing
+    @contextmanager
+    def _abandoned_unless_filled(self, filling: _Filling) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            # Not when cancelled: the thread goes on writing then, and the room stays its own.
+            self._abandon(filling)
+            raise
+
+    def _abandon(self, filling: _Filling) -> None:
+        if filling.pack is not None:
+            self._warm.abandon(filling.pack)
+
+    async def _keep(self, staged: Path, checked: CheckedAdapter, notes: tuple[str, ...]) -> Version:
+        """Makes it durable, and reports on it."""
+        must = False
+        while (version := await self._workers.run(self._try_to_keep, staged, checked, notes, must)) is None:
+            missing = await self._workers.run(self._disk.missing_bytes, staged, checked.digest)
+            must = self._make_room is None or (missing > 0 and not await self._make_room(missing))
+        return version
+
+    def _try_to_keep(
+        self, staged: Path, checked: CheckedAdapter, notes: tuple[str, ...], must: bool
+    ) -> Version | None:
+        """None where there is no room, which is an error if it `must`. All in one visit to a thread."""
+        if not must and self._disk.missing_bytes(staged, checked.digest):
+            return None
+        self._disk.commit_object(staged, checked.digest)
+        return report_version(checked, notes, crew=self._crew)
 
 
 def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[int, int], None]:
@@ -195,7 +253,7 @@ def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[in
     return progress
 
 
-def _see(task: asyncio.Task[OpenedAdapter]) -> None:
+def _see(task: asyncio.Task[_Filling]) -> None:
     # A copy that fails says why: nobody asks any more what its headers were.
     if not task.cancelled():
         task.exception()

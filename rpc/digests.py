@@ -6,6 +6,8 @@ import blake3
 
 from lorikeet.v1 import layout_pb2
 
+_DIGITS = frozenset("0123456789abcdef")
+
 
 def layout_digest(layout: layout_pb2.Layout) -> str:
     """Identity of a layout: over its deterministic serialisation."""
@@ -23,4 +25,4 @@ def file_digest(path: Path) -> str:
 
 def is_digest(text: str) -> bool:
     """True for 64 lower-case hex digits."""
-    return len(text) == 64 and all(character in "0123456789abcdef" for character in text)
+    return len(text) == 64 and _DIGITS.issuperset(text)

@@ -1,19 +1,18 @@
-"""Fills packs: every tensor is read once, straight to its place, hashed and checked there.
+"""Packs tensors: each is read once, straight to its place, hashed and checked there.
 
-What a pack looks like is plan.py's; a pack that was filled without an error may be served.
+What a pack looks like is plan.py's, what is packed when filling.py's.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import blake3
 import numpy as np
 
-from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.cutting import copy_cuts, zero_cuts
 from adapter_store.formats.identity import TensorScan
-from adapter_store.formats.plan import PackPlan, PlacedTensor
+from adapter_store.formats.plan import PlacedTensor
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry, TensorFiles
 from rpc.errors import LorikeetError, invalid_argument
 
@@ -24,11 +23,6 @@ _BITS = {
     "BF16": (np.dtype("<u2"), 0x7FFF, 0x7F80),
 }
 
-# What one thread takes at a time: long enough to pay for taking it, short enough that all end together, and
-# still in a core's cache when it is checked.
-_GROUP_BYTES = 1 << 20
-# Fewer than a system call takes.
-_GROUP_TENSORS = 512
 _CHECK_BYTES = 1 << 19
 
 
@@ -40,117 +34,15 @@ class _Read(NamedTuple):
     is_in_place: bool
 
 
-def fill_pack(
-    plan: PackPlan,
-    files: TensorFiles,
-    target: memoryview | None,
-    *,
-    crew: Crew = ALONE,
-    urgency: Urgency | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, TensorScan]:
-    """Reads, hashes and checks every tensor of a plan, and writes the pack.
-
-    Args:
-        target: the pack's bytes, all of which are written; None only scans.
-        progress: called with bytes done and bytes in all, from any thread.
-
-    Returns:
-        Scans by the name of the tensor's entry.
-
-    Raises:
-        LorikeetError: INVALID_ARGUMENT, naming the tensor, for NaN, infinity, or a value that does not fit
-            the pack's dtype. The pack is worth nothing then.
-    """
-    assert target is None or len(target) == plan.manifest.total_bytes
-    scans: dict[str, TensorScan] = {}
-    groups = _all_groups(plan)
-    total = sum(map(_read_bytes, groups))
-    done = 0
-
-    def work(group: Sequence[PlacedTensor]) -> None:
-        nonlocal done
-        do = _do_group if group[0].cut is None else _do_stack
-        scans.update(do(group, files, target))
-        done += _read_bytes(group)
-        progress(min(done, total), total)
-
-    if target is not None:
-        _clear_gaps(plan, target)
-    crew.run(work, groups, urgency)
-    return scans
-
-
-def refill_pack(
-    plan: PackPlan,
-    files: TensorFiles,
-    target: memoryview,
-    *,
-    crew: Crew = ALONE,
-    urgency: Urgency | None = None,
-) -> None:
-    """Writes a pack as `fill_pack` does and looks at nothing: for who knows what the pack must hash to.
-
-    Raises LorikeetError, INVALID_ARGUMENT, where the files are not what they were.
-    """
-
-    def work(group: Sequence[PlacedTensor]) -> None:
-        if group[0].cut is not None:
-            copy_cuts(_read_whole(files, group[0].entry).data, group, target)
-            return
-        for read in _read_group(group, files, target):
-            if not read.is_in_place:
-                _convert(read, target)
-
-    _clear_gaps(plan, target)
-    crew.run(work, _all_groups(plan), urgency)
-
-
 def is_finite(array: np.ndarray, dtype: str) -> bool:
     """True when no element of a contiguous array of that safetensors dtype is NaN or infinite."""
     return _largest(array.reshape(-1).view(_BITS[dtype][0]), dtype) < _BITS[dtype][2]
 
 
-def _all_groups(plan: PackPlan) -> list[list[PlacedTensor]]:
-    groups = list(_groups([placed for placed in plan.tensors if placed.cut is None]))
-    return groups + _stacks([placed for placed in plan.tensors if placed.cut is not None])
-
-
-def _groups(tensors: Sequence[PlacedTensor]) -> Iterator[list[PlacedTensor]]:
-    """Tensors that lie behind each other in one file, about `_GROUP_BYTES` of them at a time."""
-    group: list[PlacedTensor] = []
-    size, following = 0, ("", 0)
-    for placed in sorted(tensors, key=lambda placed: (placed.entry.file, placed.entry.begin)):
-        entry = placed.entry
-        is_full = size + entry.nbytes > _GROUP_BYTES or len(group) == _GROUP_TENSORS
-        if group and (is_full or following != (entry.file, entry.begin)):
-            yield group
-            group, size = [], 0
-        group.append(placed)
-        size += entry.nbytes
-        following = (entry.file, entry.begin + entry.nbytes)
-    if group:
-        yield group
-
-
-def _stacks(tensors: Sequence[PlacedTensor]) -> list[list[PlacedTensor]]:
-    """The cuts of each tensor."""
-    stacks: dict[str, list[PlacedTensor]] = {}
-    for placed in tensors:
-        stacks.setdefault(placed.entry.name, []).append(placed)
-    return list(stacks.values())
-
-
-def _read_bytes(group: Sequence[PlacedTensor]) -> int:
-    if group[0].cut is not None:
-        return group[0].entry.nbytes
-    return sum(placed.entry.nbytes for placed in group)
-
-
-def _do_stack(
+def pack_stack(
     stack: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None
 ) -> dict[str, TensorScan]:
-    """One tensor and all its cuts."""
+    """One tensor and all its cuts; see `pack_group`."""
     entry = stack[0].entry
     bits, magnitude, infinity = _BITS[entry.dtype]
     data = _read_whole(files, entry)
@@ -167,9 +59,13 @@ def _do_stack(
     return {entry.name: TensorScan(digest=digest, is_zero=len(empty) == len(cuts), zero_cuts=empty)}
 
 
-def _do_group(
+def pack_group(
     group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None
 ) -> dict[str, TensorScan]:
+    """Tensors that lie behind each other in one file; without a target they are only scanned.
+
+    Raises LorikeetError, INVALID_ARGUMENT, naming the tensor.
+    """
     reads = _read_group(group, files, target)
     for run in _runs(reads):
         _check_finite(run, target)
@@ -177,6 +73,16 @@ def _do_group(
         if not read.is_in_place:
             _convert(read, target)
     return {read.placed.entry.name: _scan(read) for read in reads}
+
+
+def copy_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview) -> None:
+    """Brings tensors, or one tensor's cuts, to their places and looks at nothing."""
+    if group[0].cut is not None:
+        copy_cuts(_read_whole(files, group[0].entry).data, group, target)
+        return
+    for read in _read_group(group, files, target):
+        if not read.is_in_place:
+            _convert(read, target)
 
 
 def _read_whole(files: TensorFiles, entry: TensorEntry) -> np.ndarray:
@@ -301,16 +207,6 @@ def _convert(read: _Read, target: memoryview | None) -> None:
         place[:rows, :columns] = stored
     if entry.dtype != placed.dtype and not is_finite(place, placed.dtype):
         raise _out_of_range(placed)
-
-
-def _clear_gaps(plan: PackPlan, target: memoryview) -> None:
-    position = 0
-    for placed in plan.tensors:
-        if placed.offset > position:
-            np.frombuffer(target, np.uint8, placed.offset - position, position)[:] = 0
-        position = placed.offset + placed.nbytes
-    if position < len(target):
-        np.frombuffer(target, np.uint8, len(target) - position, position)[:] = 0
 
 
 def _out_of_range(placed: PlacedTensor) -> LorikeetError:

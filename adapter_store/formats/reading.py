@@ -1,16 +1,16 @@
 """From an adapter's folder to a checked adapter with an identity."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapter_store.collecting import collection_put_off
 from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.checks import AdaptedSlice, match_adapter
+from adapter_store.formats.filling import PackFiller
 from adapter_store.formats.identity import TensorScan, adapter_digest
 from adapter_store.formats.layout import PackLayout, Slice
-from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.plan import PackPlan, plan_pack
 from adapter_store.formats.prompt_files import read_prompt_files
@@ -89,18 +89,23 @@ def check_adapter(
     *,
     crew: Crew = ALONE,
     urgency: Urgency | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckedAdapter:
     """Reads every tensor, computes the adapter's digest and, where there is a target, writes its pack.
 
     Args:
         target: `pack_bytes` bytes, worth nothing when this raises.
-        crew: see `fill_pack`, also for `urgency` and `progress`.
+        crew: see `PackFiller`, also for `urgency`.
 
     Raises:
         LorikeetError: INVALID_ARGUMENT, naming the tensor that holds what cannot be served.
     """
-    scans = fill_pack(opened.plan, opened.files, target, crew=crew, urgency=urgency, progress=progress)
+    filler = PackFiller(opened.plan, opened.files, crew=crew, urgency=urgency)
+    filler.fill(target)
+    return identify_adapter(opened, filler.scans)
+
+
+def identify_adapter(opened: OpenedAdapter, scans: Mapping[str, TensorScan]) -> CheckedAdapter:
+    """The adapter that an opened one is by what its tensors, all of them, were found to hold."""
     digest = adapter_digest(opened.slices, scans, opened.chat_template)
     manifest = layout_pb2.PackManifest()
     manifest.CopyFrom(opened.plan.manifest)

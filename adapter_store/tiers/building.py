@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import blake3
 
 from adapter_store.crew import Crew, Urgency
+from adapter_store.formats.filling import refill_pack
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.packing import refill_pack
 from adapter_store.formats.reading import OpenedAdapter, check_adapter, open_adapter
 from adapter_store.tiers.disk import DiskTier
 from lorikeet.v1 import layout_pb2

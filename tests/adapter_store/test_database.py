@@ -41,7 +41,7 @@ def test_what_was_committed_is_read_again(tmp_path):
         assert contents(database.read_catalog()) == contents(catalog)
     assert catalog.retiring == {version(2).digest}
     assert not catalog.settle(version(2).digest)
-    database.settle(version(2).digest, False)
+    database.settle({version(2).digest: False})
     database.close()
     reopened = Database(tmp_path)
     assert contents(reopened.read_catalog()) == contents(catalog)
@@ -101,7 +101,7 @@ def test_histories_and_terms_are_read_again(tmp_path):
         catalog.apply(change)
         assert contents(database.read_catalog()) == contents(catalog)
     assert catalog.settle(version(2).digest)
-    database.settle(version(2).digest, True)
+    database.settle({version(2).digest: True})
     assert contents(database.read_catalog()) == contents(catalog)
     assert [e.digest for e in database.read_catalog().get("a").previous] == [version(2).digest]
     database.close()
@@ -227,6 +227,6 @@ def test_a_full_disk_refuses_loads_but_not_unloads(tmp_path, monkeypatch):
     assert not reserve.exists()
     catalog.apply(removal)
     assert contents(database.read_catalog()) == contents(catalog)
-    database.refill()
+    database.settle({})
     assert reserve.exists()
     database.close()

@@ -127,7 +127,7 @@ CRASH_POINTS = [
     ("adapter_store.sources.folder.copy_bytes", "after"),
     ("adapter_store.loader.open_adapter", "after"),
     ("adapter_store.formats.packing._scan", "before"),
-    ("adapter_store.loader.check_adapter", "after"),
+    ("adapter_store.loader.identify_adapter", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "before"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "before"),

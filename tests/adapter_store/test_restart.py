@@ -10,7 +10,7 @@ import pytest
 from adapter_store.app import AdapterStore
 from adapter_store.catalog import Change
 from adapter_store.config import StoreConfig
-from adapter_store.database import KEPT_LAYOUTS, Database
+from adapter_store.database import KEPT_LAYOUTS, Database, Settled
 from adapter_store.formats.reading import read_adapter
 from adapter_store.tiers.key import PackKey
 from lorikeet.v1 import adapters_pb2, store_pb2
@@ -118,10 +118,12 @@ async def test_a_store_that_is_stopped_while_it_writes_a_change_down_keeps_its_f
     new = write_adapter(tmp_path / "adapters/new", lora_tensors(seed=2))
     writing, go_on = threading.Event(), threading.Event()
 
-    def commit_when_told(database: Database, change: Change, commit=Database.commit) -> None:
+    def commit_when_told(
+        database: Database, change: Change, settled: Settled, commit=Database.commit
+    ) -> None:
         writing.set()
         assert go_on.wait(20)
-        commit(database, change)
+        commit(database, change, settled)
 
     async with running_store(tmp_path) as running:
         await running.register()

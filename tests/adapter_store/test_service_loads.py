@@ -236,7 +236,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(running, monkeypatch):
 async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeypatch):
     import sqlite3
 
-    def fail(change):
+    def fail(change, settled):
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(running.store._database, "commit", fail)
@@ -248,14 +248,24 @@ async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeyp
     await eventually(lambda: running.store.statistics().disk.objects == 0)
 
 
-@pytest.mark.parametrize(("how", "reason"), [(None, None), ("truncated", "BAD_FILE"), ("nan", "NOT_FINITE")])
-async def test_headers_that_are_read_while_the_rest_is_copied(running, monkeypatch, how, reason):
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [(None, None), ("truncated", "BAD_FILE"), ("nan", "NOT_FINITE"), ("changed", "SOURCE_CHANGED")],
+)
+async def test_a_large_file_that_is_packed_while_it_is_copied(running, monkeypatch, how, reason):
     expected = await running.load("a", toy_adapter(running))
     monkeypatch.setattr("adapter_store.sources.folder._LARGE_BYTES", 1)
+    monkeypatch.setattr("adapter_store.tiers.files._CHUNK_BYTES", 300)
+    monkeypatch.setattr("adapter_store.arrival._STEP_BYTES", 1)
     folder = write_adapter(running.config.roots[0] / "large", lora_tensors())
     if how is None:
-        assert (await running.load("b", folder)).adapter.pack_bytes == expected.adapter.pack_bytes
+        adapter = (await running.load("b", folder)).adapter
+        assert (adapter.digest, adapter.pack_bytes) == (expected.adapter.digest, expected.adapter.pack_bytes)
+    elif how == "changed":
+        monkeypatch.setattr("adapter_store.sources.folder._is_unchanged", lambda path, before: False)
+        assert (await refusal(running.load("b", folder))).reason == reason
     else:
         spoil(folder, how)
         assert (await refusal(running.load("b", folder))).reason == reason
     await eventually(lambda: running.store.statistics().disk.incoming == 0)
+    await eventually(lambda: running.store.statistics().arena.packs == 1)

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from adapter_store.formats.filling import fill_pack
 from adapter_store.formats.layout import PackLayout, read_layout
-from adapter_store.formats.packing import fill_pack
 from adapter_store.formats.plan import PackPlan
 from adapter_store.formats.reading import check_adapter, open_adapter
 from adapter_store.formats.safetensors_files import TensorFiles
