@@ -2,24 +2,23 @@
 
     PYTHONPATH=.:protos python -m bench.linears --out linears.json
 
-What is split is not summed, since the norm that follows does that. With `--search`, other tiles are tried
-too and the best printed, for `kernels/linear/tiles.py`. A candidate whose numbers are wrong is never timed.
+What is split is not summed, since the norm that follows does that; of gate_up the SiLU is part, for cuBLAS a
+launch of its own. A product whose numbers are wrong is not timed. `bench.linear_search` looks for tiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.linear.small_batch import multiply, parts
-from kernels.linear.tiles import Tile, choose
+from kernels.fused import gpu, reference
+from kernels.linear.tiles import choose
 
 PRODUCTS = {
     "qkv": (6144, 4096),
@@ -32,37 +31,7 @@ _COLD_BYTES = 400 << 20
 _BYTES_PER_MICROSECOND = 3.06e6
 
 
-def candidates(tokens: int) -> Iterator[Tile]:
-    """Tiles worth trying."""
-    if tokens == 1:
-        for rows, block_k, warps in (
-            (1, 2048, 4), (2, 1024, 4), (4, 512, 4), (4, 1024, 8), (8, 512, 4), (2, 2048, 4), (2, 2048, 8),
-            (4, 2048, 8),
-        ):  # fmt: skip
-            yield Tile(rows, 1, block_k, warps, 1, 1)
-        return
-    least, prefetches = max(8, tokens), (0, 512)
-    for rows, wide, block_k, warps, stages, splits in (
-        (16, 16, 256, 4, 5, 1),
-        (16, 32, 256, 4, 4, 1),
-        (32, 16, 256, 4, 4, 1),
-        (32, 32, 256, 4, 4, 1),
-        (32, 16, 256, 4, 4, 2),
-        (32, 32, 128, 4, 5, 2),
-        (64, 8, 128, 4, 6, 4),
-        (64, 16, 128, 4, 4, 4),
-        (64, 16, 128, 4, 6, 2),
-        (64, 16, 128, 4, 6, 1),
-        (64, 32, 128, 4, 5, 1),
-        (64, 32, 128, 4, 5, 2),
-        (64, 32, 256, 4, 3, 2),
-    ):
-        if least <= wide <= 2 * least:
-            for prefetch in prefetches:
-                yield Tile(rows, wide, block_k, warps, stages, splits, prefetch)
-
-
-def measure(run: Callable[[int], None], copies: int) -> float:
+def measure(run: Callable[[int], object], copies: int) -> float:
     """The median of replays, microseconds per call."""
     run(0)
     torch.cuda.synchronize()
@@ -82,66 +51,54 @@ def measure(run: Callable[[int], None], copies: int) -> float:
     return float(np.median(times[2:]))
 
 
-def right(out_TN: Tensor, x_TK: Tensor, weight_NK: Tensor) -> bool:
-    expected_TN = x_TK.float() @ weight_NK.float().t()
-    return bool((out_TN.float() - expected_TN).norm() < 5e-3 * expected_TN.norm())
+def right(found: Tensor, x_TK: Tensor, weight_NK: Tensor, *, gated: bool) -> bool:
+    expected = x_TK.float() @ weight_NK.float().t()
+    expected = reference.silu_mul(expected) if gated else expected
+    return bool((reference.whole(found, torch.float32).float() - expected).norm() < 6e-3 * expected.norm())
 
 
-def _cublas(out_TN: Tensor, x_TK: Tensor, weights: Tensor, copy: int) -> None:
-    torch.mm(x_TK, weights[copy].t(), out=out_TN)
+def _cublas(x_TK: Tensor, weight_NK: Tensor, *, gated: bool) -> Tensor:
+    y_TN = torch.mm(x_TK, weight_NK.t())
+    return gpu.silu_mul(y_TN) if gated else y_TN
 
 
-def _ours(out_TN: Tensor, x_TK: Tensor, weights: Tensor, tile: Tile, copy: int) -> None:
-    if tile.splits > 1 and tile.tokens > 1:
-        parts(x_TK, weights[copy], tile)
-    else:
-        multiply(out_TN, x_TK, weights[copy], None, tile)
+def _ours(x_TK: Tensor, weight_NK: Tensor, *, gated: bool) -> Tensor:
+    return (gpu.linear_silu_mul if gated else gpu.linear_to_add)(x_TK, weight_NK, None)
+
+
+def _time(compute: Callable[..., Tensor], x_TK: Tensor, weights_XNK: Tensor, *, gated: bool) -> float:
+    if not right(compute(x_TK, weights_XNK[0], gated=gated), x_TK, weights_XNK[0], gated=gated):
+        raise SystemExit(f"wrong: {compute.__name__} of {len(x_TK)} tokens, {weights_XNK[0].shape}")
+    return measure(lambda copy: compute(x_TK, weights_XNK[copy], gated=gated), len(weights_XNK))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 16, 32])
-    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows, best = [], {}
+    rows: list[tuple[str, int, float, float, float]] = []
     for name, (outputs, inputs) in PRODUCTS.items():
-        copies = max(1, _COLD_BYTES // (2 * outputs * inputs))
+        copies, gated = max(1, _COLD_BYTES // (2 * outputs * inputs)), name == "gate_up"
         weights = torch.randn(copies, outputs, inputs, device="cuda", dtype=torch.bfloat16) * inputs**-0.5
         for tokens in options.tokens:
             x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16)
-            out = torch.empty(tokens, outputs, device="cuda", dtype=torch.bfloat16)
             floor = (2 * outputs * inputs) / _BYTES_PER_MICROSECOND
-            theirs = measure(partial(_cublas, out, x, weights), copies)
-            tiles = {choose(tokens, outputs, inputs), *(candidates(tokens) if options.search else ())}
-            found: list[tuple[float, Tile]] = []
-            for tile in tiles:
-                try:
-                    multiply(out.fill_(float("nan")), x, weights[0], None, tile)
-                    if right(out, x, weights[0]):
-                        found.append((measure(partial(_ours, out, x, weights, tile), copies), tile))
-                    else:
-                        print(f"wrong: {name} {tokens} {tile}")
-                except Exception as error:  # too much shared memory, say
-                    print(f"fails: {name} {tokens} {tile} {str(error)[:100]}")
-            found.sort()
-            chosen = next((us for us, tile in found if tile == choose(tokens, outputs, inputs)), float("nan"))
-            rows.append((name, tokens, floor, theirs, chosen, *(found[0] if found else (0, None))))
-            if found:
-                best[tokens, outputs, inputs] = found[0][1]
+            theirs, ours = (_time(compute, x, weights, gated=gated) for compute in (_cublas, _ours))
+            rows.append((name, tokens, floor, theirs, ours))
+            tile = choose(tokens, outputs, inputs, gated=gated)
             print(
-                f"{tokens:>3} {name:<8} floor {floor:6.1f}  cublas {theirs:6.1f}  ours {chosen:6.1f}  best"
-                + "".join(f" | {us:.1f} {tuple(tile)}" for us, tile in found[:3]),
+                f"{tokens:>3} {name:<8} floor {floor:6.1f}  cublas {theirs:6.1f}  ours {ours:6.1f}  "
+                f"{tuple(tile) if tile else 'cublas'}",
                 flush=True,
             )
         del weights
     for tokens in options.tokens:
-        mine = [row for row in rows if row[1] == tokens]
-        sums = [sum(row[i] * (1 if row[0] == "lm_head" else 36) for row in mine) / 1e3 for i in (2, 3, 4, 5)]
-        print(f"{tokens:>3} tokens, all layers, ms: floor {sums[0]:.2f} cublas {sums[1]:.2f} "
-              f"ours {sums[2]:.2f} best {sums[3]:.2f}")  # fmt: skip
+        mine = [(36 if name != "lm_head" else 1, times) for name, size, *times in rows if size == tokens]
+        floor, theirs, ours = (sum(layers * times[i] for layers, times in mine) / 1e3 for i in range(3))
+        print(f"{tokens:>3} tokens, all layers, ms: floor {floor:.2f} cublas {theirs:.2f} ours {ours:.2f}")
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
 
