@@ -1,20 +1,21 @@
 """Which steps share a graph: batches are padded to few sizes.
 
-A graph is recorded when its shape comes, so that few shapes are few waits; a shape that is larger than its
-batch costs the GPU what the padding does. Weights are read once for all tokens, so that up to some 200 of
-them padding is nearly free.
+A graph is recorded when its shape comes again, so that few shapes are few recordings; a shape that is larger
+than its batch costs the GPU what the padding does. Weights are read once for all tokens, so that padding is
+nearly free up to some 200 of them; beyond, a step takes as long as its tokens.
 """
 
 from typing import NamedTuple
 
 from kernels.lora.tiles import BLOCK
 
-_TOKENS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+_TOKENS = (16, 32, 48, 64, *range(96, 512, 32), *range(512, 1025, 64))
 _ROWS = (8, 32, 128, 512)
 _RANKS = (16, 64, 256)
 _TILES = (1, 4, 8, 16)
-_LONG_BLOCK, _FEW_TOKENS = 64, 256
-"""Tokens of a tile of adapters, where chunks are long, and up to how many tokens they are not."""
+_LARGE_BLOCK = 64
+_FEW_TOKENS, _MUCH_RANK = 256, 768 * 16
+"""Up to so many tokens, or tokens times rank, small tiles of adapters are faster; measured for rank 16."""
 _SHORT_CHUNK = 8
 """Tokens of chunks on average for which there are tiles of attention enough."""
 
@@ -78,9 +79,12 @@ def rank_of(rank: int) -> int:
     return least(_RANKS, rank)
 
 
-def block_of(shape: StepShape) -> int:
-    """How many tokens of an adapter a tile has at most."""
-    return _LONG_BLOCK if shape.chunks and shape.tokens > _FEW_TOKENS else BLOCK
+def block_of(shape: StepShape, rank: int) -> int:
+    """How many tokens a tile of adapters up to `rank` has at most. Each reads its adapter by itself, but a
+    large one that has few tokens computes as if it had many.
+    """
+    is_large = shape.chunks and shape.tokens > max(_FEW_TOKENS, _MUCH_RANK // rank)
+    return _LARGE_BLOCK if is_large else BLOCK
 
 
 def sizes(rows: int) -> tuple[int, ...]:

@@ -40,8 +40,8 @@ from kernels.lora.tiles import BLOCK, Tiles, cut
 from kernels.moe_lora.gpu import slots_of
 from kernels.transfer import pack
 
-_MOST_GRAPHS = 256
-"""Each takes a few MB of the GPU's memory."""
+_MOST_GRAPHS = 128
+"""Each takes some 10 MB of the GPU's memory, beside what they share."""
 _FEW_ROWS = 8
 _USUAL_RANK = 16
 _NO_TILES = np.empty((3, 0), dtype=np.int32)
@@ -162,12 +162,14 @@ class StepGraphs:
     def _adapted(self, shape: StepShape, lora: LoraBatch) -> tuple[StepShape, np.ndarray]:
         """With a batch's adapters, and the tiles of its tokens."""
         table = self._adapters
-        rank, block = table.largest_rank(lora.slots), BLOCK if table.fixed_order else block_of(shape)
+        rank = table.largest_rank(lora.slots)
+        padded = rank_of(rank)
+        block = BLOCK if table.fixed_order else block_of(shape, padded)
         tiles = _cut(lora, block)
         made = LoraShape(
             tiles=tiles_of(tiles.shape[1], shape.tokens),
             block=block,
-            rank=rank_of(rank),
+            rank=padded,
             routers=table.touches(lora.slots, self._routers),
             ends=table.changes(lora.slots, self._ends),
             beside=can_be_beside(shape.tokens, rank=rank, table=table) and not table.has_vectors(lora.slots),

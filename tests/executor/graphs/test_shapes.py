@@ -1,9 +1,11 @@
 """Shapes that batches are padded to: few, and hardly larger than the batch."""
 
+import pytest
+
 from executor.graphs.shapes import MOST_TOKENS, block_of, decoding, least, mixed, rank_of, sizes, tiles_of
 
 
-def test_padding_is_at_most_a_third() -> None:
+def test_padding_is_at_most_a_third_and_of_many_tokens_an_eighth() -> None:
     shapes = set()
     for tokens in range(1, MOST_TOKENS + 1):
         shape = mixed(tokens, 1, most_rows=128, queries=16)
@@ -11,7 +13,8 @@ def test_padding_is_at_most_a_third() -> None:
         shapes.add(shape)
         assert tokens <= shape.tokens
         assert tokens <= 32 or shape.tokens * 2 <= tokens * 3
-    assert len(shapes) == 16
+        assert tokens <= 256 or shape.tokens * 8 <= tokens * 9
+    assert len(shapes) == 26
 
 
 def test_larger_steps_have_none() -> None:
@@ -34,14 +37,16 @@ def test_chunks_of_eight_tokens_have_tiles_enough() -> None:
             assert shape.chunks >= (chunks - 1) + -(-(tokens - chunks + 1) // queries)
 
 
-def test_long_chunks_have_larger_tiles() -> None:
-    blocks = []
-    for tokens in (256, 257):
+@pytest.mark.parametrize(("rank", "last"), [(16, 768), (64, 256), (256, 256)])
+def test_tiles_are_large_where_adapters_would_be_read_often(rank: int, last: int) -> None:
+    blocks = {}
+    for tokens in range(1, MOST_TOKENS + 1):
         shape = mixed(tokens, 1, most_rows=8, queries=16)
         assert shape is not None
-        blocks.append(block_of(shape))
-    assert blocks == [16, 64]
-    assert block_of(decoding(512)) == 16
+        blocks[tokens] = block_of(shape, rank)
+    assert max(tokens for tokens, block in blocks.items() if block == 16) == last
+    assert {block for tokens, block in blocks.items() if tokens > last} == {64}
+    assert block_of(decoding(512), rank) == 16
 
 
 def test_tiles_and_ranks_come_in_few_sizes() -> None:
