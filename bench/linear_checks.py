@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.fused import gpu, reference
 
 _TOKENS = (1, 5, 8, 13, 16, 31, 32, 47, 64, 100, 128)
-_FEW_TOKENS = (1, 2, 13, 32, 47)
+_FEW_TOKENS = (1, 2, 13, 47)
 _SHAPES = ((6144, 4096), (4096, 4096), (24_576, 4096), (4096, 12_288), (151_936, 4096))
 _ODD_SHAPES = ((1000, 96), (154, 1536))
 
@@ -19,9 +19,8 @@ def run_all() -> Iterator[tuple[str, torch.dtype, float]]:
     """Name, dtype and largest relative error of each case."""
     for outputs, inputs in _SHAPES:
         yield from _check(torch.bfloat16, _TOKENS, outputs, inputs, biased=False, gated=outputs == 24_576)
-    for dtype in (torch.float16, torch.bfloat16):
-        for outputs, inputs in _ODD_SHAPES:
-            yield from _check(dtype, _FEW_TOKENS, outputs, inputs, biased=True, gated=True)
+    for outputs, inputs in _ODD_SHAPES:
+        yield from _check(torch.float16, _FEW_TOKENS, outputs, inputs, biased=True, gated=True)
 
 
 def _check(
