@@ -57,6 +57,8 @@ _RIGS: dict[str, dict[str, Any]] = {
     "two slots for six adapters": {"slots": 2},
 }
 ALL_RIGS = tuple(_RIGS)
+# What more passes are for: steps whose shape comes for the second time are recorded.
+_AGAIN = {"overlapping": ("cached", "steps with chunks recorded"), "restored": ("cached",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +188,8 @@ def check_engine(
         yield from _compare(f"{model.family} engine {name}", rig.serve(asks), expected)
         if name == "preempted" and not rig.scheduler.statistics().preemptions:
             raise RuntimeError("nothing was preempted: give this check fewer pages")
-        if name in ("overlapping", "restored"):
-            yield from _compare(f"{model.family} engine {name}, cached", rig.serve(asks), expected)
+        for again in _AGAIN.get(name, ()):
+            yield from _compare(f"{model.family} engine {name}, {again}", rig.serve(asks), expected)
         if name == "restored" and rig.scheduler.statistics().host.restored < 100:
             raise RuntimeError("hardly a page came back from host memory: give this check fewer pages")
     if model.experts is None:
