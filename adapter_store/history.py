@@ -68,13 +68,12 @@ def roll_back(pointer: Pointer, digest: str, revision: int, keep: int) -> Pointe
         check_digest("digest", digest)
     found = next((e for e in pointer.previous if digest in ("", e.digest)), None)
     if found is None:
-        wanted = digest or "an earlier version"
-        kept = ", ".join(e.digest for e in pointer.previous) or "none"
+        kept = ", ".join(e.digest for e in pointer.previous)
+        lacks = f"does not keep {digest}, but {kept}" if kept else "has no earlier version to go back to"
         raise failed_precondition(
             "VERSION_NOT_KEPT",
-            f"{pointer.name} cannot go back to {wanted}: kept are {kept}; load the version from its source "
-            "instead (the store keeps as many as its keep_versions says, and drops the oldest when its "
-            "disk_bytes are full)",
+            f"{pointer.name} {lacks}: load the one that you want from its source (the store keeps as many as "
+            "its keep_versions says, and drops the oldest when its disk_bytes are full)",
         )
     new = Pointer(
         name=pointer.name,

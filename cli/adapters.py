@@ -166,7 +166,7 @@ def list_adapters(
                 print_json(to_json(adapter))
             return
         headings = ("NAME", "STATE", "TIER", "RANK", "SIZE", "DIGEST")
-        print_table(headings, [_row(adapter) for adapter in listed])
+        print_table(headings, [_row(adapter) for adapter in listed], is_list=True)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import CliError, usage_error
+from cli.errors import CliError, usage_error, why
 from cli.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.output import print_error, print_json, print_line, print_table, reporting
 
@@ -200,4 +200,4 @@ def _write(path: Path, result: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise usage_error(f"{path} cannot be written: {error}") from error
+        raise usage_error(f"{path} cannot be written: {why(error)}") from error

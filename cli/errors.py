@@ -30,3 +30,8 @@ class CliError(Exception):
 def usage_error(message: str) -> CliError:
     """What was typed, or a setting, cannot work."""
     return CliError(message, reason="USAGE", exit_code=EXIT_USAGE)
+
+
+def why(error: Exception) -> str:
+    """What an error says; of the operating system's without number and path, which stand beside it."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

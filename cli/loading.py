@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from cli.client import Client
-from cli.output import human_bytes
+from cli.output import counted, human_bytes
 from lorikeet.v1 import adapters_pb2 as pb
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def describe_load(response: pb.LoadAdapterResponse) -> str:
     adapter = response.adapter
     note = "" if response.changed else " (unchanged)"
     modules = sum(max(1, module.experts) for module in adapter.report.modules)
-    size = f"{human_bytes(adapter.pack_bytes)}, rank {adapter.max_rank}, {modules} modules"
+    size = f"{human_bytes(adapter.pack_bytes)}, rank {adapter.max_rank}, {counted(modules, 'module')}"
     return f"{adapter.name}: {size}, digest {adapter.digest[:12]}{note}"
 
 

@@ -73,10 +73,14 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL) if sys.stdout.isatty() else text
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns for people; tab-separated lines without headings when stdout is not a terminal."""
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, is_list: bool = False) -> None:
+    """Aligned columns for people; tab-separated lines when stdout is not a terminal.
+
+    Args:
+        is_list: programs may take it line by line: those lines have no headings.
+    """
     if not sys.stdout.isatty():
-        for row in rows:
+        for row in rows if is_list else [headings, *rows]:
             print_line("\t".join(row))
         return
     from rich.console import Console
@@ -139,3 +143,8 @@ def human_bytes(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 as "1 module", 2 as "2 modules"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cli.errors import usage_error
+from cli.errors import usage_error, why
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _SHORT = Path("/tmp")  # noqa: S108
@@ -90,7 +90,9 @@ def reserve(listen: str) -> str:
         try:
             probe.bind((host, int(port)))
         except (OSError, ValueError, OverflowError) as error:
-            raise usage_error(f"cannot listen on {listen}: {error}; choose another with --listen") from error
+            raise usage_error(
+                f"cannot listen on {listen}: {why(error)}; choose another with --listen"
+            ) from error
         return f"{listen.rpartition(':')[0]}:{probe.getsockname()[1]}"
 
 

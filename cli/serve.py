@@ -9,7 +9,7 @@ import typer
 
 from cli.errors import usage_error
 from cli.options import DEFAULT_TARGET, AsJson, ConfigFile
-from cli.output import print_json, print_line, reporting
+from cli.output import counted, print_json, print_line, reporting
 
 if TYPE_CHECKING:
     from cli.serving import Running
@@ -93,13 +93,13 @@ def serve(
 
         flags: dict[str, Any] = {
             "model": model,
-            "adapters": _pairs("--adapter", adapter) or None,
+            "adapters": _pairs("--adapter", adapter, "NAME=SOURCE") or None,
             "listen": listen,
             "adapter_roots": adapter_root or None,
             "data_dir": data_dir,
             "log_level": log_level.upper() if log_level else None,
         }
-        for name, value in _pairs("--set", set_).items():
+        for name, value in _pairs("--set", set_, "SECTION.FIELD=VALUE").items():
             section, _, field = name.partition(".")
             if section not in ("frontend", "executor", "store") or not field:
                 raise usage_error(
@@ -109,12 +109,12 @@ def serve(
         asyncio.run(_serve(Settings.load(flags, config), as_json=as_json))
 
 
-def _pairs(flag: str, texts: list[str] | None) -> dict[str, str]:
+def _pairs(flag: str, texts: list[str] | None, form: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise usage_error(f"{flag} {text}: write NAME=VALUE")
+            raise usage_error(f"{flag} {text}: write {form}")
         if name in pairs:
             raise usage_error(f"{flag} {text}: {name} was given before")
         pairs[name] = value
@@ -164,8 +164,7 @@ def _announce(running: "Running", *, as_json: bool) -> None:
         print_json({"model": running.model, **targets, "adapters": names})
         return
     names = ", ".join(running.adapters[:_NAMES]) + (", ..." if len(running.adapters) > _NAMES else "")
-    count = "1 adapter" if len(running.adapters) == 1 else f"{len(running.adapters)} adapters"
-    adapters = f"{count} ({names})" if names else "no adapters yet"
+    adapters = f"{counted(len(running.adapters), 'adapter')} ({names})" if names else "no adapters yet"
     print_line(f"serving {running.model} with {adapters} on {running.target}")
     if running.admin_target != running.target:
         print_line(f"adapters are loaded and listed on {running.admin_target}")

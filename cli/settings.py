@@ -30,7 +30,7 @@ from pydantic_settings import (
 )
 
 from adapter_store.config import StoreConfig
-from cli.errors import CliError, usage_error
+from cli.errors import CliError, usage_error, why
 from cli.options import DEFAULT_TARGET
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
@@ -197,7 +197,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise usage_error(f"cannot read the settings file {file}: {error}") from error
+        raise usage_error(f"cannot read the settings file {file}: {why(error)}") from error
     except yaml.YAMLError as error:
         raise usage_error(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:

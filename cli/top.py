@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import AsJson, ConfigFile, Target, Timeout, connection
-from cli.output import human_bytes, print_json, print_line, print_table, reporting, to_json
+from cli.output import counted, human_bytes, print_json, print_line, print_table, reporting, to_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -130,10 +130,11 @@ def tier_lines(response: "pb.GetAdapterStatisticsResponse") -> list[str]:
     for tier in response.tiers:
         room = f" of {human_bytes(tier.capacity_bytes)}" if tier.capacity_bytes else ""
         pinned = f", {human_bytes(tier.pinned_bytes)} pinned" if tier.pinned_bytes else ""
+        held = f"{counted(tier.entries, 'adapter')}, {human_bytes(tier.bytes)}{room}{pinned}"
         lines.append(
-            f"{tier.tier + ':':<8} {tier.entries} adapters, {human_bytes(tier.bytes)}{room}{pinned}; "
-            f"hits {_share(tier.hits, tier.hits + tier.misses)}, {tier.loads} loads, "
-            f"{tier.evictions} evictions"
+            f"{tier.tier + ':':<8} {held}; "
+            f"hits {_share(tier.hits, tier.hits + tier.misses)}, {counted(tier.loads, 'load')}, "
+            f"{counted(tier.evictions, 'eviction')}"
         )
     return lines
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.errors import usage_error
+from cli.errors import usage_error, why
 from lorikeet.v1 import adapters_pb2 as pb
 
 if TYPE_CHECKING:
@@ -85,10 +85,11 @@ async def upload(
 
 def folder_config(folder: Path) -> str:
     """The text of a PEFT folder's adapter_config.json. Raises CliError."""
+    path = folder / "adapter_config.json"
     try:
-        return (folder / "adapter_config.json").read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise usage_error(f"{folder} is not a folder that PEFT saved: {error}") from error
+        raise usage_error(f"{path} cannot be read: {why(error)}; give the folder that PEFT saved") from error
 
 
 def folder_tensors(folder: Path) -> Iterator[Tensor]:
@@ -116,7 +117,7 @@ def _file_tensors(path: Path) -> Iterator[Tensor]:
             begin, end = (start + offset for offset in entry["data_offsets"])
             yield Tensor(name=name, dtype=entry["dtype"], shape=entry["shape"], data=mapped[begin:end])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise usage_error(f"{path} is not a safetensors file: {error}") from error
+        raise usage_error(f"{path} is not a safetensors file: {why(error)}") from error
 
 
 def _chunks(tensor: Tensor) -> Iterator[pb.UploadAdapterRequest]:

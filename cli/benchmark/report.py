@@ -7,6 +7,7 @@ from typing import Any
 
 from cli.benchmark.load import Outcome
 from cli.errors import usage_error
+from cli.output import counted
 
 MEASURES = ("ttft", "tpot", "e2e")
 """What a goal may bound, by their names in the field: time to first token, per output token, end to end."""
@@ -71,7 +72,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         + (f"; failed: {failed}" if failed else ""),
         f"{summary['requests_per_second']:g} requests/s, {summary['output_tokens_per_second']:g} tokens/s, "
         f"{summary['prompt_tokens']} prompt tokens ({summary['cached_prompt_tokens']} cached), "
-        f"{summary['adapters']} adapters",
+        f"{counted(summary['adapters'], 'adapter')}",
     ]
     if "goals_ms" in summary:
         goals = ", ".join(f"{name} <= {value:g} ms" for name, value in summary["goals_ms"].items())

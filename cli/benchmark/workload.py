@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli.errors import usage_error
+from cli.errors import usage_error, why
 from cli.requests import chat_prompt
 from lorikeet.v1 import generation_pb2 as pb
 
@@ -85,7 +85,7 @@ def prompts_of(path: Path) -> Iterator[pb.GenerateRequest]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise usage_error(f"{path} cannot be read: {error}") from error
+        raise usage_error(f"{path} cannot be read: {why(error)}") from error
     parse = _from_json if path.suffix == ".jsonl" else _from_text
     requests: list[pb.GenerateRequest] = []
     for number, line in enumerate(lines, start=1):

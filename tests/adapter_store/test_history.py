@@ -107,7 +107,9 @@ def test_without_a_history_there_is_nothing_to_return_to():
     catalog = Catalog(limits=Limits(keep_versions=0))
     point(catalog, "a", 1)
     point(catalog, "a", 2)
-    assert refusal(catalog.plan_rollback, "a").reason == "VERSION_NOT_KEPT"
+    error = refusal(catalog.plan_rollback, "a")
+    assert error.reason == "VERSION_NOT_KEPT"
+    assert error.message.startswith("a has no earlier version to go back to")
 
 
 def test_other_terms_of_the_same_content_move_nothing():

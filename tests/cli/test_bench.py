@@ -53,7 +53,8 @@ def test_a_person_reads_a_table() -> None:
     lines = done.out.splitlines()
     assert lines[0].startswith("3 of 3 requests in ")
     assert lines[2] == "goodput: 0 requests/s with ttft <= 1e-06 ms"
-    assert [line.split("\t")[0] for line in lines[3:]] == ["TTFT", "TPOT", "ITL", "E2E"]
+    assert lines[3].split("\t")[:3] == ["ms", "MEAN", "P50"]
+    assert [line.split("\t")[0] for line in lines[4:]] == ["TTFT", "TPOT", "ITL", "E2E"]
 
 
 def test_prompts_come_from_a_file_and_failures_are_counted(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_prompts_come_from_a_file_and_failures_are_counted(tmp_path: Path) -> No
         (("-a", "nobody-*"), "no adapter of the server is called 'nobody-*'"),
         (("--goal", "speed=3"), "write ttft=MS or tpot=MS or e2e=MS"),
         (("--plot", "run.txt"), "must end in one of"),
-        (("--prompts", "/nowhere"), "cannot be read"),
+        (("--prompts", "/nowhere"), "/nowhere cannot be read: No such file or directory\n"),
         (("-a", "missing", "-n", "2"), "none of 2 requests was answered: NOT_FOUND ADAPTER_NOT_FOUND"),
     ],
 )

@@ -139,7 +139,7 @@ def test_an_adapter_that_is_refused_stops_everything(tmp_path: Path) -> None:
     [
         ([], "no model: give its folder with --model"),
         (["--model", "/nowhere"], "/nowhere holds no"),
-        (["--model", str(MODEL), "--adapter", "alice"], "write NAME=VALUE"),
+        (["--model", str(MODEL), "--adapter", "alice"], "write NAME=SOURCE"),
         (
             ["--model", str(MODEL), "--adapter", "alice=/nowhere"],
             "adapter alice: there is no folder /nowhere",

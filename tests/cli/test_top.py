@@ -28,7 +28,8 @@ def test_top_prints_adapters_and_tiers_once() -> None:
         server.statistics = pb.GetAdapterStatisticsResponse(adapters=[BUSY, BASE], tiers=[MEMORY])
         done = lorikeet("adapters", "top", "--target", server.target)
         as_json = lorikeet("adapters", "top", "--json", "--target", server.target)
-    lines = done.out.splitlines()
+    headings, *lines = done.out.splitlines()
+    assert headings.split("\t")[:4] == ["ADAPTER", "WHERE", "RUN", "WAIT"]
     assert lines[0].split("\t") == ["alice +1", "pool", "3", "2", "40", "", "75 %", "1.25", "0.00", "0.00"]
     assert lines[1].split("\t")[:2] == ["(base)", ""]
     assert lines[3] == "memory:  5 adapters, 1.0 MiB of 4.0 MiB; hits 25 %, 3 loads, 2 evictions"
