@@ -1,4 +1,6 @@
-"""What must hold of adapters that are computed beside a product, on a GPU, where programs wait for others."""
+"""What must hold of adapters that are computed beside a product or ahead of it, on a GPU, where programs wait
+for others.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from kernels import lora
 from kernels.lora import Arrivals, LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable, reference
 from kernels.lora.tiles import BLOCK, Tiles, cut
 
-_RANKS = (8, 16, 64, 24, 256)
+_RANKS, _NARROW = (8, 16, 64, 24, 256), (8, 16, 64, 24, 40)
 _SIZES, _INPUTS = (640, 128, 130), 1536
 _STARTS = np.cumsum((0, *_SIZES)).tolist()
 _PACKED = [PackedSlice(i, _STARTS[i], _STARTS[i + 1]) for i in range(3)]
@@ -21,16 +23,24 @@ _TIMES = 20
 def run_all() -> Iterator[tuple[str, torch.dtype, float]]:
     """Name, dtype and largest relative error of each case."""
     for dtype in (torch.float16, torch.bfloat16):
-        table = _table(dtype)
+        table = _table(dtype, _RANKS)
         for slots in (
             [0], [4], [-1], [-1, 0, 1], list(range(8)), [-1] * 5 + [2] * 8, [3] * 32, list(range(32)),
             np.sort(np.arange(32) % 6 - 1).tolist(),
         ):  # fmt: skip
             name = f"lora beside a product, {len(slots)} tokens, {len(set(slots) - {-1})} adapters"
             yield name, dtype, _error(dtype, slots, table)
+        for ranks in (_RANKS, _NARROW):
+            table = _table(dtype, ranks)
+            for tokens, recorded in ((40, True), (128, True), (300, False), (1100, False)):
+                slots = np.sort(np.arange(tokens) * tokens % 7 - 1).tolist()
+                name = f"lora ahead of a product, {tokens} tokens, ranks up to {max(ranks)}"
+                yield name, dtype, _error(dtype, slots, table, recorded=recorded, ahead=True)
 
 
-def _error(dtype: torch.dtype, slots: list[int], table: SlotTable) -> float:
+def _error(
+    dtype: torch.dtype, slots: list[int], table: SlotTable, *, recorded: bool = True, ahead: bool = False
+) -> float:
     """Over and over into memory that was NaN, with tiles to spare."""
     batch, tokens = LoraBatch.of_tokens(slots), len(slots)
     places = np.zeros((3, tokens), np.int32)
@@ -38,8 +48,12 @@ def _error(dtype: torch.dtype, slots: list[int], table: SlotTable) -> float:
         found, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
         places[:, : found.shape[1]] = found
     arrivals = Arrivals(1, table.pool.device)
-    tiles = Tiles(places=torch.from_numpy(places).to(table.pool.device), block=BLOCK, rank=256)
+    tiles = Tiles(
+        places=torch.from_numpy(places).to(table.pool.device), block=BLOCK, rank=table.largest_rank(range(5))
+    )
     tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=arrivals)
+    if not recorded:
+        tiled = batch.tiled(table)
     x = (torch.randn(tokens, _INPUTS, device="cuda") * _INPUTS**-0.5).to(dtype)
     weight = (torch.randn(sum(_SIZES), _INPUTS, device="cuda") * _INPUTS**-0.5).to(dtype)
     bias = torch.randn(sum(_SIZES), device="cuda").to(dtype)
@@ -50,18 +64,21 @@ def _error(dtype: torch.dtype, slots: list[int], table: SlotTable) -> float:
         freed = torch.full((16 << 20,), float("nan"), device="cuda")
         del freed
         arrivals.begin()
-        parts = lora.product(x, weight, bias, slices=_PACKED, batch=tiled, table=table)
-        errors.append(((parts.sum(0) - expected).norm() / expected.norm()).item())
+        if ahead:
+            found = lora.ahead(x, bias, slices=_PACKED, batch=tiled, table=table).addmm_(x, weight.t())
+        else:
+            found = lora.product(x, weight, bias, slices=_PACKED, batch=tiled, table=table).sum(0)
+        errors.append(((found.float() - expected).norm() / expected.norm()).item())
     return float(np.max(errors))
 
 
-def _table(dtype: torch.dtype) -> SlotTable:
+def _table(dtype: torch.dtype, ranks: tuple[int, ...]) -> SlotTable:
     """Five ranks in turn; one of five adapters lacks a slice. NaN between the weights."""
     shapes = [SliceShape(kind="linear", in_features=_INPUTS, out_features=size) for size in _SIZES]
     pool = torch.full((48 << 20,), float("nan"), dtype=dtype, device="cuda")
     table, unit = SlotTable(pool=pool, shapes=shapes, slots=32), 1
     for slot in range(table.slots):
-        entries, rank = [], _RANKS[slot % 5]
+        entries, rank = [], ranks[slot % 5]
         for index, shape in enumerate(shapes):
             units = []
             for features in (shape.in_features, shape.out_features):

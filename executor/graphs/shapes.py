@@ -25,8 +25,8 @@ MOST_TOKENS = _TOKENS[-1]
 
 class LoraShape(NamedTuple):
     """What a graph with adapters is made for: that many tiles of up to `block` tokens, ranks up to `rank`,
-    `routers` of experts and `ends` (embedding and head) that adapters change or not, and whether adapters are
-    computed `beside` the base's products.
+    `routers` of experts and `ends` (embedding and head) that adapters change or not, whether adapters are
+    computed `beside` the base's products, and `vectors` (gains and shifts) that they have or not.
     """
 
     tiles: int
@@ -35,6 +35,7 @@ class LoraShape(NamedTuple):
     routers: bool
     ends: bool
     beside: bool
+    vectors: bool = False
 
 
 class StepShape(NamedTuple):

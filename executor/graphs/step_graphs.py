@@ -166,13 +166,15 @@ class StepGraphs:
         padded = rank_of(rank)
         block = BLOCK if table.fixed_order else block_of(shape, padded)
         tiles = _cut(lora, block)
+        vectors = table.has_vectors(lora.slots)
         made = LoraShape(
             tiles=tiles_of(tiles.shape[1], shape.tokens),
             block=block,
             rank=padded,
             routers=table.touches(lora.slots, self._routers),
             ends=table.changes(lora.slots, self._ends),
-            beside=can_be_beside(shape.tokens, rank=rank, table=table) and not table.has_vectors(lora.slots),
+            beside=can_be_beside(shape.tokens, rank=rank, table=table) and not vectors,
+            vectors=vectors,
         )
         return shape._replace(lora=made), tiles
 
@@ -231,6 +233,7 @@ class StepGraphs:
             slots_T=slots_of(tiles, shape.tokens) if self._routers else None,
             touches_routers=made.routers,
             touches_ends=made.ends,
+            has_vectors=made.vectors,
             arrivals=self._arrivals if made.beside else None,
         )
         if not shape.chunks or not made.ends:

@@ -26,6 +26,9 @@ def project(
         return product(x_TK, layer.weight, layer.bias)
     if batch.arrivals is not None:
         return lora.product(x_TK, layer.weight, layer.bias, slices=slices, batch=batch, table=adapters)
+    if lora.can_be_ahead(batch, adapters):
+        y_TN = lora.ahead(x_TK, layer.bias, slices=slices, batch=batch, table=adapters)
+        return y_TN.addmm_(x_TK, layer.weight.t())
     y_TN = steps.linear(x_TK, layer.weight, layer.bias)
     lora.apply(y_TN, x_TK, slices=slices, batch=batch, table=adapters)
     return y_TN

@@ -72,7 +72,11 @@ class AdapterPool:
             batch = replace(batch, tiles=tiles)
         else:
             batch = batch.tiled(table)
-        batch = replace(batch, touches_ends=table.changes(batch.slots, self._ends))
+        batch = replace(
+            batch,
+            touches_ends=table.changes(batch.slots, self._ends),
+            has_vectors=table.has_vectors(batch.slots),
+        )
         if not self._routers:
             return batch
         (slots_T,) = upload(table.pool.device, np.repeat(slots, lengths).astype(np.int32))

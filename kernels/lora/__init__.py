@@ -29,7 +29,9 @@ __all__ = [
     "SliceShape",
     "SlotRow",
     "SlotTable",
+    "ahead",
     "apply",
+    "can_be_ahead",
     "can_be_beside",
     "embed",
     "product",
@@ -48,6 +50,32 @@ def apply(
     from kernels.lora import gpu  # imports Triton, which the CPU does without
 
     gpu.apply(y_TN, x_TK, slices=slices, tiles=batch.tiles, table=table)
+
+
+def can_be_ahead(batch: LoraBatch, table: SlotTable) -> bool:
+    """Whether `ahead` can compute the batch: with Triton, without gains and shifts."""
+    return (
+        batch.tiles is not None and batch.tiles.rank > 0 and not batch.has_vectors and not table.fixed_order
+    )
+
+
+def ahead(
+    x_TK: Tensor,
+    bias_N: Tensor | None,
+    *,
+    slices: Sequence[PackedSlice],
+    batch: LoraBatch,
+    table: SlotTable,
+) -> Tensor:
+    """What adapters add to a linear layer, and its bias: `[T, N]`, to which the product is still to be added.
+    What is written before a product need not be read before it.
+    """
+    if batch.tiles is None:
+        raise ValueError("a batch without tiles has its adapters applied")
+    from kernels.lora import gpu
+
+    covers = bool(batch.slots) and (batch.splits[0], batch.splits[-1]) == (0, len(x_TK))
+    return gpu.ahead(x_TK, bias_N, slices=slices, tiles=batch.tiles, table=table, covers=covers)
 
 
 def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, batch: LoraBatch, table: SlotTable) -> None:

@@ -47,9 +47,9 @@ class LoraBatch:
     With `tiles`, Triton's kernels compute the batch; without, plain torch does. A batch of tiles alone is one
     that the host does not know: tiles are written where a recorded launch reads them. `slots_T`, int32, are
     each token's slot on the device, for those who would otherwise work them out again and again.
-    `touches_routers` may be False where no adapter of the batch has LoRA on a router of experts, and
-    `touches_ends` where none changes embedding or head. With `arrivals`, linear layers are computed together
-    with their adapters, by `product`.
+    `touches_routers` may be False where no adapter of the batch has LoRA on a router of experts,
+    `touches_ends` where none changes embedding or head, `has_vectors` where none has a gain or a shift. With
+    `arrivals`, linear layers are computed together with their adapters, by `product`.
     """
 
     slots: tuple[int, ...]
@@ -58,6 +58,7 @@ class LoraBatch:
     slots_T: Tensor | None = None
     touches_routers: bool = True
     touches_ends: bool = True
+    has_vectors: bool = True
     arrivals: Arrivals | None = None
 
     @classmethod

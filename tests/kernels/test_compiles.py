@@ -14,8 +14,8 @@ KERNELS = {
     "tests.support.kernels_compile": {
         "_attend_kernel",
         "_combine_kernel",
-        "_shrink_kernel",
-        "_expand_kernel",
+        "shrink_kernel",
+        "expand_kernel",
         "_add_norm_kernel",
         "_rotate_store_kernel",
         "_silu_mul_kernel",

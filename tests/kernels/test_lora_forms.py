@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import lora
-from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable, gpu, reference
+from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable, gpu_tiles, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 4e-3}
@@ -72,7 +72,8 @@ def make_table(dtype: torch.dtype) -> SlotTable:
 def test_gain_and_shift_of_linears(
     dtype: torch.dtype, slots: list[int], tiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "_SHARE_OF_K", 50)  # so that sums are split: gain and shift come once
+    for share in ("_SHARE_OF_K", "_LOOPED_SHARE_OF_K"):
+        monkeypatch.setattr(gpu_tiles, share, 50)  # so that sums are split: gain and shift come once
     table, batch = make_table(dtype), LoraBatch.of_tokens(slots)
     x = torch.randn(len(slots), IN, device=DEVICE).to(dtype) * IN**-0.5
     expected = torch.randn(len(slots), 103, device=DEVICE).to(dtype)

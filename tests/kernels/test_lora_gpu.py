@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import lora
-from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable, gpu, reference
+from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable, gpu_tiles, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 4e-3}
@@ -62,7 +62,8 @@ BATCHES = {
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("slots", BATCHES.values(), ids=BATCHES.keys())
 def test_apply(dtype: torch.dtype, slots: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_SHARE_OF_K", 50)  # so that sums are split at this size too
+    for share in ("_SHARE_OF_K", "_LOOPED_SHARE_OF_K"):
+        monkeypatch.setattr(gpu_tiles, share, 50)  # so that sums are split at this size too
     table, batch = make_table(dtype), LoraBatch.of_tokens(slots)
     x = torch.randn(len(slots), IN, device=DEVICE).to(dtype) * IN**-0.5
     x[[i for i, slot in enumerate(slots) if slot < 0]] = float("nan")  # their own trouble stays their own

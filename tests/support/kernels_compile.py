@@ -14,7 +14,8 @@ from kernels.attention import paged
 from kernels.fused import gpu as fused_kernels
 from kernels.linear import matrix, small_batch
 from kernels.linear.tiles import choose
-from kernels.lora import beside_matrix, beside_vector, gpu
+from kernels.lora import beside_matrix, beside_vector, gpu_kernels
+from kernels.lora import gpu_tiles as lora_tiles
 from kernels.lora.beside_tiles import choose as choose_beside
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -75,33 +76,42 @@ def attention(dtype: str, *, group: int, head_dim: int, queries: int, splits: in
         compile_kernel(paged._combine_kernel, {"num_warps": 4}, types, **sizes)
 
 
-def lora(dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool = False) -> None:
+def lora(
+    dtype: str, *, slices: int, block_t: int, block_r: int, gathered: bool = False, is_added: bool = True
+) -> None:
     types = LORA | {"pool_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}
     common: dict[str, Any] = {"UNIT": 64, "SLICES": slices, "BLOCK_T": block_t, "BLOCK_R": block_r}
     common["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
     common["PDL"] = True
-    k_splits = 16 if block_t == 16 else 1
-    block_k = 1024 if block_t == 16 else 64 if dtype == "fp32" else 128
+    tokens, rank = 128 if block_t == 16 else 2048, block_r
+    halves = dtype != "fp32"
+    sizes: dict[str, Any] = {"block": block_t, "count": 32, "rank": rank, "halves": halves}
+    cut = lora_tiles.choose(tokens, 12_288, **sizes, fixed_order=False)
+    k_splits = cut.splits(32 * slices)
     compile_kernel(
-        gpu._shrink_kernel,
+        gpu_kernels.shrink_kernel,
         {"num_warps": 4, "num_stages": 3},
-        types,
-        **(common | ({"BLOCK_R": 16} if block_t == 16 else {})),
-        BLOCK_K=block_k,
+        types | {"arrived_ptr": "*i32"},
+        **(common | {"BLOCK_R": cut.block_r}),
+        BLOCK_K=cut.block_k,
         K_SPLITS=k_splits,
-        IS_ONE_PASS=block_t == 16,
+        IS_ONE_PASS=cut.is_one_pass,
+        IS_SUMMED=cut.is_summed,
     )
+    k_splits = 1 if gathered or cut.is_summed else k_splits
     compile_kernel(
-        gpu._expand_kernel,
-        {"num_warps": 4, "num_stages": 2 if gathered or k_splits == 1 else 1},
-        types | {"source_ptr": "*i64" if gathered else "*fp32"},
-        **common,
+        gpu_kernels.expand_kernel,
+        {"num_warps": 4, "num_stages": 2 if k_splits == 1 else 1},
+        types | {"source_ptr": "*i64" if gathered else "*fp32", "bias_ptr": f"*{dtype}"},
+        **(common | {"BLOCK_R": cut.block_e}),
         VECTOR_UNIT=32,
-        BLOCK_N=128 if block_t == 64 else 256 if block_t == 16 else 64,
-        K_SPLITS=1 if gathered else k_splits,
+        BLOCK_N=cut.block_n,
+        K_SPLITS=k_splits,
         GATHERED=gathered,
-        HALVES=dtype != "fp32",
-        IS_ONE_PASS=block_t == 16,
+        HALVES=halves,
+        IS_ONE_PASS=True,
+        IS_ADDED=is_added,
+        HAS_BIAS=not is_added,
     )
 
 
@@ -167,7 +177,8 @@ def main() -> None:
             attention(dtype, group=4, head_dim=head_dim, queries=queries, splits=1)
             attention(dtype, group=4, head_dim=head_dim, queries=1, splits=8)
         lora(dtype, slices=3, block_t=16, block_r=16)
-        lora(dtype, slices=2, block_t=64, block_r=64)
+        lora(dtype, slices=2, block_t=16, block_r=16, is_added=False)
+        lora(dtype, slices=2, block_t=64, block_r=64, is_added=False)
         lora(dtype, slices=2, block_t=16, block_r=64)
         lora(dtype, slices=1, block_t=32, block_r=32, gathered=True)
 

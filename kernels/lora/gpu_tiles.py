@@ -1,0 +1,60 @@
+"""How a shrink and an expand are cut into programs: measured on an H100.
+
+Few tokens wait for memory: programs have all their weights on their way at once, and few large ones are
+better than many small ones, each of which reads addresses and splits of sums again. Many tokens are computed
+in loops.
+"""
+
+from typing import NamedTuple
+
+_FEW_TOKENS = 256
+_SHARE_OF_K = 1024
+_LOOPED_SHARE_OF_K = 512
+_MOST_SPLITS, _MOST_LOOPED_SPLITS = 32, 16
+_PROGRAMS = 264  # that occupy a GPU
+# Tiles from which on programs of an expand may be fewer and larger.
+_MANY_TILES = 8
+
+
+class Cut(NamedTuple):
+    """A program of a shrink computes `block_r` ranks, `block_k` inputs at a time, all of its inputs if
+    `is_one_pass`; one of an expand `block_n` outputs, `block_e` ranks at a time. Inputs are split at most
+    `most_splits` times; `is_summed`: into no more splits than occupy the GPU, which are summed at once.
+    """
+
+    block_r: int
+    block_k: int
+    most_splits: int
+    is_one_pass: bool
+    is_summed: bool
+    block_e: int
+    block_n: int
+
+    def splits(self, programs: int) -> int:
+        """Of the inputs, where each split has that many programs."""
+        return min(self.most_splits, max(1, _PROGRAMS // programs)) if self.is_summed else self.most_splits
+
+
+def choose(
+    tokens: int, inputs: int, *, block: int, count: int, rank: int, halves: bool, fixed_order: bool
+) -> Cut:
+    """For `count` tiles of up to `block` tokens, of ranks up to `rank`."""
+    wide = min(64, 1 << (max(rank, 16) - 1).bit_length())
+    few = tokens <= _FEW_TOKENS or fixed_order
+    is_one_pass = block == 16 and few and halves and not fixed_order
+    block_k, share = 128 if halves else 64, _LOOPED_SHARE_OF_K
+    if is_one_pass:
+        block_k = share = 1 << (max(_SHARE_OF_K, -(-inputs // _MOST_SPLITS)) - 1).bit_length()
+    if fixed_order or (block < 64 and count < _MANY_TILES):
+        block_n = 64
+    else:
+        block_n = 128 if block == 64 else 512 if block == wide == 16 else 256
+    return Cut(
+        block_r=16 if few else wide,
+        block_k=block_k,
+        most_splits=min(_MOST_SPLITS if is_one_pass else _MOST_LOOPED_SPLITS, -(-inputs // share)),
+        is_one_pass=is_one_pass,
+        is_summed=not few,
+        block_e=16 if fixed_order else wide,
+        block_n=block_n,
+    )
