@@ -1,5 +1,9 @@
 """Which launches share compiled code."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +115,16 @@ def test_other_code() -> None:
 def test_tensors_come_first_and_constants_last(params: tuple[Parameter, ...]) -> None:
     with pytest.raises(ValueError, match="tensors must come first and constants last"):
         Quick(Kernel(*params))  # pyright: ignore[reportArgumentType]
+
+
+def test_every_kernel_of_a_step_is_launched_as_it_wants(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.kernel_launches"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == [], "kernels that no step had"
