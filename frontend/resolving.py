@@ -60,5 +60,8 @@ class Resolver:
                 away = "the adapter store cannot be reached: retry later"
                 raise unavailable("STORE_AWAY", away) from raised
             self._resolves = True
+            if error.reason == "ADAPTER_NOT_FOUND":
+                # The catalog says so, in the words that it has for another tenant's.
+                return
             raise error from raised
         self._resolves = True

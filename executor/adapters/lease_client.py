@@ -155,7 +155,7 @@ class LeaseClient:
             since, self._since = self._since, None
             steady = since is not None and time.monotonic() - since > _STEADY_SECONDS
             failures = 0 if steady else failures + 1
-            if failures in (0, 1, 10) or failures % 60 == 0:
+            if is_news(failures):
                 log.warning("no adapter store, trying again: %s", reason)
             await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
 
@@ -255,6 +255,14 @@ class LeaseClient:
         # sent anew.
         if self._outgoing is not None:
             self._outgoing.put_nowait(request)
+
+
+def is_news(failures: int) -> bool:
+    """Whether it is worth a warning that so many connections failed in a row; 0: a steady one has ended.
+
+    A store that starts beside us may need a second or two more.
+    """
+    return failures in (0, 5, 10) or failures % 60 == 0
 
 
 async def _requests(

@@ -10,6 +10,7 @@ from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import LorikeetError, not_found, unavailable
 from rpc.server import Server
+from rpc.tokens import Caller
 
 
 class Store(store_pb2_grpc.CatalogServiceServicer):
@@ -74,3 +75,18 @@ async def test_the_base_model_and_digests_ask_nobody():
         await resolver.prepare(AdapterRef(), 10)
         await resolver.prepare(AdapterRef(digest="e" * 64), 10)
         assert store.asked == []
+
+
+async def test_what_is_nowhere_and_what_is_another_tenants_are_told_alike():
+    async with world() as (catalog, store, resolver):
+        theirs = store_pb2.AdapterPointer(name="theirs", digest="d" * 64, tenant="t")
+        catalog.apply(store_pb2.FollowResponse(revision=2, pointers=[theirs]))
+        store.error = not_found("ADAPTER_NOT_FOUND", "the store finds none")
+        told = []
+        for name in ("theirs", "nobody"):
+            await resolver.prepare(AdapterRef(name=name), 10)
+            with pytest.raises(LorikeetError) as caught:
+                catalog.resolve(AdapterRef(name=name), Caller(tenant="u"))
+            told.append(caught.value.message.replace(name, "NAME"))
+        assert told[0] == told[1]
+        assert store.asked == ["nobody"]

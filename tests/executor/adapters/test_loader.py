@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.adapters.lease_client import LeaseClient
+from executor.adapters.lease_client import LeaseClient, is_news
 from executor.adapters.loader import StoreLoader
 from executor.adapters.placements import Placements
 from executor.adapters.pool import PlainPool
@@ -294,3 +294,7 @@ async def test_an_acquire_while_the_store_is_away_fails_after_a_while(tmp_path: 
         event = await engine.load("a" * 64, unit_offset=0, slot=0)
         assert isinstance(event, LoadFailed)
         assert (event.code, event.reason) == (Code.UNAVAILABLE, "ADAPTER_STORE_AWAY")
+
+
+def test_a_store_that_starts_a_little_later_is_no_news() -> None:
+    assert [failures for failures in range(130) if is_news(failures)] == [0, 5, 10, 60, 120]
