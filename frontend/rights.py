@@ -91,5 +91,9 @@ class AdapterRights:
 
 
 def hidden(adapter: str) -> LorikeetError:
-    """What is said of another tenant's adapter: the same as of one that there is not."""
-    return not_found("ADAPTER_NOT_FOUND", f'no adapter is named "{adapter}"', adapter=adapter)
+    """What is said of another tenant's adapter: what the store says of a name that there is not."""
+    return not_found(
+        "ADAPTER_NOT_FOUND",
+        f"no adapter is loaded as '{adapter}': load it, or list what there is",
+        adapter=adapter,
+    )

@@ -10,6 +10,8 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from adapter_store.adapter_names import unknown_name
+from frontend.rights import hidden
 from lorikeet.v1 import adapters_pb2 as pb
 from lorikeet.v1 import adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 from rpc.channel import open_channel
@@ -222,3 +224,10 @@ async def test_tls_with_a_token(model_folder: Path, tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await rig.generation.GetModel(generation_pb2.GetModelRequest(), timeout=WAIT_SECONDS)
         assert from_rpc(caught.value).code is Code.UNAVAILABLE
+
+
+def test_another_tenants_adapter_is_told_as_one_that_there_is_not() -> None:
+    """By the frontend as by the store, which knows the names that there are not."""
+    ours, stores = hidden("theirs/v-1.2"), unknown_name("theirs/v-1.2")
+    assert str(ours) == str(stores)
+    assert ours.metadata == stores.metadata
