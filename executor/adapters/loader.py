@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Generic
 
 import grpc
 
@@ -158,8 +158,7 @@ class StoreLoader(Generic[Row]):
 
     async def _run(self, load: _Load) -> None:
         try:
-            lease = await self._bring(load)
-            row = await self._prepare(load, lease)
+            row = await self._bring(load)
             self._post(_Report(Copied(digest=load.digest), load.number, row))
         except LorikeetError as error:
             self._post(_Report(_failure(load.digest, error), load.number))
@@ -168,8 +167,12 @@ class StoreLoader(Generic[Row]):
             error = internal("ADAPTER_LOAD", "loading the adapter failed; the executor's log says why")
             self._post(_Report(_failure(load.digest, error), load.number))
 
-    async def _bring(self, load: _Load) -> Lease:
-        """Leases, waits for a place, copies; again when the store moved the pack meanwhile."""
+    async def _bring(self, load: _Load) -> Row:
+        """Leases, waits for a place, copies; again when the store moved the pack meanwhile.
+
+        The row comes from the thread that copies, so that a load given up never writes into its successor's
+        range.
+        """
         for _ in range(_COPY_ATTEMPTS):
             async with self._client.lease(load.digest) as lease:
                 size = lease.manifest.total_bytes
@@ -182,40 +185,33 @@ class StoreLoader(Generic[Row]):
                     )
                 unit_offset = await asyncio.shield(load.place)
                 try:
-                    await self._copy(lease, unit_offset)
+                    return await self._copy(lease, unit_offset)
                 except StalePackError as error:
                     log.info("pack %s moved while it was copied: %s", load.digest, error)
-                    continue
-                return lease
         raise unavailable(
             "ADAPTER_KEEPS_MOVING",
             "the adapter store is short of memory and moved the pack again and again: retry",
         )
 
-    async def _copy(self, lease: Lease, unit_offset: int) -> None:
-        if lease.view is None:
-            pack = await self._client.fetch(lease)
-            await self._loop.run_in_executor(self._copier, self._pool.write, unit_offset, pack)
-        else:
-            await self._loop.run_in_executor(self._copier, _copy_leased, lease, self._pool, unit_offset)
-
-    async def _prepare(self, load: _Load, lease: Lease) -> Row:
-        """By the thread that copies, so that a load given up never writes into its successor's range."""
-        try:
-            place = load.place.result()
-            return await self._loop.run_in_executor(
-                self._copier, self._pool.prepare, place, lease.manifest, lease.places
-            )
-        except ValueError as error:
-            raise failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)) from error
+    async def _copy(self, lease: Lease, unit_offset: int) -> Row:
+        pack = await self._client.fetch(lease) if lease.view is None else None
+        return await self._loop.run_in_executor(self._copier, _copy, lease, self._pool, unit_offset, pack)
 
 
-def _copy_leased(lease: Lease, pool: Pool[Any], unit_offset: int) -> None:
-    view = lease.view
-    assert view is not None
-    view.check(lease.header_offset, lease.generation)
-    pool.write(unit_offset, view.pack(lease.pack_offset, lease.manifest.total_bytes).data)
-    view.check(lease.header_offset, lease.generation)
+def _copy(lease: Lease, pool: Pool[Row], unit_offset: int, fetched: bytearray | None) -> Row:
+    """On the copier's thread."""
+    if fetched is not None:
+        pool.write(unit_offset, fetched)
+    else:
+        view = lease.view
+        assert view is not None
+        view.check(lease.header_offset, lease.generation)
+        pool.write(unit_offset, view.pack(lease.pack_offset, lease.manifest.total_bytes).data)
+        view.check(lease.header_offset, lease.generation)
+    try:
+        return pool.prepare(unit_offset, lease.manifest, lease.places)
+    except ValueError as error:
+        raise failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)) from error
 
 
 def _failure(digest: str, error: LorikeetError) -> LoadFailed:

@@ -37,7 +37,8 @@ class ArithmeticLoader:
         delay: Callable[[], int] = lambda: 0,
     ) -> None:
         self.slot_rows: list[SlotRow | None] = [None] * slots
-        self.prefetched: list[str] = []
+        self.asked: list[str] = []
+        """Digests hinted at or acquired, the same one once in a row."""
         self.retired_digests: list[str] = []
         self._packs = packs
         self._delay = delay
@@ -53,10 +54,15 @@ class ArithmeticLoader:
         return len(self._state)
 
     def prefetch(self, digest: str) -> None:
-        self.prefetched.append(digest)
+        self._ask(digest)
+
+    def _ask(self, digest: str) -> None:
+        if self.asked[-1:] != [digest]:
+            self.asked.append(digest)
 
     def acquire(self, digest: str) -> None:
         assert digest not in self._state, f"{digest} is acquired while {self._state.get(digest)}"
+        self._ask(digest)
         self._state[digest] = "acquired"
         if digest in self._packs:
             self._later(Granted(digest=digest, units=self._packs[digest]))

@@ -157,7 +157,7 @@ def test_an_adapter_stays_while_it_is_wanted_again():
     for number in range(3):
         world.submit(make_request(number, digest="a"))
         world.settle()
-    assert world.loader.prefetched == ["a"]
+    assert world.loader.asked == ["a"]
     assert slots(world) == ["a", ""]
 
 
@@ -258,7 +258,7 @@ def test_a_hint_brings_an_adapter_where_there_is_room():
     world = World(packs={"a": 10}, delay=lambda: 1)
     world.post(Hint("a"), Hint(""), Hint("a"), Hint("unknown"))
     world.step(9)
-    assert world.loader.prefetched == ["a", "unknown"]
+    assert world.loader.asked == ["a", "unknown"]
     assert slots(world) == ["a", ""]
     request = make_request(1, digest="a")
     world.submit(request)
@@ -275,7 +275,7 @@ def test_a_hint_evicts_nothing_that_is_worth_more():
     world.post(Hint("c"))
     world.step(5)
     assert slots(world) == ["a", "b"]
-    assert world.loader.prefetched[-1] == "c"
+    assert world.loader.asked[-1] == "c"
     assert world.loader.held == 2, "the lease is given back"
 
 

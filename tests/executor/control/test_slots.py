@@ -28,16 +28,25 @@ def resident(slots: AdapterSlots, digest: str, units: int) -> None:
 def test_the_way_in_and_out():
     slots = AdapterSlots(slots=2, units=100)
     slots.prefetch("a")
+    assert slots.take_actions() == [Prefetch("a")]
     slots.acquire("a")
     slots.granted("a", 30)
     assert slots.residency("a") == Residency.STAGED
     assert slots.place("a", []) == []
     slots.copied("a")
     slots.evict("a")
-    expected = [Prefetch("a"), Acquire("a"), Copy("a", 0, 0), Install(0, "a"), Clear(0), Release("a")]
+    expected = [Acquire("a"), Copy("a", 0, 0), Install(0, "a"), Clear(0), Release("a")]
     assert slots.take_actions() == expected
     assert slots.take_actions() == []
     assert slots.free_units == 100
+
+
+def test_what_is_acquired_at_once_is_not_hinted_at():
+    slots = AdapterSlots(slots=2, units=100)
+    for digest in ("a", "b"):
+        slots.prefetch(digest)
+    slots.acquire("a")
+    assert slots.take_actions() == [Prefetch("b"), Acquire("a")]
 
 
 def test_an_illegal_transition_names_event_and_state():
