@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import beside_checks, cut_checks, linear_checks
+from bench import beside_checks, cut_checks, decode_checks, linear_checks
 from bench.engine_rig import Answer, Ask, Pack, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
@@ -89,7 +89,7 @@ def run_all() -> Iterator[Check]:
         )
     )
     yield from (check_lora(dtype, tokens) for dtype in _ERRORS for tokens in (1, 9, 40, 200, 300))
-    for checks in (beside_checks, linear_checks, cut_checks):
+    for checks in (beside_checks, linear_checks, cut_checks, decode_checks):
         for name, dtype, error in checks.run_all():
             yield Check(name=f"{name}, {_name(dtype)}", error=error, limit=_ERRORS[dtype])
     yield from check_engine()

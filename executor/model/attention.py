@@ -62,6 +62,20 @@ class Attention(Protocol[Plan]):
 
     def plan(self, spans: Spans, page_table: PageTable, window: int | None) -> Plan: ...
 
+    def decode(
+        self,
+        qkv_TP: Tensor,
+        layer: int,
+        plan: Plan,
+        kv_tokens_T: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        /,
+    ) -> Tensor | None:
+        """`FusedSteps.rotate_store` and the call in one launch; None where a plan does not allow that."""
+        ...
+
     def __call__(self, q_THD: Tensor, layer: int, plan: Plan) -> Tensor: ...
 
 
@@ -87,6 +101,9 @@ class PagedAttention:
             self._plan_chunk(int(row), spans, pages, window) for row in np.flatnonzero(spans.lengths > 1)
         ]
         return tuple(groups)
+
+    def decode(self, *_: object) -> None:
+        """Nothing is launched here."""
 
     def __call__(self, q_THD: Tensor, layer: int, plan: AttentionPlan) -> Tensor:
         """Attend with rotated queries, this step's KV being in the cache already. Returns `[T, H * D]`."""

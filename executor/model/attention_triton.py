@@ -1,4 +1,4 @@
-"""Attention over KV pages on a GPU: the same two calls as `attention.PagedAttention`, by Triton's kernels.
+"""Attention over KV pages on a GPU: the same calls as `attention.PagedAttention`, by Triton's kernels.
 
 The page table lives on the device, so that a step sends only what it changed.
 """
@@ -13,14 +13,15 @@ from executor.model.attention import Spans
 from executor.model.config import ModelConfig
 from executor.model.kv_cache import KvCache
 from executor.model.page_table import PageTable
-from kernels.attention import QueryTiles, fixed, paged
+from kernels.attention import QueryTiles, decode, fixed, paged
 from kernels.attention.tiles import cut
 from kernels.transfer import upload
 
 # A split has at least this many keys; below, combining costs more than it brings.
 _KEYS_OF_A_SPLIT = 64
 _MAX_SPLITS = 32
-# Programs that keep a GPU's memory busy: about two for each of an H100's 132 multiprocessors.
+# Programs that keep a GPU's memory busy: about two for each of an H100's 132 multiprocessors. More than these
+# do not run at once, and then what `decode` does besides costs as much as launches of its own.
 _ENOUGH_PROGRAMS = 256
 
 
@@ -46,6 +47,9 @@ class TritonAttention:
         self._kv_heads = config.kv_heads
         self._scale = config.head_dim**-0.5
         group = config.heads // config.kv_heads
+        self._fuses = not deterministic
+        # Where programs share a row, there are fewer rows times KV heads than programs.
+        self._arrived = torch.zeros(_ENOUGH_PROGRAMS, dtype=torch.int32, device=cache.layers[0].device)
         if deterministic:
             self._attend, self._keys_of_a_split = fixed.attend, fixed.SEGMENT
             self.chunk_queries = fixed.queries_per_tile(group, dtype)
@@ -85,6 +89,40 @@ class TritonAttention:
             page_table=page_table.on_device,
             window=window,
         )
+
+    def decode(
+        self,
+        qkv_TP: Tensor,
+        layer: int,
+        plan: TritonPlan,
+        kv_tokens_T: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        /,
+    ) -> Tensor | None:
+        """For few rows that all decode, but in the deterministic mode. Shapes as in `decode.attend`."""
+        if not self._fuses or plan.chunks.count or plan.decodes.count * self._kv_heads > _ENOUGH_PROGRAMS:
+            return None
+        kv_PS2KD = self._cache.layers[layer]
+        width = qkv_TP.shape[-1] - 2 * self._kv_heads * kv_PS2KD.shape[-1]
+        out_TE = kv_PS2KD.new_empty(qkv_TP.shape[-2], width)
+        decode.attend(
+            out_TE,
+            qkv_TP,
+            kv_PS2KD,
+            plan.page_table,
+            plan.decodes,
+            kv_tokens_T,
+            rotary,
+            norms,
+            eps,
+            scale=self._scale,
+            arrived=self._arrived,
+            window=plan.window,
+            splits=plan.splits,
+        )
+        return out_TE
 
     def __call__(self, q_THD: Tensor, layer: int, plan: TritonPlan) -> Tensor:
         """Attend with rotated queries, this step's KV being in the cache already. Returns `[T, H * D]`."""

@@ -161,10 +161,13 @@ class _Layer:
         if self._whole_norms is not None or self._clip is not None:
             qkv_TP = whole(qkv_TP, x_TD.dtype)
             self._norm_and_clip(qkv_TP)
-        q_THd = self._steps.rotate_store(
-            qkv_TP, self._kv, batch.kv_tokens, self._rotary, batch.positions, self._head_norms, self._eps
-        )
-        out_TE = self._attention(q_THd, self._index, batch.attention[self._window])
+        plan, kv_tokens, norms = batch.attention[self._window], batch.kv_tokens, self._head_norms
+        out_TE = self._attention.decode(qkv_TP, self._index, plan, kv_tokens, self._rotary, norms, self._eps)
+        if out_TE is None:
+            q_THd = self._steps.rotate_store(
+                qkv_TP, self._kv, kv_tokens, self._rotary, batch.positions, norms, self._eps
+            )
+            out_TE = self._attention(q_THd, self._index, plan)
         return self._project(out_TE, weights.o, self._slices.o, batch.lora, is_added=True)
 
     def _norm_and_clip(self, qkv_TP: Tensor) -> None:

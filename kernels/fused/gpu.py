@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import reference
+from kernels.fused.programs import load_sum, norm_heads, rotate_heads
 from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.linear import small_batch
 from kernels.linear.tiles import Tile, choose
@@ -175,17 +176,6 @@ def _parts(product: Tensor) -> int:
     return len(product) if product.dim() == 3 else 0
 
 
-@triton.jit
-def _load_sum(ptr, mask, stride_part, dtype: tl.constexpr, PARTS: tl.constexpr):
-    """A product's numbers, rounded as if it had been stored whole."""
-    total = tl.load(ptr, mask=mask, other=0.0).to(tl.float32)
-    if PARTS > 0:
-        for part in tl.static_range(1, PARTS):
-            total += tl.load(ptr + part * stride_part, mask=mask, other=0.0)
-        total = total.to(dtype).to(tl.float32)
-    return total
-
-
 @quick
 @triton.jit
 def _add_norm_kernel(
@@ -251,12 +241,10 @@ def _rotate_store_kernel(
     wait_for_inputs(PDL)
     place_HD = token * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + (h_H * (2 * HALF))[:, None] + d_D[None, :]
     dtype = out_ptr.dtype.element_ty
-    low_HD = _load_sum(qkv_ptr + place_HD, inside_HD, stride_part, dtype, PARTS)
-    high_HD = _load_sum(qkv_ptr + place_HD + HALF, inside_HD, stride_part, dtype, PARTS)
+    low_HD = load_sum(qkv_ptr + place_HD, inside_HD, stride_part, dtype, PARTS)
+    high_HD = load_sum(qkv_ptr + place_HD + HALF, inside_HD, stride_part, dtype, PARTS)
     value_low_HD, value_high_HD = low_HD, high_HD
     if NORM:
-        squares_H = tl.sum(low_HD * low_HD, 1) + tl.sum(high_HD * high_HD, 1)
-        scale_H1 = (1.0 / tl.sqrt(squares_H / (2 * HALF) + eps))[:, None]
         half_D = d_D < HALF
         q_low_D = tl.load(q_norm_ptr + d_D, mask=half_D, other=0.0).to(tl.float32)
         q_high_D = tl.load(q_norm_ptr + HALF + d_D, mask=half_D, other=0.0).to(tl.float32)
@@ -264,16 +252,16 @@ def _rotate_store_kernel(
         k_high_D = tl.load(k_norm_ptr + HALF + d_D, mask=half_D, other=0.0).to(tl.float32)
         weight_low_HD = tl.where(is_query_H[:, None], q_low_D[None, :], k_low_D[None, :])
         weight_high_HD = tl.where(is_query_H[:, None], q_high_D[None, :], k_high_D[None, :])
-        low_HD = ((low_HD * scale_H1).to(dtype).to(tl.float32) * weight_low_HD).to(dtype).to(tl.float32)
-        high_HD = ((high_HD * scale_H1).to(dtype).to(tl.float32) * weight_high_HD).to(dtype).to(tl.float32)
+        low_HD, high_HD = norm_heads(low_HD, high_HD, weight_low_HD, weight_high_HD, eps, HALF, dtype)
     position = tl.load(positions_ptr + token).to(tl.int64)
     rotary_D = position * (2 * HALF) + d_D
     cos_low_D = tl.load(cos_ptr + rotary_D, mask=d_D < HALF, other=0.0).to(tl.float32)
     cos_high_D = tl.load(cos_ptr + rotary_D + HALF, mask=d_D < HALF, other=0.0).to(tl.float32)
     sin_low_D = tl.load(sin_ptr + rotary_D, mask=d_D < HALF, other=0.0).to(tl.float32)
     sin_high_D = tl.load(sin_ptr + rotary_D + HALF, mask=d_D < HALF, other=0.0).to(tl.float32)
-    new_low_HD = low_HD * cos_low_D[None, :] + high_HD * sin_low_D[None, :]
-    new_high_HD = high_HD * cos_high_D[None, :] + low_HD * sin_high_D[None, :]
+    new_low_HD, new_high_HD = rotate_heads(
+        low_HD, high_HD, cos_low_D[None, :], cos_high_D[None, :], sin_low_D[None, :], sin_high_D[None, :]
+    )
     new_low_HD = tl.where(is_value_H[:, None], value_low_HD, new_low_HD).to(dtype)
     new_high_HD = tl.where(is_value_H[:, None], value_high_HD, new_high_HD).to(dtype)
     query_HD = inside_HD & is_query_H[:, None]
@@ -304,8 +292,8 @@ def _silu_mul_kernel(
     wait_for_inputs(PDL)
     dtype = out_ptr.dtype.element_ty
     gate_ptr = gate_up_ptr + token * (2 * WIDE) + i_I
-    gate_I = _load_sum(gate_ptr, inside_I, stride_part, dtype, PARTS)
-    up_I = _load_sum(gate_ptr + WIDE, inside_I, stride_part, dtype, PARTS)
+    gate_I = load_sum(gate_ptr, inside_I, stride_part, dtype, PARTS)
+    up_I = load_sum(gate_ptr + WIDE, inside_I, stride_part, dtype, PARTS)
     out_I = gate_I / (1.0 + tl.exp(-gate_I)) * up_I
     tl.store(out_ptr + token * WIDE + i_I, out_I.to(out_ptr.dtype.element_ty), mask=inside_I)
 

@@ -14,6 +14,7 @@ KERNELS = {
     "tests.support.kernels_compile": {
         "_attend_kernel",
         "_combine_kernel",
+        "decode_kernel",
         "shrink_kernel",
         "expand_kernel",
         "_add_norm_kernel",

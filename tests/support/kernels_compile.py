@@ -11,6 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.attention import paged
+from kernels.attention.decode import Blocks
+from kernels.attention.decode_kernel import decode_kernel
 from kernels.fused import gpu as fused_kernels
 from kernels.linear import matrix, small_batch
 from kernels.linear.tiles import choose
@@ -74,6 +76,34 @@ def attention(dtype: str, *, group: int, head_dim: int, queries: int, splits: in
         sizes = {"HEADS": 8 * group, "HEAD_DIM": head_dim, "HEAD_BLOCK": head_dim, "SPLITS": splits}
         sizes["PDL"] = True
         compile_kernel(paged._combine_kernel, {"num_warps": 4}, types, **sizes)
+
+
+def decode(dtype: str, *, head_dim: int, splits: int, parts: int) -> None:
+    blocks = Blocks.choose(splits, head_dim, DTYPES[dtype])
+    whole = ("out_ptr", "kv_ptr", "cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr")
+    types = dict.fromkeys(whole, f"*{dtype}") | {"qkv_ptr": "*fp32" if parts else f"*{dtype}"}
+    indices = ("arrived_ptr", "page_table_ptr", "places_ptr", "kv_tokens_ptr")
+    types |= dict.fromkeys(indices, "*i32") | {"scale_log2": "fp32", "eps": "fp32"}
+    compile_kernel(
+        decode_kernel,
+        {"num_warps": blocks.warps, "num_stages": 1},
+        types,
+        PAGE=16,
+        KV_HEADS=8,
+        GROUP=4,
+        HALF=head_dim // 2,
+        GROUP_BLOCK=4,
+        BLOCK_HALF=head_dim // 2,
+        BLOCK_M=16,
+        BLOCK_N=blocks.keys,
+        IS_SHARED=splits > 1,
+        BLOCK_C=min(splits, 1024 // head_dim),
+        NORM=True,
+        PARTS=parts,
+        REGISTERS=blocks.registers,
+        PRECISION="ieee" if dtype == "fp32" else "tf32",
+        PDL=True,
+    )
 
 
 def lora(
@@ -163,6 +193,7 @@ def beside(tokens: int, outputs: int, inputs: int, slices: int) -> None:
 
 def main() -> None:
     fused("bf16")
+    decode("bf16", head_dim=128, splits=4, parts=0)
     for tokens, outputs, inputs in ((1, 4096, 12_288), (8, 4096, 4096), (32, 6144, 4096), (16, 1000, 96)):
         linear(tokens, outputs, inputs)
     for tokens in (1, 8, 128):
@@ -176,6 +207,8 @@ def main() -> None:
             queries = paged.queries_per_tile(4, head_dim, DTYPES[dtype])
             attention(dtype, group=4, head_dim=head_dim, queries=queries, splits=1)
             attention(dtype, group=4, head_dim=head_dim, queries=1, splits=8)
+            if head_dim > 64:
+                decode(dtype, head_dim=head_dim, splits=32 if head_dim == 128 else 1, parts=2)
         lora(dtype, slices=3, block_t=16, block_r=16)
         lora(dtype, slices=2, block_t=16, block_r=16, is_added=False)
         lora(dtype, slices=2, block_t=64, block_r=64, is_added=False)
