@@ -85,6 +85,22 @@ def test_without_adapters_nothing_is_adapted(recordings: Recordings) -> None:
     assert all(shape.lora is None for shape in recordings.steps)
 
 
+def test_adapters_beside_products(recordings: Recordings) -> None:
+    """Steps of few tokens in half precision, whose products bring their adapters' share."""
+    half = torch.float16
+    parameters = dummy_parameters(MODEL, dtype=half, device=torch.device("cpu"))
+    packs = {f"{rank}": random_pack(MODEL, rank=rank, dtype=half, seed=rank) for rank in (8, 16)}
+    asks = [ask(9, "8"), ask(5, "16", output=3), ask(7), ask(11, "16", output=3)]
+    limits: dict[str, Any] = {"packs": packs, "max_running": 3, "context": 96, "pages": 60}
+    answers, expected = (
+        Rig(MODEL, parameters, triton=triton, **limits).serve(asks) for triton in (True, False)
+    )
+    for mine, theirs in zip(answers, expected, strict=True):
+        assert mine.tokens == theirs.tokens
+        np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=2e-2)
+    assert any(shape.lora.beside for shape in recordings.mixed if shape.lora)
+
+
 def test_preempted_rows_come_back(recordings: Recordings) -> None:
     asks = [ask(28, output=6, seed=seed) for seed in (1, 2, 3)]
     limits: dict[str, Any] = {"pages": 6, "max_running": 3}
