@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -65,10 +66,10 @@ class Counters:
 class Started:
     """A request, and a moment when its first tokens are here."""
 
-    def __init__(self, stack: Stack, adapter: str) -> None:
+    def __init__(self, stack: Stack, adapter: str, **sampling: Any) -> None:
         self.answer = Answer()
         self.has_begun = asyncio.Event()
-        call = stack.generation.Generate(question(ASK, adapter, **LONG), timeout=60)
+        call = stack.generation.Generate(question(ASK, adapter, **(LONG | sampling)), timeout=60)
         self.task = asyncio.create_task(self._read(call))
 
     async def _read(self, call) -> Answer:
@@ -88,11 +89,13 @@ async def test_an_unload_gives_everything_back(stack: Stack, folder: Path, force
     counters = Counters(stack, folder)
     before = await counters.read()
     old = await stack.load("guest", ADAPTERS / "mlp")
-    first = Started(stack, "guest")
+    # Those that are aborted must not have ended before.
+    length = {"max_tokens": 3000} if force else {}
+    first = Started(stack, "guest", **length)
     await first.has_begun.wait()
     loaded = await stack.load("guest", ADAPTERS / "attention")
     assert [version.digest for version in loaded.previous] == [old.digest]
-    requests = [Started(stack, "guest"), Started(stack, f"b3:{loaded.digest}")]
+    requests = [Started(stack, name, **length) for name in ("guest", f"b3:{loaded.digest}")]
     await asyncio.gather(*(request.has_begun.wait() for request in requests))
     during = await counters.read()
     assert during["pool"] != before["pool"]
@@ -117,7 +120,7 @@ async def test_another_name_keeps_a_digest_through_a_forced_unload(stack: Stack)
     loaded = await stack.load("guest", ADAPTERS / "attention")
     await stack.load("other", ADAPTERS / "attention")
     requests = [Started(stack, adapter) for adapter in ("other", f"b3:{loaded.digest}")]
-    ended = Started(stack, "guest")
+    ended = Started(stack, "guest", max_tokens=3000)
     await asyncio.gather(*(request.has_begun.wait() for request in [*requests, ended]))
     unload = adapters_pb2.UnloadAdapterRequest(name="guest", force=True)
     await stack.adapters.UnloadAdapter(unload, timeout=30)
