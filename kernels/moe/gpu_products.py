@@ -72,7 +72,7 @@ def multiply(
         raise ValueError(f"shapes do not fit: {x_K.shape=}, {weight_ENK.shape=}, {tile=}, {pairs=}")
     if not (x_K.is_contiguous() and weight_ENK.is_contiguous() and routing.experts_TX.is_contiguous()):
         raise ValueError("x, weights and experts must be contiguous")
-    tiles = pairs if arrangement is None else arrangement.tiles_3N.shape[1]
+    tiles = pairs if arrangement is None else arrangement.tiles_5N.shape[1]
     if not tiles:
         return
     _product_kernel[(tiles, -(-outputs // tile.rows))](
@@ -81,7 +81,7 @@ def multiply(
         weight_ENK,
         routing.experts_TX,
         routing.experts_TX if arrangement is None else arrangement.order_P,
-        routing.experts_TX if arrangement is None else arrangement.tiles_3N,
+        routing.experts_TX if arrangement is None else arrangement.tiles_5N,
         tiles,
         outputs,
         IN=inputs,
@@ -160,9 +160,9 @@ def row_of(block, outputs, ROWS: tl.constexpr, ACTIVATED: tl.constexpr):
 
 
 @triton.jit
-def prefetch(weight_ptr, row_N, IN: tl.constexpr):
+def prefetch(weight_N):
     """Have the first columns of rows on their way to L2: one address for each line of 128 bytes."""
-    line_NL = (weight_ptr + row_N[:, None] * IN) + (tl.arange(0, 4) * 64)[None, :]
+    line_NL = weight_N[:, None] + (tl.arange(0, 4) * 64)[None, :]
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -175,15 +175,15 @@ def prefetch(weight_ptr, row_N, IN: tl.constexpr):
 
 @triton.jit
 def product(
-    weight_ptr, row_N, x_B, IN: tl.constexpr, ROWS: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    weight_N, x_B, IN: tl.constexpr, ROWS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`[N, B]`: rows of one expert's weight times what lies at the pointers `x_B`.
+    """`[N, B]`: the rows of weights that lie at the pointers `weight_N` times what lies at `x_B`.
 
     Weights stand where tensor cores want the larger operand.
     """
     k_K = tl.arange(0, BLOCK_K)
-    weight_NK = weight_ptr + row_N[:, None] * IN + k_K[None, :]
+    weight_NK = weight_N[:, None] + k_K[None, :]
     x_KB = x_B[None, :] + k_K[:, None]
     acc_NB = tl.zeros([ROWS, BLOCK_B], tl.float32)
     for first in range(0, IN, BLOCK_K):
@@ -198,20 +198,20 @@ def product(
 
 
 @triton.jit
-def store_product(
-    y_ptr, acc_NB, block, pair_B, inside_B, outputs,
-    ROWS: tl.constexpr, BLOCK_B: tl.constexpr, ACTIVATED: tl.constexpr,
-):  # fmt: skip
-    if ACTIVATED:
-        gate_NB, up_NB = tl.split(tl.permute(tl.reshape(acc_NB, [ROWS // 2, 2, BLOCK_B]), (0, 2, 1)))
-        acc_NB = gate_NB / (1.0 + tl.exp(-gate_NB)) * up_NB
-        columns = outputs // 2
-        n_N = block * (ROWS // 2) + tl.arange(0, ROWS // 2)
-    else:
-        columns = outputs
-        n_N = block * ROWS + tl.arange(0, ROWS)
-    y_NB = y_ptr + pair_B.to(tl.int64)[None, :] * columns + n_N[:, None]
-    tl.store(y_NB, acc_NB.to(y_ptr.dtype.element_ty), mask=(n_N < columns)[:, None] & inside_B[None, :])
+def halves(acc_NB, ROWS: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Gate's and up's rows, which `row_of` has put side by side."""
+    return tl.split(tl.permute(tl.reshape(acc_NB, [ROWS // 2, 2, BLOCK_B]), (0, 2, 1)))
+
+
+@triton.jit
+def silu_times(gate, up):
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def store_columns(y_ptr, y_NB, n_N, columns, pair_B, inside_B):
+    place_NB = y_ptr + pair_B.to(tl.int64)[None, :] * columns + n_N[:, None]
+    tl.store(place_NB, y_NB.to(y_ptr.dtype.element_ty), mask=(n_N < columns)[:, None] & inside_B[None, :])
 
 
 @quick
@@ -238,20 +238,25 @@ def _product_kernel(
 ):
     """With PREFETCH, routing and order must be those of a kernel before the one before this."""
     tile, block = tl.program_id(0), tl.program_id(1)
-    row_N, _ = row_of(block, outputs, ROWS, ACTIVATED)
+    row_N, n_N = row_of(block, outputs, ROWS, ACTIVATED)
     if not PREFETCH:
         wait_for_inputs(PDL)
     expert, pair_B, inside_B, count = locate(tile, experts_ptr, order_ptr, tiles_ptr, tiles, ALONE, BLOCK_B)
-    expert_ptr = weight_ptr + expert.to(tl.int64) * outputs * IN
+    weight_N = weight_ptr + expert.to(tl.int64) * outputs * IN + row_N * IN
     if PREFETCH:
         if PDL and count > 0:
-            prefetch(expert_ptr, row_N, IN)
+            prefetch(weight_N)
         wait_for_inputs(PDL)
     if count == 0:
         return
     x_B = x_ptr + (pair_B // PAIRS_OF_ROW).to(tl.int64) * IN
-    acc_NB = product(expert_ptr, row_N, x_B, IN, ROWS, BLOCK_B, BLOCK_K, PRECISION)
-    store_product(y_ptr, acc_NB, block, pair_B, inside_B, outputs, ROWS, BLOCK_B, ACTIVATED)
+    acc_NB = product(weight_N, x_B, IN, ROWS, BLOCK_B, BLOCK_K, PRECISION)
+    if ACTIVATED:
+        gate_NB, up_NB = halves(acc_NB, ROWS, BLOCK_B)
+        i_N = block * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        store_columns(y_ptr, silu_times(gate_NB, up_NB), i_N, outputs // 2, pair_B, inside_B)
+    else:
+        store_columns(y_ptr, acc_NB, n_N, outputs, pair_B, inside_B)
 
 
 @quick

@@ -25,15 +25,17 @@ _MOST_PAIRS_AT_ONCE = 2048
 class Arrangement(NamedTuple):
     """Pairs sorted by expert, those of an expert in their own order, cut into tiles of one expert.
 
-    order int32 `[P]`: pairs, at the end those of expert -1 in no order that counts. tiles int32 `[3, N]`:
-    expert, first place in `order`, number of pairs (0 makes a tile that does nothing), at most `block`. runs
-    int32 `[4, M]`: the same of pairs that share a slot too, the slot last; at most `run` pairs each.
+    order int32 `[P]`: pairs, at the end those of expert -1 in no order that counts. tiles int32 `[5, N]`:
+    expert, first place in `order`, number of pairs (0 makes a tile that does nothing), at most `block`, and
+    zeros for each product's programs to count with. runs int32 `[4, M]`: the first three of pairs that share
+    a slot too, and the slot; at most `run` pairs each.
     Running example: experts [[2, 0], [2, 1]], slots (-1, 5), blocks of 16 make order [1, 3, 0, 2], tiles
-    [[0, 1, 2], [0, 1, 2], [1, 1, 2]] and runs [[0, 1, 2, 2], [0, 1, 2, 3], [1, 1, 1, 1], [-1, 5, -1, 5]].
+    [[0, 1, 2], [0, 1, 2], [1, 1, 2], ...] and runs [[0, 1, 2, 2], [0, 1, 2, 3], [1, 1, 1, 1],
+    [-1, 5, -1, 5]].
     """
 
     order_P: Tensor
-    tiles_3N: Tensor
+    tiles_5N: Tensor
     block: int
     runs_4M: Tensor | None = None
     run: int = 0
@@ -84,14 +86,14 @@ def arrange(
     tiles = min(pairs, experts + pairs // block)
     runs = min(pairs, experts * slots + pairs // run) if slots_T is not None else 0
     order_P = torch.empty(pairs, dtype=torch.int32, device=device)
-    tiles_3N = torch.empty(3, tiles, dtype=torch.int32, device=device)
+    tiles_5N = torch.empty(5, tiles, dtype=torch.int32, device=device)
     runs_4M = torch.empty(4, runs, dtype=torch.int32, device=device)
     if not experts_TX.is_contiguous():
         raise ValueError("experts must be contiguous")
     if pairs:
         _arrange_kernel[(experts,)](
             order_P,
-            tiles_3N,
+            tiles_5N,
             runs_4M,
             experts_TX,
             experts_TX if slots_T is None else slots_T,
@@ -109,7 +111,7 @@ def arrange(
             num_warps=4,
             **overlapping(),
         )
-    return Arrangement(order_P, tiles_3N, block, runs_4M if slots_T is not None else None, run)
+    return Arrangement(order_P, tiles_5N, block, runs_4M if slots_T is not None else None, run)
 
 
 @quick
@@ -197,6 +199,8 @@ def _arrange_kernel(
         tl.store(place_ptr, expert)
         tl.store(place_ptr + tiles, begin + done)
         tl.store(place_ptr + 2 * tiles, tl.minimum(count - done, TILE))
+        tl.store(place_ptr + 3 * tiles, 0)
+        tl.store(place_ptr + 4 * tiles, 0)
     if expert == 0:
         for first in range(tl.sum(tiles_E, 0), tiles, BLOCK_E):
             tl.store(tiles_ptr + 2 * tiles + first + e_E, e_E * 0, mask=first + e_E < tiles)

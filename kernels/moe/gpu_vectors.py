@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import overlapping, quick, wait_for_inputs
-from kernels.moe.gpu_products import row_of
+from kernels.moe.gpu_products import row_of, silu_times
 from kernels.moe.interface import ExpertWeights
 from kernels.moe.routing import Routing
 
@@ -161,7 +161,7 @@ def _gate_up_kernel(
     x_1 = x_ptr + (pair // TOP_K) * IN + tl.arange(0, 1)
     y_N = dot_rows(weight_N, x_1, n_N < outputs, IN, ROWS, BLOCK_K)
     gate_N, up_N = tl.split(tl.reshape(y_N, [ROWS // 2, 2]))
-    wide_N = gate_N / (1.0 + tl.exp(-gate_N)) * up_N
+    wide_N = silu_times(gate_N, up_N)
     i_N = block * (ROWS // 2) + tl.arange(0, ROWS // 2)
     wide = outputs // 2
     tl.store(wide_ptr + pair * wide + i_N, wide_N.to(wide_ptr.dtype.element_ty), mask=i_N < wide)

@@ -1,9 +1,8 @@
-"""Experts and their LoRA in hardly more launches than the base's own, where `kernels.moe.gpu` computes it.
+"""Experts and their LoRA in no more launches than the base's own, where `kernels.moe.gpu` computes it.
 
 Semantics: those of `kernels.moe.reference.experts` with the hooks of `reference`; results rounded where it
-rounds or less often. The first product's launch has programs that shrink beside those that multiply; the
-activation expands gate and up and shrinks its own results for down; the sum over a token's experts expands
-those, or of many tokens the second product.
+rounds or less often. Both products' launches have programs that shrink beside those that multiply, which wait
+for them at their end and expand.
 
 Legend: as in `gpu_parts`; T tokens, N outputs of a program, D hidden, I an expert's width.
 """
@@ -11,217 +10,117 @@ Legend: as in `gpu_parts`; T tokens, N outputs of a program, D hidden, I an expe
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # A checker knows the arguments of a kernel, but not those of its launch, nor what device functions return.
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kernels.launch import overlapping
-from kernels.lora.table import UNIT_BYTES, SlotTable
+from kernels.lora.table import UNIT_BYTES
 from kernels.moe import gpu_products
-from kernels.moe.gpu_routing import Arrangement
+from kernels.moe.gpu_routing import Arrangement, arrange
+from kernels.moe.gpu_vectors import MOST_TOKENS
 from kernels.moe.interface import ExpertWeights
 from kernels.moe.routing import Routing
 from kernels.moe.tiles import Tile, Tiles, choose
 from kernels.moe_lora import fused_kernels, fused_vectors
-from kernels.moe_lora.gpu import Runs, check, k_splits
+from kernels.moe_lora.gpu import check
+from kernels.moe_lora.gpu_runs import block_of_ranks
 from kernels.moe_lora.hooks import ExpertLora
 
 MOST_RANK = 64
-MOST_TOKENS_TO_SUM = 128
-"""Up to here the sum over a token's experts expands, since it need not wait for lora_b; above, the product
-does, which reads it once for many pairs.
-"""
-_FEW_PAIRS = 128
+_SHRINKS = 2
+"""Programs at most that shrink a tile's pairs; each may have several groups of rows of lora_a."""
+_COLUMNS = 64
+"""Of lora_b, of several slots side by side."""
+_MOST_AHEAD = 1024
+"""Shrunk numbers of a tile and slice: where there are more, registers are too few for lora_b, too."""
+_REGISTERS = 168
+"""Of a thread, so that a processor has room for three programs of four warps."""
 
 
 def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: ExpertLora) -> Tensor:
     """Of ranks up to `MOST_RANK`. Raises ValueError for what does not fit."""
-    tiles = choose(*routing.experts_TX.shape, len(weights.down_EDI))
-    runs = lora.runs(routing, block=tiles.down.pairs)
-    first_slice, table = lora.first_slice, lora.table
-    check(x_TD, table)
-    if not 0 < runs.rank <= MOST_RANK:
-        raise ValueError(f"rank {runs.rank} is not in 1..{MOST_RANK}")
-    fused = _Launches(runs, tiles, first_slice, table)
-    if runs.arrangement is None:
-        y_P2I, rank_CP2R = fused_vectors.gate_up(
-            x_TD, weights.gate_up_E2ID, runs, first_slice=first_slice, table=table
-        )
-        wide_PI, rank_CPR = fused.middle(y_P2I, rank_CP2R)
-        return fused_vectors.down(
-            wide_PI, weights.down_EDI, rank_CPR, runs, first_slice=first_slice, table=table
-        )
-    y_P2I, rank_CP2R = fused.gate_up(x_TD, weights.gate_up_E2ID)
-    wide_PI, rank_CPR = fused.middle(y_P2I, rank_CP2R)
-    if len(x_TD) <= MOST_TOKENS_TO_SUM:
-        y_PD = gpu_products.down(wide_PI, weights.down_EDI, routing, runs.arrangement, tiles.down)
-        return fused.add_up(y_PD, rank_CPR)
-    y_PD = fused.down(wide_PI, weights.down_EDI, rank_CPR)
+    check(x_TD, lora.table)
+    if not 0 < lora.rank <= MOST_RANK:
+        raise ValueError(f"rank {lora.rank} is not in 1..{MOST_RANK}")
+    if len(x_TD) <= MOST_TOKENS:
+        runs = lora.runs(routing)
+        return fused_vectors.experts(x_TD, weights, runs, first_slice=lora.first_slice, table=lora.table)
+    tiles = with_lora(choose(*routing.experts_TX.shape, len(weights.down_EDI)))
+    made = arrange(routing, len(weights.down_EDI), block=tiles.down.pairs)
+    slots_T = lora.slots_of(routing)
+    wide_PI = multiply(x_TD, weights.gate_up_E2ID, routing, made, tiles.gate_up, slots_T, lora, is_down=False)
+    y_PD = multiply(wide_PI, weights.down_EDI, routing, made, tiles.down, slots_T, lora, is_down=True)
     return gpu_products.add_up(y_PD, routing)
 
 
-class _Launches:
-    """What the three launches share."""
-
-    def __init__(self, runs: Runs, tiles: Tiles, first_slice: int, table: SlotTable) -> None:
-        self._runs, self._tiles, self._table = runs, tiles, table
-        self._first_slice = first_slice
-        self._pairs, self._top_k = runs.routing.experts_TX.numel(), runs.routing.experts_TX.shape[1]
-        self._addresses = table.pool, table.rows_SL6, table.scaling_SL
-        self._constants: dict[str, Any] = {
-            "UNIT": UNIT_BYTES // table.pool.element_size(),
-            "TOP_K": self._top_k,
-            "ALONE": runs.arrangement is None,
-            "PRECISION": gpu_products.precision(table.pool),
-        } | overlapping()
-
-    def gate_up(self, x_TD: Tensor, weight_E2ID: Tensor) -> tuple[Tensor, Tensor]:
-        """y `[P, 2 I]`, and the shrunk pairs of both halves."""
-        runs, (_, outputs, inputs), tile = self._runs, weight_E2ID.shape, self._tiles.gate_up
-        # Beside the base's programs, whose memory they take up, few and long.
-        splits = 1 if self._pairs > _FEW_PAIRS else k_splits(inputs)
-        y_P2I = x_TD.new_empty(self._pairs, outputs)
-        rank_CP2R = x_TD.new_empty((splits, self._pairs, 2, runs.rank), dtype=torch.float32)
-        count, tiles_3N = _tiles_of(runs, tile)
-        shrinks = runs.count * splits * -(-runs.rank // 16)
-        fused_kernels.gate_up_kernel[(shrinks + count * -(-outputs // tile.rows),)](
-            y_P2I,
-            rank_CP2R,
-            x_TD,
-            weight_E2ID,
-            *self._addresses,
-            *runs.tensors,
-            tiles_3N,
-            runs.count,
-            count,
-            shrinks,
-            self._pairs,
-            self._first_slice,
-            self._table.scaling_SL.shape[1],
-            runs.rank,
-            outputs,
-            IN=inputs,
-            SPLITS=splits,
-            BLOCK_R=16,
-            BLOCK_RUN=runs.block,
-            **_cut(tile),
-            **self._constants,
-        )
-        return y_P2I, rank_CP2R
-
-    def middle(self, y_P2I: Tensor, rank_CP2R: Tensor) -> tuple[Tensor, Tensor]:
-        """The activation `[P, I]`, and what it is shrunk to for down."""
-        runs, wide = self._runs, y_P2I.shape[1] // 2
-        block_i = 128 if runs.block < 64 else 64
-        blocks = -(-wide // block_i)
-        splits = blocks if self._pairs <= _FEW_PAIRS else 2
-        wide_PI = y_P2I.new_empty(self._pairs, wide)
-        rank_CPR = rank_CP2R.new_empty(splits, self._pairs, 1, runs.rank)
-        fused_kernels.middle_kernel[(runs.count, splits)](
-            wide_PI,
-            rank_CPR,
-            y_P2I,
-            rank_CP2R,
-            *self._addresses,
-            *runs.tensors,
-            runs.count,
-            self._pairs,
-            self._first_slice,
-            self._table.scaling_SL.shape[1],
-            runs.rank,
-            WIDE=wide,
-            BLOCK_I=block_i,
-            BLOCKS=-(-blocks // splits),
-            SPLITS=len(rank_CP2R),
-            BLOCK_R=runs.block_r,
-            BLOCK_B=runs.block,
-            HALVES=y_P2I.dtype != torch.float32,
-            num_warps=4,
-            num_stages=2,
-            **self._constants,
-        )
-        return wide_PI, rank_CPR
-
-    def down(self, wide_PI: Tensor, weight_EDI: Tensor, rank_CPR: Tensor) -> Tensor:
-        """`[P, D]`."""
-        runs, (_, outputs, inputs), tile = self._runs, weight_EDI.shape, self._tiles.down
-        y_PD = wide_PI.new_empty(self._pairs, outputs)
-        count, tiles_3N = _tiles_of(runs, tile)
-        experts_TX, slots_T, order_P, _ = runs.tensors
-        fused_kernels.down_kernel[(count, -(-outputs // tile.rows))](
-            y_PD,
-            wide_PI,
-            weight_EDI,
-            rank_CPR,
-            self._table.pool,
-            self._table.rows_SL6,
-            experts_TX,
-            slots_T,
-            order_P,
-            tiles_3N,
-            count,
-            self._pairs,
-            self._first_slice + 2,
-            self._table.scaling_SL.shape[1],
-            runs.rank,
-            outputs,
-            IN=inputs,
-            SPLITS=len(rank_CPR),
-            BLOCK_R=runs.block_r,
-            HALVES=wide_PI.dtype != torch.float32,
-            **_cut(tile),
-            **self._constants,
-        )
-        return y_PD
-
-    def add_up(self, y_PD: Tensor, rank_CPR: Tensor) -> Tensor:
-        """Each token's pairs, expanded, times their weights: `[T, D]`."""
-        runs, (experts_TX, weights_TX) = self._runs, self._runs.routing
-        tokens, hidden = len(experts_TX), y_PD.shape[1]
-        out_TD = y_PD.new_empty(tokens, hidden)
-        rows = 1024 // runs.block_r
-        fused_kernels.add_up_kernel[(-(-hidden // rows), tokens)](
-            out_TD,
-            y_PD,
-            rank_CPR,
-            self._table.pool,
-            self._table.rows_SL6,
-            experts_TX,
-            runs.slots_T,
-            weights_TX,
-            self._pairs,
-            self._first_slice + 2,
-            self._table.scaling_SL.shape[1],
-            runs.rank,
-            HIDDEN=hidden,
-            SPLITS=len(rank_CPR),
-            BLOCK_R=runs.block_r,
-            BLOCK_X=1 << (self._top_k - 1).bit_length(),
-            ROWS=rows,
-            UNIT=self._constants["UNIT"],
-            TOP_K=self._top_k,
-            num_warps=4,
-            **overlapping(),
-        )
-        return out_TD
+def with_lora(tiles: Tiles) -> Tiles:
+    """The base's tiles, of fewer stages or warps: what programs do at their end is hidden by others."""
+    gate_up, down = tiles
+    if gate_up.pairs <= 32:
+        return Tiles(gate_up._replace(stages=3), down._replace(stages=3))
+    if gate_up.pairs <= 64:
+        return Tiles(gate_up._replace(warps=4), down)
+    return tiles
 
 
-def _tiles_of(runs: Runs, tile: Tile) -> tuple[int, Tensor]:
-    """The base's tiles, and how many; each pair is one where there is no arrangement."""
-    made: Arrangement | None = runs.arrangement
-    if made is None:
-        return runs.count, runs.routing.experts_TX
-    if made.block != tile.pairs:
-        raise ValueError(f"pairs are arranged in tiles of {made.block}, not {tile.pairs}")
-    return made.tiles_3N.shape[1], made.tiles_3N
-
-
-def _cut(tile: Tile) -> dict[str, int]:
-    return {
-        "ROWS": tile.rows,
-        "BLOCK_B": tile.pairs,
-        "BLOCK_K": tile.block_k,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }
+def multiply(
+    x_K: Tensor,
+    weight_ENK: Tensor,
+    routing: Routing,
+    made: Arrangement,
+    tile: Tile,
+    slots_T: Tensor,
+    lora: ExpertLora,
+    *,
+    is_down: bool,
+) -> Tensor:
+    """Gate and up of `x` `[T, D]`, activated: `[P, I]`; or down of those: `[P, D]`; with LoRA. An arrangement
+    does for one of each. Raises ValueError for what does not fit.
+    """
+    (_, outputs, inputs), table = weight_ENK.shape, lora.table
+    pairs, top_k = routing.experts_TX.numel(), routing.experts_TX.shape[1]
+    if x_K.shape != (pairs if is_down else pairs // top_k, inputs) or made.block != tile.pairs:
+        raise ValueError(f"shapes do not fit: {x_K.shape=}, {weight_ENK.shape=}, {tile=}, {pairs=}")
+    if not (x_K.is_contiguous() and weight_ENK.is_contiguous()):
+        raise ValueError("x and weights must be contiguous")
+    slices, block_r = 1 if is_down else 2, block_of_ranks(lora.rank)
+    y_PN = x_K.new_empty(pairs, outputs if is_down else outputs // 2)
+    shrunk_PLR = x_K.new_empty((pairs, slices, block_r), dtype=torch.float32)
+    # As many slots as a tile may have.
+    slots = min(lora.slots, tile.pairs)
+    shrinks = min(_SHRINKS, -(-slots * slices * block_r // tile.rows))
+    tiles = made.tiles_5N.shape[1]
+    fused_kernels.product_kernel[(tiles * (shrinks + -(-outputs // tile.rows)),)](
+        y_PN,
+        shrunk_PLR,
+        x_K,
+        weight_ENK,
+        table.pool,
+        table.rows_SL6,
+        table.scaling_SL,
+        slots_T,
+        made.order_P,
+        made.tiles_5N,
+        tiles,
+        shrinks,
+        lora.first_slice + (2 if is_down else 0),
+        table.scaling_SL.shape[1],
+        outputs,
+        IN=inputs,
+        TOP_K=top_k,
+        IS_DOWN=is_down,
+        AHEAD=tile.pairs * block_r <= _MOST_AHEAD,
+        ROWS=tile.rows,
+        BLOCK_B=tile.pairs,
+        BLOCK_K=tile.block_k,
+        BLOCK_S=min(max(1, _COLUMNS // block_r), 1 << (slots - 1).bit_length()),
+        BLOCK_R=block_r,
+        UNIT=UNIT_BYTES // table.pool.element_size(),
+        HALVES=x_K.dtype != torch.float32,
+        PRECISION=gpu_products.precision(table.pool),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=_REGISTERS if tile.warps == 4 and tile.rows == 64 else None,
+        **overlapping(),
+    )
+    return y_PN

@@ -1,9 +1,10 @@
 """Experts and their LoRA for very few tokens, in one launch more than the base's own.
 
 Semantics: those of `fused`; as in `kernels.moe.gpu_vectors`, each pair is by itself. The first launch also
-shrinks, the second is `fused`'s middle one, the third expands and adds up a token's experts.
+shrinks; the second expands, activates and shrinks its own results for down; the third expands those and adds
+up a token's experts.
 
-Legend: as in `kernels.moe.gpu_vectors`; R rank.
+Legend: as in `kernels.moe.gpu_vectors`; R rank, C blocks of an expert's width.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.lora.table import UNIT_BYTES, SlotTable
+from kernels.moe.gpu_products import silu_times
 from kernels.moe.gpu_vectors import (
     GATE_UP,
     check,
@@ -25,25 +27,36 @@ from kernels.moe.gpu_vectors import (
     rows_of_token,
     store_sum,
 )
+from kernels.moe.interface import ExpertWeights
 from kernels.moe_lora.gpu import Runs
-from kernels.moe_lora.gpu_parts import factor_ptr, slice_of
+from kernels.moe_lora.gpu_parts import factor_ptr, load_b, slice_of
 
-_DOWN = {"ROWS": 4, "BLOCK_K": 256, "num_warps": 4}
+MIDDLE = {"BLOCK_I": 128, "num_warps": 4}
+DOWN = {"ROWS": 4, "BLOCK_K": 256, "num_warps": 4}
+
+
+def experts(
+    x_TD: Tensor, weights: ExpertWeights, runs: Runs, *, first_slice: int, table: SlotTable
+) -> Tensor:
+    """Of few tokens, `[T, D]`."""
+    y_P2I, rank_P2R = gate_up(x_TD, weights.gate_up_E2ID, runs, first_slice=first_slice, table=table)
+    wide_PI, rank_CPR = middle(y_P2I, rank_P2R, runs, first_slice=first_slice, table=table)
+    return down(wide_PI, weights.down_EDI, rank_CPR, runs, first_slice=first_slice, table=table)
 
 
 def gate_up(
     x_TD: Tensor, weight_E2ID: Tensor, runs: Runs, *, first_slice: int, table: SlotTable
 ) -> tuple[Tensor, Tensor]:
-    """y `[P, 2 I]`, and the shrunk pairs of both halves, `[1, P, 2, R]`."""
+    """y `[P, 2 I]`, and the shrunk pairs of both halves, `[P, 2, R]`."""
     outputs, inputs = weight_E2ID.shape[1:]
     tokens, top_k = runs.routing.experts_TX.shape
     y_P2I = x_TD.new_empty(tokens * top_k, outputs)
-    rank_1P2R = x_TD.new_empty((1, tokens * top_k, 2, runs.rank), dtype=torch.float32)
+    rank_P2R = x_TD.new_empty((tokens * top_k, 2, runs.rank), dtype=torch.float32)
     check(x_TD, weight_E2ID, runs.routing)
     blocks_of_a = -(-runs.rank // GATE_UP["ROWS"])
     _gate_up_kernel[(2 * blocks_of_a + -(-outputs // GATE_UP["ROWS"]), tokens * top_k)](
         y_P2I,
-        rank_1P2R,
+        rank_P2R,
         x_TD,
         weight_E2ID,
         table.pool,
@@ -62,7 +75,39 @@ def gate_up(
         **GATE_UP,
         **overlapping(),
     )
-    return y_P2I, rank_1P2R
+    return y_P2I, rank_P2R
+
+
+def middle(
+    y_P2I: Tensor, rank_P2R: Tensor, runs: Runs, *, first_slice: int, table: SlotTable
+) -> tuple[Tensor, Tensor]:
+    """The activation `[P, I]`, and what it is shrunk to, of each block of columns."""
+    pairs, wide = len(y_P2I), y_P2I.shape[1] // 2
+    blocks = -(-wide // MIDDLE["BLOCK_I"])
+    wide_PI = y_P2I.new_empty(pairs, wide)
+    rank_CPR = rank_P2R.new_empty(blocks, pairs, runs.rank)
+    _middle_kernel[(blocks, pairs)](
+        wide_PI,
+        rank_CPR,
+        y_P2I,
+        rank_P2R,
+        table.pool,
+        table.rows_SL6,
+        table.scaling_SL,
+        runs.routing.experts_TX,
+        runs.slots_T,
+        pairs,
+        first_slice,
+        table.scaling_SL.shape[1],
+        runs.rank,
+        WIDE=wide,
+        BLOCK_R=runs.block_r,
+        UNIT=UNIT_BYTES // table.pool.element_size(),
+        TOP_K=runs.routing.experts_TX.shape[1],
+        **MIDDLE,
+        **overlapping(),
+    )
+    return wide_PI, rank_CPR
 
 
 def down(
@@ -73,7 +118,7 @@ def down(
     tokens, top_k = runs.routing.experts_TX.shape
     out_TD = wide_PI.new_empty(tokens, outputs)
     check(wide_PI, weight_EDI, runs.routing)
-    _down_kernel[(-(-outputs // _DOWN["ROWS"]), tokens)](
+    _down_kernel[(-(-outputs // DOWN["ROWS"]), tokens)](
         out_TD,
         wide_PI,
         weight_EDI,
@@ -94,7 +139,7 @@ def down(
         UNIT=UNIT_BYTES // table.pool.element_size(),
         TOP_K=top_k,
         BLOCK_X=1 << (top_k - 1).bit_length(),
-        **_DOWN,
+        **DOWN,
         **overlapping(),
     )
     return out_TD
@@ -147,6 +192,62 @@ def _gate_up_kernel(
         weight_N = weight_ptr + expert.to(tl.int64) * outputs * IN + n_N * IN
         y_N = dot_rows(weight_N, x_1, n_N < outputs, IN, ROWS, BLOCK_K)
         tl.store(y_ptr + pair * outputs + n_N, y_N.to(y_ptr.dtype.element_ty), mask=n_N < outputs)
+
+
+@quick
+@triton.jit(do_not_specialize=["pairs", "first_slice"])
+def _middle_kernel(
+    wide_ptr,
+    down_rank_ptr,
+    y_ptr,
+    rank_ptr,
+    pool_ptr,
+    rows_ptr,
+    scaling_ptr,
+    experts_ptr,
+    slots_ptr,
+    pairs,
+    first_slice,
+    table_slices,
+    buffer_rank,
+    WIDE: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    UNIT: tl.constexpr,
+    TOP_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """wide = silu(gate + its LoRA) * (up + its LoRA), and wide @ lora_a of down: a block of both a program.
+    Routing and slots must be those of a kernel before the one before this.
+    """
+    block, pair = tl.program_id(0), tl.program_id(1)
+    chosen, slot = tl.load(experts_ptr + pair), tl.load(slots_ptr + pair // TOP_K)
+    expert = tl.maximum(chosen, 0)
+    gate, gate_rank = slice_of(rows_ptr, slot, expert, first_slice, table_slices)
+    up, up_rank = slice_of(rows_ptr, slot, expert, first_slice + 1, table_slices)
+    down, down_rank = slice_of(rows_ptr, slot, expert, first_slice + 2, table_slices)
+    i_I, r_R = block * BLOCK_I + tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_R)
+    # Weights are on their way before the product is there.
+    gate_IR = load_b(factor_ptr(pool_ptr, rows_ptr, gate, 1, UNIT), i_I, WIDE, gate_rank, 0, BLOCK_R)
+    up_IR = load_b(factor_ptr(pool_ptr, rows_ptr, up, 1, UNIT), i_I, WIDE, up_rank, 0, BLOCK_R)
+    down_RI = factor_ptr(pool_ptr, rows_ptr, down, 0, UNIT) + r_R[:, None] * WIDE + i_I[None, :]
+    down_RI = tl.load(down_RI, mask=(r_R < down_rank)[:, None] & (i_I < WIDE)[None, :], other=0.0)
+    wait_for_inputs(PDL)
+    if chosen < 0:
+        return
+    rank_R = rank_ptr + pair * 2 * buffer_rank + r_R
+    gate_R = tl.load(rank_R, mask=r_R < gate_rank, other=0.0)
+    up_R = tl.load(rank_R + buffer_rank, mask=r_R < up_rank, other=0.0)
+    y_I = y_ptr + pair * (2 * WIDE) + i_I
+    gate_I = tl.load(y_I, mask=i_I < WIDE, other=0.0).to(tl.float32)
+    up_I = tl.load(y_I + WIDE, mask=i_I < WIDE, other=0.0).to(tl.float32)
+    gate_I += tl.sum(gate_IR.to(tl.float32) * gate_R[None, :], 1)
+    up_I += tl.sum(up_IR.to(tl.float32) * up_R[None, :], 1)
+    wide_I = silu_times(gate_I, up_I).to(wide_ptr.dtype.element_ty)
+    tl.store(wide_ptr + pair * WIDE + i_I, wide_I, mask=i_I < WIDE)
+    sum_R = tl.sum(down_RI.to(tl.float32) * wide_I.to(tl.float32)[None, :], 1)
+    place_R = down_rank_ptr + (block * pairs + pair) * buffer_rank + r_R
+    tl.store(place_R, sum_R * tl.load(scaling_ptr + down), mask=r_R < down_rank)
 
 
 @quick

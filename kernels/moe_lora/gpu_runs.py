@@ -51,30 +51,22 @@ class Runs:
 
     @property
     def block_r(self) -> int:
-        return min(64, max(16, 1 << (self.rank - 1).bit_length()))
+        return block_of_ranks(self.rank)
 
 
-def runs_of(
-    routing: Routing,
-    experts: int,
-    tiles: Tiles,
-    *,
-    slots: int,
-    slots_T: Tensor | None = None,
-    block: int = 16,
-) -> Runs:
-    """Of a batch's tiles, and its tokens' slots where they are known; `experts` is how many the layer has,
-    `slots` how many the table, `block` the most pairs of a tile of the base.
-    """
+def block_of_ranks(rank: int) -> int:
+    """Ranks of a block, which covers all up to 64."""
+    return min(64, max(16, 1 << (rank - 1).bit_length()))
+
+
+def runs_of(routing: Routing, experts: int, *, slots_T: Tensor, slots: int, rank: int) -> Runs:
+    """Of a batch with at most `slots` different slots; `experts` is how many the layer has."""
     tokens, top_k = routing.experts_TX.shape
-    slots_T = slots_of(tiles, tokens) if slots_T is None else slots_T
     run = run_block(tokens, top_k, experts)
     arrangement = None
     if tokens > MOST_TOKENS:
-        arrangement = arrange(
-            routing, experts, block=block, slots_T=slots_T, slots=min(slots, tiles.count) + 1, run=run
-        )
-    return Runs(routing=routing, slots_T=slots_T, arrangement=arrangement, block=run, rank=tiles.rank)
+        arrangement = arrange(routing, experts, block=16, slots_T=slots_T, slots=slots + 1, run=run)
+    return Runs(routing=routing, slots_T=slots_T, arrangement=arrangement, block=run, rank=rank)
 
 
 def run_block(tokens: int, top_k: int, experts: int) -> int:

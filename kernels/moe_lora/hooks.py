@@ -52,16 +52,31 @@ class ExpertLora:
         runs = self._runs or self.runs(routing)
         gpu.apply_down(y_PD, wide_PI, runs, first_slice=self.first_slice, table=self.table, ready=ready)
 
-    def runs(self, routing: Routing, *, block: int = 16) -> Runs:
-        """Of a batch with tiles; see `gpu.runs_of`."""
+    @property
+    def rank(self) -> int:
+        """The largest padded rank of a batch with tiles."""
+        assert self.batch.tiles is not None
+        return self.batch.tiles.rank
+
+    @property
+    def slots(self) -> int:
+        """The most slots that a batch with tiles may have."""
+        assert self.batch.tiles is not None
+        return min(self.table.slots, self.batch.tiles.count)
+
+    def slots_of(self, routing: Routing) -> Tensor:
+        """Each token's slot, int32 `[T]`, of a batch with tiles."""
         from kernels.moe_lora import gpu
 
         assert self.batch.tiles is not None
+        if self.batch.slots_T is not None:
+            return self.batch.slots_T
+        return gpu.slots_of(self.batch.tiles, len(routing.experts_TX))
+
+    def runs(self, routing: Routing) -> Runs:
+        """Of a batch with tiles; see `gpu.runs_of`."""
+        from kernels.moe_lora import gpu
+
         return gpu.runs_of(
-            routing,
-            self.experts,
-            self.batch.tiles,
-            slots=self.table.slots,
-            slots_T=self.batch.slots_T,
-            block=block,
+            routing, self.experts, slots_T=self.slots_of(routing), slots=self.slots, rank=self.rank
         )

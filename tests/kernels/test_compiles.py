@@ -46,10 +46,8 @@ KERNELS = {
         "_down_kernel",
         "_shrink_kernel",
         "_expand_kernel",
-        "gate_up_kernel",
-        "middle_kernel",
-        "down_kernel",
-        "add_up_kernel",
+        "_middle_kernel",
+        "product_kernel",
     },
 }
 

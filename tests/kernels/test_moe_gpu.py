@@ -53,7 +53,7 @@ def test_arrangement_of_the_running_example() -> None:
     slots = torch.tensor([-1, 5], dtype=torch.int32, device=DEVICE)
     made = gpu_routing.arrange(routing, 3, block=16, slots_T=slots, slots=2)
     assert made.order_P.tolist() == [1, 3, 0, 2]
-    assert made.tiles_3N.tolist() == [[0, 1, 2], [0, 1, 2], [1, 1, 2]]
+    assert made.tiles_5N.tolist() == [[0, 1, 2], [0, 1, 2], [1, 1, 2], [0, 0, 0], [0, 0, 0]]
     assert made.runs_4M is not None
     assert made.runs_4M.tolist() == [[0, 1, 2, 2], [0, 1, 2, 3], [1, 1, 1, 1], [-1, 5, -1, 5]]
 
@@ -68,7 +68,7 @@ def test_arrangement(tokens: int, experts: int, top_k: int, monkeypatch: pytest.
     made = gpu_routing.arrange(routing, experts, block=16, slots_T=slots.int().to(DEVICE), slots=4, run=32)
     assert made.runs_4M is not None
     chosen, order = routing.experts_TX.cpu().flatten(), made.order_P.cpu()
-    for table, block in ((made.tiles_3N.cpu(), 16), (made.runs_4M.cpu(), 32)):
+    for table, block in ((made.tiles_5N[:3].cpu(), 16), (made.runs_4M.cpu(), 32)):
         seen, keys = [], set()
         for expert, first, count, *slot in table.t().tolist():
             if count == 0:

@@ -30,12 +30,15 @@ SHAPES = (
 )
 
 
-def make_table(dtype: torch.dtype) -> SlotTable:
-    """Slot 0 has one A for all gates and ups; slot 2 some slices, slot 3 none. NaN between the weights."""
+def make_table(dtype: torch.dtype, *, before: int = 0) -> SlotTable:
+    """Slot 0 has one A for all gates and ups; slot 2 some slices, slot 3 none. NaN between the weights, which
+    come after so many units.
+    """
     torch.manual_seed(0)
     random.seed(0)
-    pool = torch.full((1 << 19,), float("nan"), dtype=dtype, device=DEVICE)
-    table, unit = SlotTable(pool=pool, shapes=SHAPES, slots=len(RANKS)), 3
+    pool = torch.empty(before * 128 // dtype.itemsize + (1 << 19), dtype=dtype, device=DEVICE)
+    pool[before * 128 // dtype.itemsize :] = float("nan")
+    table, unit = SlotTable(pool=pool, shapes=SHAPES, slots=len(RANKS)), before + 3
 
     def take(numbers: int, std: float) -> int:
         nonlocal unit
@@ -93,26 +96,32 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("few", [True, False], ids=["sums expand", "products expand"])
+SMALL = Tiles(Tile(16, 32, 64, 4, 2), Tile(16, 32, 64, 4, 2))
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*((name, torch.float32) for name in BATCHES), ("one token", torch.float16), (MIXED, torch.float16)],
     ids=str,
 )
-def test_together_with_the_base(
-    dtype: torch.dtype, name: str, few: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not few:
-        monkeypatch.setattr(fused, "MOST_TOKENS_TO_SUM", 0)
-    monkeypatch.setattr(fused, "choose", lambda *_: Tiles(Tile(16, 32, 64, 4, 2), Tile(16, 32, 64, 4, 2)))
-    monkeypatch.setattr(gpu, "_SHARE_OF_K", 32)  # so that sums are split at this size too
+def test_together_with_the_base(dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "choose", lambda *_: SMALL)
     _compare(dtype, *BATCHES[name], together=True)
+
+
+def test_together_with_weights_loaded_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tiles of many pairs have it, and several slots of a tile at once."""
+    monkeypatch.setattr(fused, "choose", lambda *_: SMALL)
+    monkeypatch.setattr(fused, "_MOST_AHEAD", 0)
+    monkeypatch.setattr(fused, "_COLUMNS", 128)
+    _compare(torch.float16, *BATCHES[MIXED], together=True)
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, torch.float32) for name in BATCHES), (MIXED, torch.float16)], ids=str
 )
-def test_hooks(dtype: torch.dtype, name: str) -> None:
+def test_hooks(dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_SHARE_OF_K", 32)  # so that sums are split at this size too
     _compare(dtype, *BATCHES[name], together=False)
 
 
@@ -120,10 +129,16 @@ def test_large_ranks_are_left_to_the_hooks() -> None:
     _compare(torch.float32, [1, 4], 0, together=True)
 
 
-def _compare(dtype: torch.dtype, slots: list[int], padding: int, *, together: bool) -> None:
+@pytest.mark.parametrize("together", [True, False], ids=["together", "hooks"])
+def test_addresses_beyond_32_bits(together: bool) -> None:
+    """Weights lie more than 2^31 numbers from the pool's begin; memory before them is never touched."""
+    _compare(torch.float16, [-1, 0, 1], 0, together=together, before=(1 << 31) * 2 // 128 + 5)
+
+
+def _compare(dtype: torch.dtype, slots: list[int], padding: int, *, together: bool, before: int = 0) -> None:
     """New memory holds NaN, so that what a kernel reads and nobody wrote is seen."""
     slots = slots[: len(slots) - padding]
-    table, tokens = make_table(dtype), len(slots) + padding
+    table, tokens = make_table(dtype, before=before), len(slots) + padding
     gate_up = torch.randn(EXPERTS, 2 * WIDE, HIDDEN) * HIDDEN**-0.5
     down = torch.randn(EXPERTS, HIDDEN, WIDE) * WIDE**-0.5
     weights = ExpertWeights(gate_up.to(DEVICE, dtype), down.to(DEVICE, dtype))

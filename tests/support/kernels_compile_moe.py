@@ -7,7 +7,7 @@ from typing import Any
 
 from kernels.moe import gpu_products, gpu_routing, gpu_vectors
 from kernels.moe.tiles import Tile, choose
-from kernels.moe_lora import fused_kernels, fused_vectors, gpu, gpu_runs
+from kernels.moe_lora import fused, fused_kernels, fused_vectors, gpu, gpu_runs
 from tests.support.kernels_compile import compile_kernel
 
 INTEGERS = ("experts_ptr", "slots_ptr", "order_ptr", "runs_ptr", "tiles_ptr", "places_ptr")
@@ -65,11 +65,13 @@ def base(dtype: str, tokens: int) -> None:
 def vectors(rank: int) -> None:
     types, lora = types_of("bf16"), {"UNIT": 64}
     more = {"SPLITS": 6, "BLOCK_R": rank}
+    middle = {"WIDE": WIDE, "BLOCK_R": rank}
     for kernel, served, constants in (
         (gpu_vectors._gate_up_kernel, gpu_vectors.GATE_UP, {"IN": HIDDEN}),
         (gpu_vectors._down_kernel, gpu_vectors.DOWN, {"IN": WIDE, "BLOCK_X": 8}),
         (fused_vectors._gate_up_kernel, gpu_vectors.GATE_UP, {"IN": HIDDEN} | lora),
-        (fused_vectors._down_kernel, fused_vectors._DOWN, {"IN": WIDE, "BLOCK_X": 8} | lora | more),
+        (fused_vectors._middle_kernel, fused_vectors.MIDDLE, middle | lora),
+        (fused_vectors._down_kernel, fused_vectors.DOWN, {"IN": WIDE, "BLOCK_X": 8} | lora | more),
     ):
         sizes = dict(served)
         options = {"num_warps": sizes.pop("num_warps")}
@@ -88,21 +90,15 @@ def lora(dtype: str, tokens: int, rank: int) -> None:
     few_warps["num_stages"] = 2
     expand = {"BLOCK_R": rank, "HALVES": halves}
     compile_kernel(gpu._expand_kernel, few_warps, types, **expand, BLOCK_N=128, **pair)
-    middle = {"WIDE": WIDE, "BLOCK_I": 128 if run < 64 else 64, "BLOCKS": 1 if few else 2, "SPLITS": 1}
-    compile_kernel(fused_kernels.middle_kernel, few_warps, types, **middle, BLOCK_B=run, **expand, **common)
     if tokens == 1:
         return
-    options, constants = cut(tiles.gate_up)
-    gate_up = {"IN": HIDDEN, "SPLITS": 1, "BLOCK_R": 16, "BLOCK_RUN": run}
-    compile_kernel(fused_kernels.gate_up_kernel, options, types, **constants, **gate_up, **common)
-    if few:
-        sizes = {"HIDDEN": HIDDEN, "SPLITS": 6, "BLOCK_R": rank, "BLOCK_X": 8, "ROWS": 1024 // rank}
-        sizes |= {"UNIT": 64, "TOP_K": TOP_K, "PDL": True}
-        compile_kernel(fused_kernels.add_up_kernel, {"num_warps": 4}, types, **sizes)
-    else:
-        options, constants = cut(tiles.down)
-        down = {"IN": WIDE, "SPLITS": 2} | expand
-        compile_kernel(fused_kernels.down_kernel, options, types, **constants, **down, **common)
+    tiles = fused.with_lora(tiles)
+    for tile, inputs, is_down in ((tiles.gate_up, HIDDEN, False), (tiles.down, WIDE, True)):
+        options, constants = cut(tile)
+        constants |= {"IN": inputs, "IS_DOWN": is_down, "BLOCK_S": max(1, 64 // rank), "BLOCK_R": rank}
+        constants["AHEAD"] = tile.pairs * rank <= 1024
+        common = {"UNIT": 64, "TOP_K": TOP_K, "HALVES": halves, "PRECISION": common["PRECISION"], "PDL": True}
+        compile_kernel(fused_kernels.product_kernel, options, types, **constants, **common)
 
 
 def main() -> None:
