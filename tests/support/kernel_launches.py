@@ -28,7 +28,7 @@ from kernels.moe_lora.fused import MOST_RANK
 from kernels.sampling import cut, gpu
 
 ROWS, COLUMNS = 128, 20
-OPTIONS = {"num_warps", "num_stages", "launch_pdl"}
+OPTIONS = {"num_warps", "num_stages", "launch_pdl", "maxnreg"}
 LAUNCHED: set[str] = set()
 
 
