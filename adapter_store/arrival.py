@@ -13,7 +13,8 @@ class Arrival:
         self._loop = asyncio.get_running_loop()
         self._missing: int | None = None
         self._told: int | None = None
-        self._is_over = False
+        self.is_over = False
+        """No more will come, or nobody waits for it any more."""
         self._news = asyncio.Event()
 
     def advance(self, done: int, total: int) -> None:
@@ -24,14 +25,14 @@ class Arrival:
             self._loop.call_soon_threadsafe(self._news.set)
 
     def end(self) -> None:
-        """No more will come, or nobody waits for it any more."""
-        self._is_over = True
+        """Ends what `next` waits for."""
+        self.is_over = True
         self._news.set()
 
     async def next(self) -> int | None:
         """Waits for more; returns how many bytes are missing at the weights' end, None once it has ended."""
-        while not self._is_over and self._missing == self._told:
+        while not self.is_over and self._missing == self._told:
             self._news.clear()
             await self._news.wait()
         self._told = self._missing
-        return None if self._is_over else self._told
+        return None if self.is_over else self._told

@@ -139,8 +139,9 @@ class Loader:
         early: list[asyncio.Task[_Filling]] = []
 
         def begin() -> None:
-            early.append(asyncio.ensure_future(self._fill_what_comes(staged, layout, arrival)))
-            early[0].add_done_callback(_see)
+            if not arrival.is_over:  # else it was given up, and nobody would give back the room
+                early.append(asyncio.ensure_future(self._fill_what_comes(staged, layout, arrival)))
+                early[0].add_done_callback(_see)
 
         def copy(moved: Moved) -> tuple[tuple[str, ...], OpenedAdapter | None]:
             is_early = False
@@ -178,8 +179,9 @@ class Loader:
         return _Filling(opened, PackFiller(opened.plan, opened.files, crew=self._crew), pack)
 
     async def _fill_what_comes(self, staged: Path, layout: PackLayout, arrival: Arrival) -> _Filling:
-        filling = self._begin(await self._workers.run(open_adapter, staged, layout), layout)
+        opened = await self._workers.run(open_adapter, staged, layout)
         size = (staged / SINGLE_NAME).stat().st_size
+        filling = self._begin(opened, layout)
         with self._abandoned_unless_filled(filling):
             while (missing := await arrival.next()) is not None:
                 await self._workers.run(self._fill, filling, ready=size - missing)

@@ -165,6 +165,29 @@ async def test_loads_go_on_beside_a_folder_that_hangs(tmp_path, monkeypatch):
         assert running.store.statistics().disk.incoming == 0
 
 
+async def test_headers_that_come_after_their_load_was_given_up_take_no_room(tmp_path, monkeypatch):
+    release = threading.Event()
+
+    def copy(found, staged, max_bytes, progress, headers_there):
+        copy_source(found, staged, max_bytes, progress)
+        release.wait(WAIT_SECONDS)
+        headers_there()
+
+    monkeypatch.setattr("adapter_store.sources.folder.copy_source", copy)
+    folder = write_adapter(tmp_path / "adapters/a")
+    async with running_store(tmp_path, source_idle_seconds=IDLE) as running:
+        await running.register()
+        # Deleting takes its time.
+        monkeypatch.setattr(running.store._disk, "discard", lambda path: None)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.load("a", folder)
+        assert from_rpc(caught.value).reason == "SOURCE_UNAVAILABLE"
+        release.set()
+        await eventually(lambda: not running.store.statistics().lost_reads)
+        await eventually(lambda: not running.store.statistics().running_work)
+        assert running.store.statistics().arena.packs == 0
+
+
 async def test_a_watched_folder_that_hangs_is_told_once_and_found_again(tmp_path, monkeypatch, caplog):
     looks, release = [0], threading.Event()
     with reading(1) as (reads, hanging):
