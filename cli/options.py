@@ -9,8 +9,6 @@ import typer
 if TYPE_CHECKING:
     from cli.client import Connection
 
-DEFAULT_TARGET = "127.0.0.1:50051"
-
 PANEL = "Connection and output"
 
 ConfigFile = Annotated[

@@ -1,4 +1,4 @@
-"""Where `lorikeet serve` puts its files: sockets, the arena, adapters between runs."""
+"""Where `lorikeet serve` answers, and where it puts its files: sockets, the arena, adapters between runs."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 
 from cli.errors import usage_error, why
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+"""Where servers answer and clients call, unless told otherwise."""
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _SHORT = Path("/tmp")  # noqa: S108

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.errors import usage_error
-from cli.options import DEFAULT_TARGET, AsJson, ConfigFile
+from cli.options import AsJson, ConfigFile
 from cli.output import counted, print_json, print_line, reporting
+from cli.places import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from cli.serving import Running

@@ -31,7 +31,7 @@ from pydantic_settings import (
 
 from adapter_store.config import StoreConfig
 from cli.errors import CliError, usage_error, why
-from cli.options import DEFAULT_TARGET
+from cli.places import DEFAULT_TARGET
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
 
