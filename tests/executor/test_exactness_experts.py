@@ -30,7 +30,8 @@ class Family:
 
     def server(self, **options: Any) -> Server:
         folders = {name: made.folder for name, made in self.adapters.items()}
-        return Server(self.checkpoint, folders, **({"adapter_slots": len(FORMS)} | options))
+        options.setdefault("adapter_slots", len(FORMS))
+        return Server(self.checkpoint, folders, **options)
 
 
 @pytest.fixture(scope="module", params=MOE_FAMILIES)
