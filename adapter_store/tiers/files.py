@@ -9,6 +9,8 @@ from pathlib import Path
 from rpc.errors import resource_exhausted
 
 _CHUNK_BYTES = 4 << 20
+# After each step the thread waits for the interpreter, which others may want all the time.
+_CHUNKS_IN_KERNEL = 8
 
 
 @contextmanager
@@ -33,8 +35,9 @@ def copy_bytes(source: int, target: int, size: int, progress: Callable[[int], No
     copy = _copy_in_kernel if hasattr(os, "copy_file_range") else _copy_through_memory
     done = 0
     while done < size:
+        most = _CHUNK_BYTES * (_CHUNKS_IN_KERNEL if copy is _copy_in_kernel else 1)
         try:
-            step = copy(source, target, min(_CHUNK_BYTES, size - done))
+            step = copy(source, target, min(most, size - done))
         except OSError as error:
             # Not every pair of file systems can.
             if copy is _copy_through_memory or error.errno not in (

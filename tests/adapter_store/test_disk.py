@@ -206,6 +206,7 @@ def test_copying_reports_its_steps(tmp_path, monkeypatch, in_kernel):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
 
         monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    monkeypatch.setattr("adapter_store.tiers.files._CHUNK_BYTES", 1 << 17)
     content = os.urandom(9 << 20)
     (tmp_path / "a").write_bytes(content)
     steps: list[int] = []
