@@ -1,4 +1,5 @@
-"""Drawing tokens at random in one pass over the logits; `gpu` imports Triton, this module does not.
+"""Drawing tokens at random without sorting logits: `cut` keeps what top-k and top-p keep, `gpu` draws in one
+pass. Both import Triton, this module does not.
 
-What it computes is defined by the noise of `executor.sampling.noise`: argmax of logits plus Gumbel noise.
+What is drawn is defined by the noise of `executor.sampling.noise`: argmax of logits plus Gumbel noise.
 """
