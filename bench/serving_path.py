@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,11 @@ import grpc
 import psutil
 import uvloop
 
+from bench.serving_processes import service
 from lorikeet.v1 import generation_pb2, generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.tuning import tune_process
-from tests.support.frontend_fake_executor import FakeExecutor
-from tests.support.frontend_harness import hello_for, serve_executor
 
-CONTEXT = 4096
 PROMPT = "hello world, this is a small text"
 SINGLE_SHARE = 0.99
 WARM_TOKENS = 50
@@ -72,88 +70,6 @@ class Run:
             f"{self.tokens_per_second:9,.0f} tokens/s  {self.messages / self.seconds:9,.0f} messages/s  "
             f"{self.single_share:6.1%} with one token  CPU us/token: {cpu}"
         )
-
-
-# The processes.
-
-
-async def _serve_fake_executor(folder: Path, address: str, step_seconds: float) -> None:
-    executor = FakeExecutor(
-        hello=hello_for(folder, context_length=CONTEXT), step_seconds=step_seconds, record=False
-    )
-    executor.on_abort = lambda: print(f"abort {time.time_ns()}", flush=True)
-    _, bound = await serve_executor(executor, address)
-    print(f"serving on {bound}", flush=True)
-    await asyncio.Event().wait()
-
-
-@contextlib.contextmanager
-def _process(*command: str, until: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Starts a process; yields it with its first line of output that holds `until`; ends it after."""
-    environment = os.environ | {"LORIKEET_LOG_LEVEL": "INFO"}
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if until in line:
-                yield process, line.strip()
-                break
-        else:
-            raise RuntimeError(f"{' '.join(command)} ended without a line with {until!r}")
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _executor_command(kind: str, folder: Path, step_seconds: float, streams: int) -> list[str]:
-    if kind == "scripted":
-        return [
-            "bench.serving_path",
-            "--role=executor",
-            f"--model-dir={folder}",
-            f"--step-seconds={step_seconds}",
-        ]
-    return [
-        "executor",
-        f"--model-dir={folder}",
-        "--listen=127.0.0.1:0",
-        "--runner=arithmetic",
-        f"--arithmetic-step-seconds={step_seconds}",
-        f"--max-running={streams}",
-        f"--max-step-tokens={max(512, 2 * streams)}",
-        "--kv-pages=16384",
-    ]
-
-
-@contextlib.contextmanager
-def _service(
-    kind: str, folder: Path, *, step_seconds: float, streams: int
-) -> Iterator[tuple[str, dict[str, subprocess.Popen[str]]]]:
-    """An executor and a frontend; yields the frontend's address and both processes."""
-    with contextlib.ExitStack() as stack:
-        command = _executor_command(kind, folder, step_seconds, streams)
-        executor, line = stack.enter_context(_process("-m", *command, until=" on 127.0.0.1:"))
-        frontend, line = stack.enter_context(
-            _process(
-                "-m",
-                "frontend",
-                f"--model-dir={folder}",
-                "--listen=127.0.0.1:0",
-                f"--executor={line.split()[-1]}",
-                "--store=",
-                until="ready on",
-            )
-        )
-        yield line.split()[-1], {"executor": executor, "frontend": frontend}
-
-
-# The client.
 
 
 def _request(max_tokens: int) -> generation_pb2.GenerateRequest:
@@ -288,7 +204,7 @@ def _measure_streams(
     arguments: argparse.Namespace, folder: Path, *, step_seconds: float, steady: bool
 ) -> Run:
     streams = arguments.streams
-    with _service(arguments.executor, folder, step_seconds=step_seconds, streams=streams) as (
+    with service(arguments.executor, folder, step_seconds=step_seconds, streams=streams) as (
         address,
         processes,
     ):
@@ -317,11 +233,11 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     best = _measure_paced(arguments, folder)
     coalesced = _measure_streams(arguments, folder, step_seconds=0.0, steady=False)
     print(f"  coalesced:                 {coalesced.describe()}", flush=True)
-    with _service(kind, folder, step_seconds=0.0, streams=1) as (address, _):
+    with service(kind, folder, step_seconds=0.0, streams=1) as (address, _):
         first = uvloop.run(_first_tokens(address, 105))
     print(f"  first token: {_spread(first)}", flush=True)
     # Only the scripted executor tells when it hears of an abort.
-    with _service("scripted", folder, step_seconds=0.001, streams=1) as (address, processes):
+    with service("scripted", folder, step_seconds=0.001, streams=1) as (address, processes):
         cancel = uvloop.run(_cancels(address, processes["executor"], 50))
     print(f"  cancel to abort: {_spread(cancel)}", flush=True)
     return {
@@ -347,12 +263,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1000, help="tokens a stream")
     parser.add_argument("--rates", type=int, nargs="*", default=[12_000, 16_000, 18_000, 20_000, 24_000])
     parser.add_argument("--json", type=Path, help="append a row to this file")
-    parser.add_argument("--role", choices=["executor"], help=argparse.SUPPRESS)
-    parser.add_argument("--step-seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.role:
-        uvloop.run(_serve_fake_executor(arguments.model_dir, "127.0.0.1:0", arguments.step_seconds))
-        return
     row = _measure(arguments, arguments.model_dir)
     print(json.dumps(row))
     if arguments.json:
