@@ -33,7 +33,7 @@ from kernels.moe_lora.gpu_parts import (
 )
 from kernels.moe_lora.gpu_runs import Runs, runs_of, slots_of
 
-__all__ = ["Runs", "apply_down", "apply_gate_up", "check", "k_splits", "runs_of", "slots_of"]
+__all__ = ["Runs", "apply_down", "apply_gate_up", "check", "runs_of", "slots_of"]
 
 _SHARE_OF_K = 512
 _FEW_PAIRS = 1024
@@ -116,7 +116,7 @@ def _shrink_pairs(
     """
     check(x_K, table)
     pairs, inputs = runs.routing.experts_TX.numel(), x_K.shape[1]
-    splits = k_splits(inputs)
+    splits = _k_splits(inputs)
     rank_CPLR = torch.empty(splits, pairs, slices, runs.rank, dtype=torch.float32, device=x_K.device)
     block_r = 16 if pairs <= _FEW_PAIRS else runs.block_r
     _shrink_kernel[(runs.count, -(-runs.rank // block_r), splits)](
@@ -156,7 +156,7 @@ def _constants(runs: Runs, slices: int, splits: int, table: SlotTable) -> dict[s
     }
 
 
-def k_splits(inputs: int) -> int:
+def _k_splits(inputs: int) -> int:
     """Programs that share the inputs of a shrink."""
     return max(1, min(8, inputs // _SHARE_OF_K))
 
