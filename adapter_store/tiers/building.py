@@ -50,7 +50,7 @@ def fill_from_object(
     with _damage_said(disk, digest):
         if checksum:
             refill_pack(opened.plan, opened.files, target, crew=crew, urgency=urgency)
-            if checksum_of(target, urgency) == checksum:
+            if checksum_of(target, opened.plan.manifest, urgency) == checksum:
                 return opened.plan.manifest
         checked = check_adapter(opened, target, crew=crew, urgency=urgency)
     if checked.digest != digest:
@@ -58,10 +58,13 @@ def fill_from_object(
     return checked.manifest
 
 
-def checksum_of(pack: memoryview, urgency: Urgency | None = None) -> bytes:
-    """A pack's BLAKE3; by many threads where it is large and somebody waits for it."""
+def checksum_of(pack: memoryview, manifest: layout_pb2.PackManifest, urgency: Urgency | None = None) -> bytes:
+    """BLAKE3 of a pack and of what is said of it, such as scalings; by many threads where it is large and
+    somebody waits for it.
+    """
     is_large = len(pack) >= _LARGE_BYTES and urgency
-    return blake3.blake3(pack, max_threads=blake3.blake3.AUTO if is_large else 1).digest()
+    hasher = blake3.blake3(pack, max_threads=blake3.blake3.AUTO if is_large else 1)
+    return hasher.update(manifest.SerializeToString(deterministic=True)).digest()
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""Checksums of packs: what one is known by when it is made again, and when a later store finds it."""
+"""Checksums of packs and their manifests: what one is known by when it is made again, and when a later store
+finds it.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,6 +11,7 @@ from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.building import checksum_of
 from adapter_store.tiers.opened import OpenedObjects
 from adapter_store.tiers.pack import ArenaPack, PackState
+from lorikeet.v1 import layout_pb2
 
 # A little later and several at once: what came is wanted first, and some will have left by then.
 _SECONDS = 0.1
@@ -86,11 +89,13 @@ class Sealer:
         return batch
 
 
-def pack_checksum(arena: Arena, pack: ArenaPack, urgency: Urgency | None = None) -> bytes:
+def pack_checksum(
+    arena: Arena, pack: ArenaPack, manifest: layout_pb2.PackManifest, urgency: Urgency | None = None
+) -> bytes:
     """Of a pack that somebody holds: for a worker thread."""
     with arena.view(pack) as view:
-        return checksum_of(view, urgency)
+        return checksum_of(view, manifest, urgency)
 
 
 def _checksums(arena: Arena, packs: list[ArenaPack]) -> list[tuple[ArenaPack, bytes]]:
-    return [(pack, pack_checksum(arena, pack)) for pack in packs]
+    return [(pack, pack_checksum(arena, pack, pack.manifest)) for pack in packs if pack.manifest is not None]

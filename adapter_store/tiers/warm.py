@@ -190,7 +190,7 @@ class WarmTier:
             del self._ways[key]
 
     async def _verify(self, pack: ArenaPack, layout: PackLayout, way: Way) -> None:
-        """A pack that a former store left is what its checksum says, and has the manifest of its object."""
+        """A pack that a former store left, and the manifest of its object, are what its checksum says."""
         if pack.state is PackState.WRITING:
             return  # a load that will name its pack: not ours
         opened = await self._open(pack.key, layout, way)
@@ -198,9 +198,11 @@ class WarmTier:
             return  # evicted meanwhile
         sound = bool(pack.checksum) and opened.pack_bytes == pack.pack_bytes
         if sound:
+            manifest = opened.plan.manifest
             self._arena.lease(pack)
             try:
-                sound = await self._run(way, pack_checksum, self._arena, pack, way.urgency) == pack.checksum
+                found = await self._run(way, pack_checksum, self._arena, pack, manifest, way.urgency)
+                sound = found == pack.checksum
             finally:
                 self.release(pack)
         if sound:

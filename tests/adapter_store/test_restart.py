@@ -1,6 +1,7 @@
 """What a store finds again after it was stopped."""
 
 import asyncio
+import json
 import shutil
 import threading
 
@@ -19,7 +20,7 @@ from tests.support.store_ready import pack_of
 from tests.support.store_server import ExecutorClient, FollowerClient, eventually, running_store
 
 
-async def test_names_packs_and_layouts_come_back(tmp_path):
+async def test_names_packs_and_layouts_come_back(tmp_path, caplog):
     async with running_store(tmp_path) as running:
         layout = (await running.register()).layout_digest
         digest = (await running.load("a", write_adapter(tmp_path / "adapters/a"))).adapter.digest
@@ -40,6 +41,7 @@ async def test_names_packs_and_layouts_come_back(tmp_path):
             running.arena[grant.pack_offset :][: grant.manifest.total_bytes]
             == (arena[grant.pack_offset :][: grant.manifest.total_bytes])
         )
+        assert "made anew" not in caplog.text
         assert running.store.statistics().revision == 1
 
 
@@ -56,6 +58,21 @@ async def test_bytes_that_changed_in_the_arena_meanwhile_are_read_anew(tmp_path)
     async with running_store(tmp_path) as running:
         executor = await ExecutorClient(running, layout).start()
         assert executor.copy(await executor.acquire(1, digest)) == pack_of(running, digest, layout)
+
+
+async def test_a_scaling_that_changed_on_the_disk_meanwhile_is_not_served(tmp_path):
+    async with running_store(tmp_path) as running:
+        layout = (await running.register()).layout_digest
+        digest = (await running.load("a", write_adapter(tmp_path / "adapters/a"))).adapter.digest
+        await running.settled()
+    path = tmp_path / "data/objects" / digest / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"lora_alpha": 2 * config["lora_alpha"]}))
+    async with running_store(tmp_path) as running:
+        executor = await ExecutorClient(running, layout).start()
+        # The pack is what it was, but not what belongs to it.
+        refusal = await executor.acquire(1, digest)
+        assert (refusal.DESCRIPTOR.name, refusal.reason) == ("LeaseRefusal", "ADAPTER_LOST")
 
 
 async def test_leases_that_were_held_stay_in_place_until_claimed_or_the_grace_ends(tmp_path):
