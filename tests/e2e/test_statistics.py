@@ -168,7 +168,7 @@ async def test_top_shows_them(seen: Seen) -> None:
     target = ("--target", seen.stack.frontend.address)
     done = await asyncio.to_thread(lorikeet, "adapters", "top", "--once", *target)
     rows = {cells[0]: cells for line in done.out.splitlines() if len(cells := line.split("\t")) > 1}
-    assert set(rows) == {"(base)", "attention", "mlp +1"}
+    assert set(rows) == {"ADAPTER", "(base)", "attention", "mlp +1"}
     assert rows["attention"][1:5] == ["pool", "0", "0", "4"]
     assert rows["mlp +1"][1:5] == ["memory", "0", "0", "2"]
     assert "pool:    1 adapters" in done.out
