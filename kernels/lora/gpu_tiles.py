@@ -31,8 +31,13 @@ class Cut(NamedTuple):
     block_n: int
 
     def splits(self, programs: int) -> int:
-        """Of the inputs, where each split has that many programs."""
-        return min(self.most_splits, max(1, _PROGRAMS // programs)) if self.is_summed else self.most_splits
+        """Of the inputs, where each split has that many programs. Those that depend on the batch are powers
+        of two, since each other number is a kernel to be compiled while streams wait.
+        """
+        if not self.is_summed:
+            return self.most_splits
+        wanted = min(self.most_splits, max(1, _PROGRAMS // programs))
+        return 1 << (wanted.bit_length() - 1)
 
 
 def choose(

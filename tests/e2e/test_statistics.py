@@ -171,4 +171,4 @@ async def test_top_shows_them(seen: Seen) -> None:
     assert set(rows) == {"ADAPTER", "(base)", "attention", "mlp +1"}
     assert rows["attention"][1:5] == ["pool", "0", "0", "4"]
     assert rows["mlp +1"][1:5] == ["memory", "0", "0", "2"]
-    assert "pool:    1 adapters" in done.out
+    assert "pool:    1 adapter, " in done.out
