@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -52,15 +52,30 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("module", KERNELS)
-def test_kernels_compile_for_sm_90(module: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
+    """Processes that compile, all at once, with nothing compiled before."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert {line.split()[0] for line in done.stdout.splitlines()} == KERNELS[module]
+    started = {}
+    for module in KERNELS:
+        cache = str(tmp_path_factory.mktemp("triton"))
+        started[module] = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=environment | {"TRITON_CACHE_DIR": cache},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("module", KERNELS)
+def test_kernels_compile_for_sm_90(module: str, compiling: dict[str, "subprocess.Popen[str]"]) -> None:
+    process = compiling[module]
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-4000:]
+    assert {line.split()[0] for line in out.splitlines()} == KERNELS[module]
