@@ -166,14 +166,20 @@ async def soak(client: Client, stack: Stack, options: argparse.Namespace) -> dic
                 await request
                 done += 1
 
-    samples = [await _sample(stack)]
+    samples: list[dict[str, Any]] = []
+
+    async def sample() -> None:
+        samples.append(await _sample(stack) | {"requests": done, "cancelled": cancelled})
+        print(samples[-1], flush=True)
+
+    await sample()
     workers = [asyncio.create_task(worker()) for _ in range(options.soak_workers)]
     while time.monotonic() < end:
         await asyncio.sleep(min(10.0, options.soak_seconds / 4))
-        samples.append(await _sample(stack))
+        await sample()
     await asyncio.gather(*workers)
     await stack.until_empty()
-    samples.append(await _sample(stack))
+    await sample()
     return {"requests": done, "cancelled": cancelled, "samples": samples}
 
 
@@ -252,8 +258,6 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 print(report["rows"][-1], flush=True)
         if options.soak_seconds:
             report["soak"] = await soak(client, stack, options)
-            for sample in report["soak"]["samples"]:
-                print(sample, flush=True)
             report["after_soak"] = [await client.decode(rows, 0) for rows in options.rows[-2:]]
             print(report["after_soak"], flush=True)
     return report
