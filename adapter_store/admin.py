@@ -29,6 +29,7 @@ class LoadRequest:
         expected_digest: what the name must point to when it moves; "none": nothing; empty: no condition.
         pinned: keep it in memory; None leaves that as it is.
         tenant: whose quota it counts against.
+        for_everyone: it is of no tenant, and must not come under the name of one.
         content_digest: what the content must be; empty: no condition.
         is_shared: it may join one that waits already, of the same source on the same conditions.
     """
@@ -38,6 +39,7 @@ class LoadRequest:
     expected_digest: str = ""
     pinned: bool | None = None
     tenant: str = ""
+    for_everyone: bool = False
     content_digest: str = ""
     is_shared: bool = True
 
@@ -48,8 +50,9 @@ class LoadRequest:
     @property
     def flight(self) -> tuple[object, ...]:
         """Requests that are equal in this are one."""
-        conditions = (self.expected_digest, self.pinned, self.tenant, self.content_digest)
-        return ("load", self.name, self.source if self.is_shared else id(self.reader), *conditions)
+        whose = (self.tenant, self.for_everyone)
+        conditions = (self.expected_digest, self.pinned, self.content_digest)
+        return ("load", self.name, self.source if self.is_shared else id(self.reader), *whose, *conditions)
 
 
 class Admin:
@@ -182,7 +185,7 @@ class Admin:
         name, loading = request.name, self._unfinished(request, State.LOADING)
         # Both are decided again when the name moves; this saves the work.
         self._catalog.check_expected(name, request.expected_digest)
-        self._catalog.check_owner(name, request.tenant)
+        self._catalog.check_owner(name, request.tenant, for_everyone=request.for_everyone)
         before = self._catalog.find(name)
         if before is None and request.tenant:
             await self._check_free(name)
@@ -202,6 +205,7 @@ class Admin:
                     time.time_ns(),
                     expected=request.expected_digest,
                     tenant=request.tenant,
+                    for_everyone=request.for_everyone,
                     pinned=request.pinned,
                 )
             )

@@ -149,10 +149,13 @@ class Catalog:
         pointer = self._pointers.get(name)
         check_expected(name, expected, pointer.digest if pointer else "")
 
-    def check_owner(self, name: str, tenant: str) -> str:
+    def check_owner(self, name: str, tenant: str, *, for_everyone: bool = False) -> str:
         """The tenant of a name that is loaded for a tenant. A name keeps its owner until it is unloaded.
 
         Frontends refuse this too, by the catalog that they know: two loads of a new name both pass there.
+
+        Args:
+            for_everyone: what is loaded is of no tenant, and must not come under the name of one.
 
         Raises LorikeetError: PERMISSION_DENIED, for a name of another tenant or of none.
         """
@@ -163,6 +166,10 @@ class Catalog:
             raise permission_denied(
                 "NAME_TAKEN",
                 f"{name} is not an adapter of that tenant: choose another name, or unload it first",
+            )
+        if for_everyone and old.tenant:
+            raise permission_denied(
+                "NAME_TAKEN", f"{name} is a tenant's adapter: choose another name, or unload it first"
             )
         return old.tenant
 
@@ -175,6 +182,7 @@ class Catalog:
         *,
         expected: str = "",
         tenant: str = "",
+        for_everyone: bool = False,
         pinned: bool | None = None,
     ) -> Change | None:
         """Decides how a name comes to mean a version; None when it does already.
@@ -183,6 +191,7 @@ class Catalog:
 
         Args:
             tenant: whose the name becomes; whose it is already, or "", leaves it with its owner.
+            for_everyone: see `check_owner`.
             pinned: None leaves it as it is.
 
         Raises:
@@ -190,7 +199,7 @@ class Catalog:
                 tenant's), RESOURCE_EXHAUSTED (a limit).
         """
         self.check_expected(name, expected)
-        tenant = self.check_owner(name, tenant)
+        tenant = self.check_owner(name, tenant, for_everyone=for_everyone)
         old = self._pointers.get(name)
         if pinned is None:
             pinned = old is not None and old.pinned

@@ -125,7 +125,7 @@ class WatchedFolder:
         for name in self._sightings.see(looks):
             try:
                 reader = self._open(str(self._folder / name))
-                await self._load(LoadRequest(name=name, reader=reader))
+                await self._load(LoadRequest(name=name, reader=reader, for_everyone=True))
             except LorikeetError as error:
                 log.warning("the watched adapter %s was not loaded: %s", printable(name), error)
                 if error.code in _MAY_PASS:

@@ -148,6 +148,29 @@ async def test_what_an_admin_pinned_stays_pinned(tmp_path: Path, monkeypatch):
         assert pointers.get("a").pinned
 
 
+async def test_a_folder_does_not_replace_a_tenants_adapter(tmp_path: Path, caplog):
+    theirs = write_adapter(tmp_path / "adapters" / "theirs")
+    dropped = write_adapter(tmp_path / "adapters" / "live" / "a", lora_tensors(seed=1))
+    async with running_store(tmp_path) as running:
+        await running.register()
+        request = adapters_pb2.LoadAdapterRequest(name="a", source=str(theirs), tenant="t")
+        digest = (await running.catalog.Load(request)).adapter.digest
+        reads = OutsideReads(1, idle_seconds=20)
+        watched = WatchedFolder(
+            folder=dropped.parent,
+            open_source=running.store._sources.open,
+            load=running.store.admin.load,
+            is_ready=lambda: True,
+            reads=reads,
+        )
+        for _ in range(15):
+            await watched.look()
+        reads.close()
+        pointer = running.store.catalog.get("a")
+    assert (pointer.digest, pointer.tenant) == (digest, "t")
+    assert ["is a tenant's adapter" in record.message for record in caplog.records] == [True]
+
+
 async def test_names_follow_the_folder(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("adapter_store.watching._SECONDS_BETWEEN_LOOKS", 0.01)
     watched = tmp_path / "adapters" / "live"
