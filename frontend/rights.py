@@ -62,6 +62,17 @@ class AdapterRights:
         if not self._catalog.may_use(parse_adapter(adapter), current_caller()):
             raise hidden(adapter)
 
+    def to_prefetch(self, adapter: str) -> None:
+        """For a name, or "b3:" and a digest.
+
+        A tenant is told by what this frontend knows alone: the store has others' names that it has not heard of.
+
+        Raises LorikeetError: NOT_FOUND for another tenant's as for one that there is not; UNAVAILABLE.
+        """
+        ref, caller = parse_adapter(adapter), current_caller()
+        if caller.tenant:
+            self._catalog.resolve(ref, caller)
+
     def to_see_all(self) -> None:
         """Raises LorikeetError: PERMISSION_DENIED for a caller that belongs to a tenant."""
         if current_caller().tenant:

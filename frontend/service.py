@@ -94,7 +94,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def PrefetchAdapter(
         self, request: adapters_pb2.PrefetchAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapters_pb2.PrefetchAdapterResponse:
-        self._rights.to_see(request.adapter)
+        self._rights.to_prefetch(request.adapter)
         return await self._admin.prefetch(request, context.time_remaining())
 
     async def WatchAdapters(

@@ -133,6 +133,32 @@ async def test_a_tenant_sees_its_own_adapters_and_those_of_none(model_folder: Pa
         assert rig.store.tenants["new"] == "acme"
 
 
+async def test_a_prefetch_does_not_tell_what_other_tenants_have(model_folder: Path, tmp_path: Path) -> None:
+    async with running_rig(model_folder, auth_file=tokens_file(tmp_path)) as rig:
+        rig.store.tenants |= {"theirs": "x", "ours": "acme", "unheard": "x"}
+        await rig.store.point("theirs", THEIRS)
+        await rig.store.point("ours", OURS)
+        # The store knows it, this frontend has not heard of it yet.
+        rig.store.digests["unheard"] = SHARED
+
+        async def told(adapter: str) -> str:
+            request = pb.PrefetchAdapterRequest(adapter=adapter)
+            try:
+                await rig.adapters.PrefetchAdapter(request, **shown(ACME_ADMIN))
+            except grpc.aio.AioRpcError as error:
+                return str(from_rpc(error)).replace(adapter.removeprefix("b3:"), "...")
+            return "OK"
+
+        assert await told("ours") == await told(f"b3:{OURS}") == "OK"
+        for theirs, nobodys in (
+            ("theirs", "nothing"),
+            ("unheard", "nothing"),
+            (f"b3:{THEIRS}", f"b3:{'0' * 64}"),
+            (f"b3:{SHARED}", f"b3:{'0' * 64}"),
+        ):
+            assert await told(theirs) == await told(nobodys) != "OK", theirs
+
+
 def upload_messages(name: str, count: int) -> list[pb.UploadAdapterRequest]:
     start = pb.UploadAdapterRequest(start=pb.UploadStart(name=name, config_json="{}"))
     chunk = pb.UploadAdapterRequest(tensor=pb.UploadTensor(name="t", data=bytes(1 << 20)))
