@@ -65,7 +65,7 @@ class AdapterRights:
     def to_prefetch(self, adapter: str) -> None:
         """For a name, or "b3:" and a digest.
 
-        A tenant is told by what this frontend knows alone: the store has others' names that it has not heard of.
+        A tenant is told by what this frontend knows alone: the store may know others' names before it.
 
         Raises LorikeetError: NOT_FOUND for another tenant's as for one that there is not; UNAVAILABLE.
         """
