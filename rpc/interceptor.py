@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -31,6 +31,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
+        decoded = _DecodedStream if handler.request_streaming else _decoded
         if handler.response_streaming:
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
             factory = (
@@ -38,7 +39,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            wrapped = _wrap_streaming(method, inner)
+            wrapped = _wrap_streaming(method, inner, decoded)
         else:
             inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
             factory = (
@@ -46,9 +47,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_unary_rpc_method_handler
             )
-            wrapped = _wrap_unary(method, inner)
+            wrapped = _wrap_unary(method, inner, decoded)
         deserializer = handler.request_deserializer
-        if deserializer is not None and not handler.request_streaming:
+        if deserializer is not None:
             deserializer = _decode_or_tell(deserializer)
         return factory(wrapped, deserializer, handler.response_serializer)
 
@@ -70,32 +71,44 @@ def _decode_or_tell(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], A
     return decode
 
 
-def _check_decoded(request: Any) -> None:
+def _decoded(request: Any) -> Any:
     if isinstance(request, _Malformed):
         raise invalid_argument(
             "MALFORMED_MESSAGE",
             "the request is not a message of the method's type, or a text in it is not UTF-8: "
             "build it with the published protos",
         )
+    return request
 
 
-def _wrap_unary(method: str, inner: Any) -> Any:
+class _DecodedStream:
+    """The requests of a stream; raises in the place of each that is none, and goes on after it."""
+
+    def __init__(self, requests: AsyncIterable[Any]) -> None:
+        self._requests = aiter(requests)
+
+    def __aiter__(self) -> "_DecodedStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        return _decoded(await anext(self._requests))
+
+
+def _wrap_unary(method: str, inner: Any, decoded: Callable[[Any], Any]) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            _check_decoded(request)
-            return await inner(request, context)
+            return await inner(decoded(request), context)
         except BaseException as error:
             await _fail(method, context, error)
 
     return call
 
 
-def _wrap_streaming(method: str, inner: Any) -> Any:
+def _wrap_streaming(method: str, inner: Any, decoded: Callable[[Any], Any]) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
         # Written with context.write: one coroutine hop a message less than an async generator around another.
         try:
-            _check_decoded(request)
-            responses = inner(request, context)
+            responses = inner(decoded(request), context)
             if isinstance(responses, AsyncIterator):
                 async for response in responses:
                     await context.write(response)

@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 
+from rpc.errors import LorikeetError
+
 _LONGEST_SECONDS = 2.0
 _PAUSE_SECONDS = 0.25
 
@@ -22,4 +24,6 @@ async def read_to_end(requests: AsyncIterable[Any]) -> None:
         async with asyncio.timeout(_LONGEST_SECONDS):
             while True:
                 async with asyncio.timeout(_PAUSE_SECONDS):
-                    await anext(messages)
+                    # What is refused is refused, whatever else is wrong with it.
+                    with contextlib.suppress(LorikeetError):
+                        await anext(messages)

@@ -89,6 +89,33 @@ async def test_what_is_no_message_is_an_invalid_argument(target: str, data: byte
         assert from_rpc(caught.value).reason == "MALFORMED_MESSAGE"
 
 
+@pytest.mark.parametrize("answers", ["unary", "stream"])
+async def test_what_is_no_message_of_a_stream_is_an_invalid_argument(answers: str) -> None:
+    taken: list[str] = []
+
+    async def take(requests: AsyncIterator[generation_pb2.TokenizeRequest], context: Any):
+        async for request in requests:
+            taken.append(request.text)  # noqa: PERF401 - also what comes before an error
+
+    kind = getattr(grpc, f"stream_{answers}_rpc_method_handler")
+    decode = generation_pb2.TokenizeRequest.FromString
+    handlers = grpc.method_handlers_generic_handler("test", {"Take": kind(take, decode, bytes)})
+    server = Server()
+    server.add("test", lambda _, at: at.add_generic_rpc_handlers((handlers,)), None)
+    target = await server.start("127.0.0.1:0")
+    async with open_channel(target) as channel:
+        for bad in (b"\xff", b"\x0a\x02\xff\xfe"):
+            call = getattr(channel, f"stream_{answers}")("/test/Take")(timeout=10)
+            await call.write(generation_pb2.TokenizeRequest(text="good").SerializeToString())
+            await call.write(bad)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await (call.read() if answers == "stream" else call)
+            assert from_rpc(caught.value).code is grpc.StatusCode.INVALID_ARGUMENT
+            assert from_rpc(caught.value).reason == "MALFORMED_MESSAGE"
+    await server.drain(0)
+    assert taken == ["good"] * 2
+
+
 async def test_known_error_arrives_with_reason_and_delay(target: str) -> None:
     error = await _tokenize_error(target, "known")
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
