@@ -26,7 +26,7 @@ _APART = 4
 class Inputs(NamedTuple, Generic[Array]):
     """Views of an int32 buffer. Padding has a place of -1 in the cache, and tiles no length.
 
-    tokens `[4, T]`: id, row, position, place in the cache. decodes `[4, R]` and chunks `[4, C]` are tiles of
+    tokens `[4, T]`: id, row, position, place in the cache. decodes `[4, N]` and chunks `[4, C]` are tiles of
     attention, tiles `[3, L]` those of adapters. sampled `[2, R]`: token and row; empty where all are. ends
     `[3, R]`: tiles of adapters of the sampled tokens, where adapters change the head.
     """
@@ -74,7 +74,7 @@ def _sizes(shape: StepShape) -> tuple[tuple[int, int], ...]:
     lora = shape.lora
     return (
         (4, shape.tokens),
-        (4, shape.rows),
+        (4, shape.decodes),
         (4, shape.chunks),
         (2, chosen),
         (3, lora.tiles if lora is not None else 0),

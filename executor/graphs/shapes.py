@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from kernels.lora.tiles import BLOCK
 
-_TOKENS = (16, 32, 48, 64, *range(96, 512, 32), *range(512, 1025, 64))
-_ROWS = (8, 32, 128, 512)
+TOKENS = (16, 32, 48, 64, *range(96, 512, 32), *range(512, 1025, 64))
+ROWS = (8, 32, 128, 512)
 _RANKS = (16, 64, 256)
 _TILES = (1, 4, 8, 16)
 _LARGE_BLOCK = 64
@@ -19,7 +19,7 @@ _FEW_TOKENS, _MUCH_RANK = 256, 768 * 16
 _SHORT_CHUNK = 8
 """Tokens of chunks on average for which there are tiles of attention enough."""
 
-MOST_TOKENS = _TOKENS[-1]
+MOST_TOKENS = TOKENS[-1]
 """Of a step with chunks. Beyond, the GPU takes longer to compute than the host to launch."""
 
 
@@ -39,33 +39,38 @@ class LoraShape(NamedTuple):
 
 
 class StepShape(NamedTuple):
-    """`tokens` of a step, `rows` that decode and as many that are sampled, `chunks` tiles of attention for
-    longer spans. Without chunks, every token is a row's and all are sampled.
+    """`tokens` of a step, `rows` that are sampled, `decodes` that decode, as many or none, and `chunks` tiles
+    of attention for longer spans. Without chunks, every token is a row's and all are sampled.
     """
 
     tokens: int
     rows: int
+    decodes: int
     chunks: int
     lora: LoraShape | None
 
 
 def decoding(size: int, lora: LoraShape | None = None) -> StepShape:
     """Of `size` rows."""
-    return StepShape(tokens=size, rows=size, chunks=0, lora=lora)
+    return StepShape(tokens=size, rows=size, decodes=size, chunks=0, lora=lora)
 
 
-def mixed(tokens: int, rows: int, *, most_rows: int, queries: int) -> StepShape | None:
-    """The least that fits, with tiles of `queries` tokens for chunks; None where none does."""
+def mixed(tokens: int, rows: int, *, decodes: bool, most_rows: int, queries: int) -> StepShape | None:
+    """The least that fits so many rows, of which some decode or none, with tiles of `queries` tokens for
+    chunks; None where none does.
+    """
     if tokens > MOST_TOKENS:
         return None
-    size = least(_TOKENS, tokens)
-    rows = min(least(_ROWS, rows), most_rows)
-    return StepShape(tokens=size, rows=rows, chunks=size // queries + size // _SHORT_CHUNK, lora=None)
+    size = least(TOKENS, tokens)
+    rows = min(least(ROWS, rows), most_rows)
+    # A row's last tile may have few tokens.
+    chunks = size // queries + min(size // _SHORT_CHUNK, rows)
+    return StepShape(tokens=size, rows=rows, decodes=rows if decodes else 0, chunks=chunks, lora=None)
 
 
 def largest(most_rows: int, queries: int) -> StepShape:
     """Of those with chunks, but for adapters."""
-    shape = mixed(MOST_TOKENS, most_rows, most_rows=most_rows, queries=queries)
+    shape = mixed(MOST_TOKENS, most_rows, decodes=True, most_rows=most_rows, queries=queries)
     assert shape is not None
     return shape
 

@@ -126,7 +126,8 @@ class StepGraphs:
         else:
             shape = mixed(
                 len(input_ids),
-                max(decodes.shape[1], len(sampled)),
+                len(spans.rows),
+                decodes=decodes.shape[1] > 0,
                 most_rows=self._sizes[-1],
                 queries=self._attention.chunk_queries,
             )
@@ -211,11 +212,12 @@ class StepGraphs:
             },
             lora=lora,
         )
-        x_TD = self._decoder.forward(batch)
+        x_TD, delta_TD = self._decoder.layers(batch)
         if shape.chunks:
             tokens, rows = inputs.sampled.long()
-            x_TD = x_TD.index_select(0, tokens)
-        logits_NV = self._decoder.logits(x_TD, of_head, out_NV=self._logits_NV[: shape.rows])
+            x_TD, delta_TD = x_TD.index_select(0, tokens), delta_TD.index_select(-2, tokens)
+        out_NV = self._logits_NV[: shape.rows]
+        logits_NV = self._decoder.logits(x_TD, of_head, delta_ND=delta_TD, out_NV=out_NV)
         return Computed(logits=logits_NV, tokens=self._steps.greedy(logits_NV), rows=rows)
 
     def _lora(self, shape: StepShape, inputs: Inputs[Tensor]) -> tuple[LoraBatch, LoraBatch]:

@@ -81,7 +81,7 @@ class TritonAttention:
         """A plan whose places, as `cut` makes them, are written later, step after step. The split does not
         depend on them, so that the plan suits short and long sequences.
         """
-        wanted = min(_ENOUGH_PROGRAMS // (decodes.shape[1] * self._kv_heads), _MAX_SPLITS)
+        wanted = min(_ENOUGH_PROGRAMS // (max(1, decodes.shape[1]) * self._kv_heads), _MAX_SPLITS)
         return TritonPlan(
             decodes=QueryTiles(places=decodes, queries=1),
             splits=_power_of_two(wanted),

@@ -27,8 +27,8 @@ from kernels.lora import LoraBatch, SlotTable
 
 
 class Decoder:
-    """Parameters, cache and adapters bound together. `forward` computes tokens, `logits` scores some of
-    them.
+    """Parameters, cache and adapters bound together. `forward` or `layers` compute tokens, `logits` scores
+    some of them.
     """
 
     def __init__(
@@ -71,6 +71,11 @@ class Decoder:
 
     def forward(self, batch: Batch) -> Tensor:
         """Run all layers, storing KV. Returns the residual stream `[T, D]`, before the final norm."""
+        x_TD, delta_TD = self.layers(batch)
+        return x_TD.add_(whole(delta_TD, x_TD.dtype))
+
+    def layers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same, and what is still to be added to the stream, as `FusedSteps.add_norm` can."""
         x_TD = embedding(batch.input_ids, self._parameters.embed)
         if batch.lora.touches_ends and not batch.lora.empty:
             for adapt in (lora.replace_embedding, lora.embed):
@@ -85,13 +90,29 @@ class Decoder:
         for layer in self._layers:
             delta_TD = layer.forward(x_TD, delta_TD, batch)
         assert delta_TD is not None, "a decoder has layers"
-        return x_TD.add_(whole(delta_TD, x_TD.dtype))
+        return x_TD, delta_TD
 
-    def logits(self, x_ND: Tensor, batch: LoraBatch, *, out_NV: Tensor | None = None) -> Tensor:
-        """Score rows of the residual stream; `batch` says whose they are. Returns `[N, V]`, in `out_NV` where
-        that is given.
+    def keep_one_of_each_kind(self) -> None:
+        """Forget layers that launch what others do: for who looks at launches only."""
+        config = self.config
+        kinds = [(config.windows[index], config.experts_of(index)) for index in range(config.layers)]
+        # A layer adds what the one before it left.
+        followed = {pair: index for index, pair in enumerate(zip(kinds, kinds[1:], strict=False))}
+        kept = {0, *followed.values(), *(index + 1 for index in followed.values())}
+        self._layers = tuple(self._layers[index] for index in sorted(kept))
+
+    def logits(
+        self,
+        x_ND: Tensor,
+        batch: LoraBatch,
+        *,
+        delta_ND: Tensor | None = None,
+        out_NV: Tensor | None = None,
+    ) -> Tensor:
+        """Score rows of the residual stream, to which `delta` is still to be added; `batch` says whose they
+        are. Returns `[N, V]`, in `out_NV` where that is given.
         """
-        x_ND = self._steps.add_norm(x_ND, None, self._parameters.norm, self.config.norm_eps)
+        x_ND = self._steps.add_norm(x_ND, delta_ND, self._parameters.norm, self.config.norm_eps)
         logits_NV = self._steps.linear(x_ND, self._parameters.head, None, out_NV)
         if batch.touches_ends and not batch.empty:
             lora.replace_linear(

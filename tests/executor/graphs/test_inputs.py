@@ -8,8 +8,8 @@ from executor.graphs.inputs import count, idle, most, parts
 from executor.graphs.shapes import LoraShape, StepShape, decoding
 
 ADAPTED = LoraShape(tiles=5, block=16, rank=16, routers=False, ends=True, beside=False)
-MIXED = StepShape(tokens=48, rows=7, chunks=9, lora=None)
-SHAPES = [decoding(1), decoding(7, ADAPTED), MIXED, MIXED._replace(lora=ADAPTED)]
+MIXED = StepShape(tokens=48, rows=7, decodes=7, chunks=9, lora=None)
+SHAPES = [decoding(1), decoding(7, ADAPTED), MIXED, MIXED._replace(lora=ADAPTED), MIXED._replace(decodes=0)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -8,7 +8,7 @@ from executor.graphs.shapes import MOST_TOKENS, block_of, decoding, least, mixed
 def test_padding_is_at_most_a_third_and_of_many_tokens_an_eighth() -> None:
     shapes = set()
     for tokens in range(1, MOST_TOKENS + 1):
-        shape = mixed(tokens, 1, most_rows=128, queries=16)
+        shape = mixed(tokens, 1, decodes=True, most_rows=128, queries=16)
         assert shape is not None
         shapes.add(shape)
         assert tokens <= shape.tokens
@@ -18,11 +18,11 @@ def test_padding_is_at_most_a_third_and_of_many_tokens_an_eighth() -> None:
 
 
 def test_larger_steps_have_none() -> None:
-    assert mixed(MOST_TOKENS + 1, 1, most_rows=128, queries=16) is None
+    assert mixed(MOST_TOKENS + 1, 1, decodes=True, most_rows=128, queries=16) is None
 
 
 def test_rows_end_at_the_most_that_run() -> None:
-    rows = [mixed(100, rows, most_rows=48, queries=16) for rows in (0, 1, 8, 9, 33, 48)]
+    rows = [mixed(100, rows, decodes=True, most_rows=48, queries=16) for rows in (0, 1, 8, 9, 33, 48)]
     assert [shape.rows for shape in rows if shape is not None] == [8, 8, 8, 32, 48, 48]
 
 
@@ -30,18 +30,24 @@ def test_chunks_of_eight_tokens_have_tiles_enough() -> None:
     """Whatever their lengths are, as long as they are eight on average."""
     for queries in (1, 3, 16, 32):
         for tokens in (16, 100, 1000):
-            shape = mixed(tokens, 1, most_rows=128, queries=queries)
-            assert shape is not None
-            chunks = tokens // 8
-            # One token each but for the last: every chunk but that wastes the rest of a tile.
-            assert shape.chunks >= (chunks - 1) + -(-(tokens - chunks + 1) // queries)
+            for chunks in {1, 2, tokens // 8}:
+                shape = mixed(tokens, chunks, decodes=True, most_rows=128, queries=queries)
+                assert shape is not None
+                # One token each but for the last: every chunk but that wastes the rest of a tile.
+                assert shape.chunks >= (chunks - 1) + -(-(tokens - chunks + 1) // queries)
+
+
+def test_prompts_alone_have_no_more_tiles_than_they_may_need() -> None:
+    shape = mixed(1000, 1, decodes=False, most_rows=128, queries=16)
+    assert shape is not None
+    assert (shape.decodes, shape.rows, shape.chunks) == (0, 8, 1024 // 16 + 8)
 
 
 @pytest.mark.parametrize(("rank", "last"), [(16, 768), (64, 256), (256, 256)])
 def test_tiles_are_large_where_adapters_would_be_read_often(rank: int, last: int) -> None:
     blocks = {}
     for tokens in range(1, MOST_TOKENS + 1):
-        shape = mixed(tokens, 1, most_rows=8, queries=16)
+        shape = mixed(tokens, 1, decodes=True, most_rows=8, queries=16)
         assert shape is not None
         blocks[tokens] = block_of(shape, rank)
     assert max(tokens for tokens, block in blocks.items() if block == 16) == last
