@@ -4,12 +4,15 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from adapter_store.app import run
 from adapter_store.config import StoreConfig
 from rpc.server import run_service
+from rpc.tuning import share_no_products
 
 
 def main(argv: list[str] | None = None) -> None:
+    share_no_products()
+    from adapter_store.app import run
+
     defaults = {field.name: field.default for field in fields(StoreConfig)}
     parser = argparse.ArgumentParser(prog="adapter_store", description="Lorikeet's adapter store.")
     parser.add_argument("--data-dir", type=Path, required=True)

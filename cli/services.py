@@ -111,6 +111,9 @@ def _store() -> _Service:
     from adapter_store.config import StoreConfig
 
     async def main(config: StoreConfig, stop: asyncio.Event, _: bool) -> None:
+        from rpc.tuning import share_no_products
+
+        share_no_products()
         from adapter_store.app import run
 
         await run(config, stop=stop)

@@ -32,6 +32,12 @@ def _calm_the_poller() -> None:
                 os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
 
 
+def share_no_products() -> None:
+    """One thread for each of numpy's products, in a process that shares its work among threads of its own:
+    else each of these has as many more, which are not nice. To be called before numpy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def give_way(niceness: int) -> None:
     """Makes the calling thread, and those that it starts from now on, let others of the machine go first.
 

@@ -21,9 +21,9 @@ _Group = tuple[Callable[[Sequence[AdaptedSlice], TensorFiles], Iterable[float]],
 def delta_norms(slices: Sequence[AdaptedSlice], files: TensorFiles, *, crew: Crew = ALONE) -> list[float]:
     """The Frobenius norm of scaling * lora_b @ lora_a of each slice; 0.0 where there is no LoRA.
 
-    In float64; of experts, many at once, in float32. By the Gram matrices, [rank, rank] each, since |B A|^2
-    is the trace of (B^T B)(A A^T); the product itself is never made. Reads every tensor once: for a worker
-    thread, which `crew` helps.
+    In float64; of what is stored in 16 bits, and of experts, many at once, in float32. By the Gram matrices,
+    [rank, rank] each, since |B A|^2 is the trace of (B^T B)(A A^T); the product itself is never made. Reads
+    every tensor once: for a worker thread, which `crew` helps.
     """
     norms = [0.0] * len(slices)
 
@@ -89,11 +89,20 @@ def _norm(scaling: float, gram_a: np.ndarray, gram_b: np.ndarray) -> float:
 def _gram(entry: TensorEntry, files: TensorFiles, *, rank_axis: int) -> np.ndarray:
     """Inner products of the rank's vectors: [rank, rank]."""
     vectors = np.moveaxis(files.array(entry), rank_axis, 0)
+    if entry.dtype != "F32":
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram = _products(vectors, np.float32)
+        if 0 < gram.trace() < np.inf:  # else squares were too large, or too small, for float32
+            return gram
+    return _products(vectors, np.float64)
+
+
+def _products(vectors: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
     rank, width = vectors.shape
     step = max(1, _CHUNK_VALUES // max(1, rank))
     gram = np.zeros((rank, rank))
     for start in range(0, width, step):
-        chunk = vectors[:, start : start + step].astype(np.float64)
+        chunk = vectors[:, start : start + step].astype(dtype)
         gram += chunk @ chunk.T
     return gram
 
