@@ -12,12 +12,17 @@ from adapter_store.formats.identity import TensorScan
 from adapter_store.formats.packing import copy_group, pack_group, pack_stack
 from adapter_store.formats.plan import PackPlan, PlacedTensor
 from adapter_store.formats.safetensors_files import TensorFiles
+from adapter_store.formats.scanning import Look
 
 # What one thread takes at a time: long enough to pay for taking it, short enough that all end together, and
 # still in a core's cache when it is checked.
 _GROUP_BYTES = 1 << 20
+# The same where processes look at what was read, each of which is asked once a group.
+_LOOK_BYTES = 8 << 20
 # Fewer than a system call takes.
 _GROUP_TENSORS = 512
+# From so many tensors on the interpreter is what takes the time, and processes with one of their own pay.
+_MANY_TENSORS = 4096
 
 _Group = list[PlacedTensor]
 
@@ -27,10 +32,17 @@ class PackFiller:
 
     Args:
         crew: helps the thread that calls, once `urgency` says that somebody waits.
+        look: at what is in the target, where there are very many tensors.
     """
 
     def __init__(
-        self, plan: PackPlan, files: TensorFiles, *, crew: Crew = ALONE, urgency: Urgency | None = None
+        self,
+        plan: PackPlan,
+        files: TensorFiles,
+        *,
+        crew: Crew = ALONE,
+        urgency: Urgency | None = None,
+        look: Look | None = None,
     ) -> None:
         self.scans: dict[str, TensorScan] = {}
         """By the name of the tensor's entry, of those that were read."""
@@ -38,6 +50,7 @@ class PackFiller:
         self._files = files
         self._crew = crew
         self._urgency = urgency
+        self._look = look if len(plan.tensors) >= _MANY_TENSORS else None
         # Worked out by whoever fills first: of thousands of tensors that takes its time.
         self._waiting: list[_Group] | None = None
         self._total = self._done = 0
@@ -64,14 +77,16 @@ class PackFiller:
         assert target is None or len(target) == self._plan.manifest.total_bytes
 
         def work(group: _Group) -> None:
-            pack = pack_group if group[0].cut is None else pack_stack
-            self.scans.update(pack(group, self._files, target))
+            if group[0].cut is None:
+                self.scans.update(pack_group(group, self._files, target, self._look))
+            else:
+                self.scans.update(pack_stack(group, self._files, target))
             self._done += _read_bytes(group)
             progress(min(self._done, self._total), self._total)
 
         waiting = self._waiting
         if waiting is None:
-            waiting = _groups_of(self._plan)
+            waiting = _groups_of(self._plan, _LOOK_BYTES if self._look else _GROUP_BYTES)
             self._total = sum(map(_read_bytes, waiting))
             if target is not None:
                 _clear_gaps(self._plan, target)
@@ -100,21 +115,21 @@ def refill_pack(
     Raises LorikeetError, INVALID_ARGUMENT, where the files are not what they were.
     """
     _clear_gaps(plan, target)
-    crew.run(lambda group: copy_group(group, files, target), _groups_of(plan), urgency)
+    crew.run(lambda group: copy_group(group, files, target), _groups_of(plan, _GROUP_BYTES), urgency)
 
 
-def _groups_of(plan: PackPlan) -> list[_Group]:
-    groups = list(_runs([placed for placed in plan.tensors if placed.cut is None]))
+def _groups_of(plan: PackPlan, most_bytes: int) -> list[_Group]:
+    groups = list(_runs([placed for placed in plan.tensors if placed.cut is None], most_bytes))
     return groups + _stacks([placed for placed in plan.tensors if placed.cut is not None])
 
 
-def _runs(tensors: Sequence[PlacedTensor]) -> Iterator[_Group]:
-    """Tensors that lie behind each other in one file, about `_GROUP_BYTES` of them at a time."""
+def _runs(tensors: Sequence[PlacedTensor], most_bytes: int) -> Iterator[_Group]:
+    """Tensors that lie behind each other in one file, about `most_bytes` of them at a time."""
     group: _Group = []
     size, following = 0, ("", 0)
     for placed in sorted(tensors, key=lambda placed: (placed.entry.file, placed.entry.begin)):
         entry = placed.entry
-        is_full = size + entry.nbytes > _GROUP_BYTES or len(group) == _GROUP_TENSORS
+        is_full = size + entry.nbytes > most_bytes or len(group) == _GROUP_TENSORS
         if group and (is_full or following != (entry.file, entry.begin)):
             yield group
             group, size = [], 0

@@ -5,6 +5,7 @@ What a pack looks like is plan.py's, what is packed when filling.py's.
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import blake3
@@ -14,29 +15,32 @@ from adapter_store.formats.cutting import copy_cuts, zero_cuts
 from adapter_store.formats.identity import TensorScan
 from adapter_store.formats.plan import PlacedTensor
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry, TensorFiles
+from adapter_store.formats.scanning import BITS, Look, largest, scan
 from rpc.errors import LorikeetError, invalid_argument
-
-# Magnitude bits, and the smallest magnitude that is not finite (IEEE 754: infinity, then the NaNs).
-_BITS = {
-    "F32": (np.dtype("<u4"), 0x7FFF_FFFF, 0x7F80_0000),
-    "F16": (np.dtype("<u2"), 0x7FFF, 0x7C00),
-    "BF16": (np.dtype("<u2"), 0x7FFF, 0x7F80),
-}
-
-_CHECK_BYTES = 1 << 19
 
 
 class _Read(NamedTuple):
-    """A tensor, and where its bytes were read to: its place in the pack, or a buffer."""
+    """A tensor, and where its bytes are read to: its place in the pack, or a buffer for the group."""
 
     placed: PlacedTensor
-    data: memoryview
+    begin: int
     is_in_place: bool
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.placed.entry.nbytes
+
+
+class _Group(NamedTuple):
+    """What is read at once; `buffer` has what has no place in the pack as it is."""
+
+    reads: list[_Read]
+    buffer: memoryview
 
 
 def is_finite(array: np.ndarray, dtype: str) -> bool:
     """True when no element of a contiguous array of that safetensors dtype is NaN or infinite."""
-    return _largest(array.reshape(-1).view(_BITS[dtype][0]), dtype) < _BITS[dtype][2]
+    return largest(array.reshape(-1).view(BITS[dtype][0]), dtype) < BITS[dtype][2]
 
 
 def pack_stack(
@@ -44,12 +48,12 @@ def pack_stack(
 ) -> dict[str, TensorScan]:
     """One tensor and all its cuts; see `pack_group`."""
     entry = stack[0].entry
-    bits, magnitude, infinity = _BITS[entry.dtype]
+    bits, magnitude, infinity = BITS[entry.dtype]
     data = _read_whole(files, entry)
-    largest = _largest(data.view(bits), entry.dtype)
-    if largest >= infinity:
+    most = largest(data.view(bits), entry.dtype)
+    if most >= infinity:
         raise _not_finite(entry)
-    if not _fits(largest, entry.dtype, stack[0].dtype):
+    if not _fits(most, entry.dtype, stack[0].dtype):
         raise _out_of_range(stack[0])
     if target is not None:
         copy_cuts(data.data, stack, target)
@@ -60,19 +64,24 @@ def pack_stack(
 
 
 def pack_group(
-    group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None
+    group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None, look: Look | None = None
 ) -> dict[str, TensorScan]:
     """Tensors that lie behind each other in one file; without a target they are only scanned.
 
+    Args:
+        look: at what is in the target; else this thread does.
+
     Raises LorikeetError, INVALID_ARGUMENT, naming the tensor.
     """
-    reads = _read_group(group, files, target)
-    for run in _runs(reads):
-        _check_finite(run, target)
-    for read in reads:
-        if not read.is_in_place:
-            _convert(read, target)
-    return {read.placed.entry.name: _scan(read) for read in reads}
+    reads, buffer = _read_group(group, files, target)
+    if target is None or look is None:
+        look = partial(scan, buffer if target is None else target)
+    found = _scans([read for read in reads if read.is_in_place], look)
+    converted = [read for read in reads if not read.is_in_place]
+    found |= _scans(converted, partial(scan, buffer))
+    for read in converted:
+        _convert(read, buffer, target)
+    return found
 
 
 def copy_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview) -> None:
@@ -80,9 +89,10 @@ def copy_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memory
     if group[0].cut is not None:
         copy_cuts(_read_whole(files, group[0].entry).data, group, target)
         return
-    for read in _read_group(group, files, target):
+    reads, buffer = _read_group(group, files, target)
+    for read in reads:
         if not read.is_in_place:
-            _convert(read, target)
+            _convert(read, buffer, target)
 
 
 def _read_whole(files: TensorFiles, entry: TensorEntry) -> np.ndarray:
@@ -92,21 +102,39 @@ def _read_whole(files: TensorFiles, entry: TensorEntry) -> np.ndarray:
     return data
 
 
-def _read_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None) -> list[_Read]:
-    reads = [_destination(placed, target) for placed in group]
-    _read(files, group[0].entry, [read.data for read in reads])
-    return reads
+def _read_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview | None) -> _Group:
+    reads: list[_Read] = []
+    size = 0
+    for placed in group:
+        if target is not None and _is_same(placed):
+            reads.append(_Read(placed, placed.offset, is_in_place=True))
+        else:
+            reads.append(_Read(placed, size, is_in_place=False))
+            size += placed.entry.nbytes
+    buffer = np.empty(size, np.uint8).data
+    _read(files, group[0].entry, list(_destinations(reads, buffer, target)))
+    return _Group(reads, buffer)
 
 
-def _destination(placed: PlacedTensor, target: memoryview | None) -> _Read:
-    entry = placed.entry
-    place = (placed.rows, placed.columns)
+def _is_same(placed: PlacedTensor) -> bool:
+    """True when a tensor's bytes are those of its place."""
+    entry, place = placed.entry, (placed.rows, placed.columns)
     # A vector counts as one row.
     is_same = entry.shape == place or (1, *entry.shape)[-2:] == place
-    if target is not None and is_same and entry.dtype == placed.dtype and not placed.is_transposed:
-        data = target[placed.offset : placed.offset + placed.nbytes]
-        return _Read(placed=placed, data=data, is_in_place=True)
-    return _Read(placed=placed, data=memoryview(bytearray(entry.nbytes)), is_in_place=False)
+    return is_same and entry.dtype == placed.dtype and not placed.is_transposed
+
+
+def _destinations(
+    reads: Sequence[_Read], buffer: memoryview, target: memoryview | None
+) -> Iterator[memoryview]:
+    """Where the bytes go, neighbours at once."""
+    is_in_place, begin, end = reads[0].is_in_place, reads[0].begin, reads[0].begin
+    for read in reads:
+        if read.is_in_place != is_in_place or read.begin != end:
+            yield (target if target is not None and is_in_place else buffer)[begin:end]
+            is_in_place, begin = read.is_in_place, read.begin
+        end = read.end
+    yield (target if target is not None and is_in_place else buffer)[begin:end]
 
 
 def _read(files: TensorFiles, first: TensorEntry, buffers: list[memoryview]) -> None:
@@ -132,69 +160,35 @@ def _read_slowly(descriptor: int, position: int, buffers: list[memoryview]) -> N
         position += done
 
 
-def _runs(reads: Sequence[_Read]) -> Iterator[list[_Read]]:
-    """Neighbours in the pack, which are checked at once."""
-    run: list[_Read] = []
-    for read in reads:
-        if run:
-            last = run[-1].placed
-            joins = run[-1].is_in_place and read.is_in_place and last.dtype == read.placed.dtype
-            if not joins or last.offset + last.nbytes != read.placed.offset:
-                yield run
-                run = []
-        run.append(read)
-    if run:
-        yield run
+def _scans(reads: Sequence[_Read], look: Look) -> dict[str, TensorScan]:
+    scans: dict[str, TensorScan] = {}
+    for dtype in dict.fromkeys(read.placed.entry.dtype for read in reads):
+        alike = [read for read in reads if read.placed.entry.dtype == dtype]
+        found = look(dtype, [read.begin for read in alike], [read.placed.entry.nbytes for read in alike])
+        if found.not_finite is not None:
+            raise _not_finite(alike[found.not_finite].placed.entry)
+        digests = found.digests.hex()
+        for index, read in enumerate(alike):
+            digest = digests[64 * index : 64 * index + 64]
+            scans[read.placed.entry.name] = TensorScan(digest, found.zeros[index] != 0)
+    return scans
 
 
-def _check_finite(run: Sequence[_Read], target: memoryview | None) -> None:
-    dtype = run[0].placed.entry.dtype
-    bits, _, infinity = _BITS[dtype]
-    if len(run) == 1:
-        array = np.frombuffer(run[0].data, bits)
-    else:
-        first, last = run[0].placed, run[-1].placed
-        assert target is not None
-        count = (last.offset + last.nbytes - first.offset) // bits.itemsize
-        array = np.frombuffer(target, bits, count, first.offset)
-    if _largest(array, dtype) < infinity:
-        return
-    for read in run:
-        if _largest(np.frombuffer(read.data, bits), dtype) >= infinity:
-            raise _not_finite(read.placed.entry)
-
-
-def _largest(array: np.ndarray, dtype: str) -> int:
-    """The largest magnitude of a flat array of bits."""
-    _, magnitude, _ = _BITS[dtype]
-    step = _CHECK_BYTES // array.itemsize
-    chunks = (array[start : start + step] for start in range(0, array.size, step))
-    return max((int((chunk & magnitude).max()) for chunk in chunks), default=0)
-
-
-def _fits(largest: int, dtype: str, packed: str) -> bool:
+def _fits(most: int, dtype: str, packed: str) -> bool:
     """True when the value of this magnitude, and so every smaller one, is finite in the pack's dtype."""
-    value = np.array([largest], _BITS[dtype][0]).view(NUMPY_DTYPES[dtype])
+    value = np.array([most], BITS[dtype][0]).view(NUMPY_DTYPES[dtype])
     with np.errstate(over="ignore", under="ignore"):
         return is_finite(value.astype(NUMPY_DTYPES[packed]), packed)
 
 
-def _scan(read: _Read) -> TensorScan:
-    entry = read.placed.entry
-    bits, magnitude, _ = _BITS[entry.dtype]
-    # Most tensors give themselves away by their first element.
-    head = int.from_bytes(read.data[: bits.itemsize], "little") & magnitude
-    is_zero = not head and _largest(np.frombuffer(read.data, bits), entry.dtype) == 0
-    return TensorScan(digest=blake3.blake3(read.data).hexdigest(), is_zero=is_zero)
-
-
-def _convert(read: _Read, target: memoryview | None) -> None:
+def _convert(read: _Read, buffer: memoryview, target: memoryview | None) -> None:
     """Transposes, casts and pads a tensor into its place."""
     placed, entry = read.placed, read.placed.entry
     if target is None and entry.dtype == placed.dtype:
         return
     dtype = NUMPY_DTYPES[placed.dtype]
-    stored = np.frombuffer(read.data, NUMPY_DTYPES[entry.dtype]).reshape((1, *entry.shape)[-2:])
+    data = buffer[read.begin : read.end]
+    stored = np.frombuffer(data, NUMPY_DTYPES[entry.dtype]).reshape((1, *entry.shape)[-2:])
     stored = stored.T if placed.is_transposed else stored
     rows, columns = stored.shape
     if target is None:
