@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench import seeded_adapters
+from bench.load_stalls import cpu_seconds
 from bench.seeded_adapters import Place
 from lorikeet.v1 import adapters_pb2, generation_pb2
 from tests.support.execsvc_stack import DEMO, Stack, stack_at
@@ -38,7 +39,9 @@ ALIGNMENT = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One traffic: `wrong` answers of those checked, and the share of requests that found their adapter."""
+    """One traffic: `wrong` answers of those checked, the share of requests that found their adapter, what a
+    step brought, and CPU milliseconds a request by process.
+    """
 
     name: str
     requests: int
@@ -47,6 +50,9 @@ class Run:
     first_token_p99_ms: float
     pool_hit_rate: float
     memory_hit_rate: float
+    loads: int
+    tokens_per_step: float
+    cpu_ms: dict[str, float]
     wrong: int
     checked: int
 
@@ -92,7 +98,7 @@ class Traffic:
         self._expected = expected
 
     async def run(self, name: str, adapters: Sequence[int]) -> Run:
-        before = await self._counters()
+        before, engine, cpu = await self._counters(), await self._stack.statistics(), self._cpu()
         waiting = iter(adapters)
         first_tokens: list[float] = []
         wrong = 0
@@ -109,7 +115,8 @@ class Traffic:
         started = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(self._concurrency)))
         seconds = time.perf_counter() - started
-        after = await self._counters()
+        after, cpu_after = await self._counters(), self._cpu()
+        engine_after = await self._stack.statistics()
         return Run(
             name=name,
             requests=len(adapters),
@@ -118,6 +125,9 @@ class Traffic:
             first_token_p99_ms=1e3 * float(np.percentile(first_tokens, 99)),
             pool_hit_rate=_rate(before, after, "pool"),
             memory_hit_rate=_rate(before, after, "memory"),
+            loads=engine_after.pool_loads - engine.pool_loads,
+            tokens_per_step=len(adapters) * self._tokens / (engine_after.steps - engine.steps),
+            cpu_ms={name: 1e3 * (cpu_after[name] - cpu[name]) / len(adapters) for name in cpu},
             wrong=wrong,
             checked=len(adapters) if self._expected else 0,
         )
@@ -139,6 +149,11 @@ class Traffic:
             adapters_pb2.GetAdapterStatisticsRequest(limit=1)
         )
         return {tier.tier: (tier.hits, tier.misses) for tier in statistics.tiers}
+
+    def _cpu(self) -> dict[str, float]:
+        stack = self._stack
+        services = {"store": stack.store, "executor": stack.executor, "frontend": stack.frontend}
+        return {name: cpu_seconds(service.pid) for name, service in services.items()}
 
 
 def _rate(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], tier: str) -> float:
@@ -236,6 +251,10 @@ def report(runs: Sequence[Run]) -> None:
             f"{run.name:<32}{run.tokens_per_second:>9,.0f}{first:>25}"
             f"{run.pool_hit_rate:>7.1%}{run.memory_hit_rate:>8.1%}{wrong:>14}"
         )
+    print(f"{'':<32}{'loads':>9}{'tokens a step':>15}   CPU ms a request")
+    for run in runs:
+        cpu = ", ".join(f"{name} {ms:.2f}" for name, ms in run.cpu_ms.items())
+        print(f"{run.name:<32}{run.loads:>9}{run.tokens_per_step:>15.1f}   {cpu}")
     for one, many in zip(runs[::2], runs[1::2], strict=True):
         print(
             f"{many.name}: {many.tokens_per_second / one.tokens_per_second:.1%} of one adapter's throughput"
