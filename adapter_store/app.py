@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -24,6 +23,7 @@ from adapter_store.metrics import StoreMetrics
 from adapter_store.outside_reads import OutsideReads
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.resolving import Resolver, SharedNames
+from adapter_store.scan_processes import ScanProcesses
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources import Sources
 from adapter_store.statistics import StoreStatistics, pack_statistics
@@ -40,7 +40,7 @@ from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.metrics import MetricsServer
 from rpc.server import Server
-from rpc.tuning import tune_process
+from rpc.tuning import tune_process, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 _MAX_CALLS = 4096
 # More threads than this wait for the interpreter and for memory.
 _MAX_CREW = 16
+# With fewer, threads are as fast.
+_CORES_FOR_PROCESSES = 4
 # Digests that one question about statistics may name.
 _MAX_ASKED = 1000
 # Remote sources read at once; twice what unknown names may take of them.
@@ -69,7 +71,9 @@ class AdapterStore:
         self._pack_workers = Workers(config.workers, "store-pack", is_nice=True)
         self._reads = OutsideReads(config.workers, idle_seconds=config.source_idle_seconds)
         self._fetchers = Workers(_FETCHERS, "store-fetch", is_nice=True)
-        self._crew = Crew(min(_MAX_CREW, os.cpu_count() or 1) - 1)
+        cores = min(_MAX_CREW, usable_cores())
+        self._crew = Crew(cores - 1)
+        self._scanners = ScanProcesses(arena_file.path, cores) if cores >= _CORES_FOR_PROCESSES else None
         self.counters = Counters()
         self._writer = Workers(1, "store-writer")
         self._spooler = Workers(1, "store-upload")
@@ -119,6 +123,7 @@ class AdapterStore:
             disk=self._disk,
             workers=self._pack_workers,
             crew=self._crew,
+            scanners=self._scanners,
             holds=self._holds,
             counters=self.counters,
             layout=lambda: self.layouts.latest,
@@ -146,6 +151,7 @@ class AdapterStore:
             reads=self._reads,
             fetchers=self._fetchers,
             crew=self._crew,
+            scanners=self._scanners,
             holds=self._holds,
             counters=self.counters,
             max_bytes=self._config.max_adapter_bytes,
@@ -270,6 +276,8 @@ class AdapterStore:
         for workers in threads:
             workers.close()
         self._crew.close()
+        if self._scanners is not None:
+            self._scanners.close()
         self._database.close()
         self._arena_file.close()
         self._disk.close()

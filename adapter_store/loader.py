@@ -18,6 +18,7 @@ from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, identif
 from adapter_store.formats.safetensors_files import SINGLE_NAME
 from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.reports import report_version
+from adapter_store.scan_processes import ScanProcesses
 from adapter_store.sources import SourceReader
 from adapter_store.sources.reader import EarlyReader
 from adapter_store.tiers.arena import Arena
@@ -49,6 +50,7 @@ class Loader:
         reads: threads that copy folders.
         fetchers: threads that bring what is remote: a server that stalls holds up none of the others.
         crew: helps them.
+        scanners: help them with very many tensors.
         max_bytes: largest adapter.
         make_room: asked when the disk's quota is full, with the bytes that are missing; frees some of them,
             or returns False.
@@ -67,6 +69,7 @@ class Loader:
         holds: Holds,
         counters: Counters,
         max_bytes: int,
+        scanners: ScanProcesses | None = None,
         make_room: Callable[[int], Awaitable[bool]] | None = None,
     ) -> None:
         self._disk = disk
@@ -76,6 +79,7 @@ class Loader:
         self._reads = reads
         self._fetchers = fetchers
         self._crew = crew
+        self._scanners = scanners
         self._holds = holds
         self._counters = counters
         self._max_bytes = max_bytes
@@ -203,7 +207,8 @@ class Loader:
             filling.filler.fill(None, ready=ready, progress=progress)
             return
         with self._arena.view(filling.pack) as view:
-            filling.filler.fill(view, ready=ready, progress=progress)
+            look = self._scanners and self._scanners.look(filling.pack.pack_offset, view)
+            filling.filler.fill(view, ready=ready, look=look, progress=progress)
 
     def _fill_rest(self, filling: _Filling, progress: Callable[[int, int], None]) -> CheckedAdapter:
         self._fill(filling, progress=progress)

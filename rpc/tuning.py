@@ -32,6 +32,13 @@ def _calm_the_poller() -> None:
                 os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
 
 
+def usable_cores() -> int:
+    """Cores that this process may use; a machine may have more."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def share_no_products() -> None:
     """One thread for each of numpy's products, in a process that shares its work among threads of its own:
     else each of these has as many more, which are not nice. To be called before numpy is imported."""

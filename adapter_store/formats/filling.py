@@ -32,17 +32,10 @@ class PackFiller:
 
     Args:
         crew: helps the thread that calls, once `urgency` says that somebody waits.
-        look: at what is in the target, where there are very many tensors.
     """
 
     def __init__(
-        self,
-        plan: PackPlan,
-        files: TensorFiles,
-        *,
-        crew: Crew = ALONE,
-        urgency: Urgency | None = None,
-        look: Look | None = None,
+        self, plan: PackPlan, files: TensorFiles, *, crew: Crew = ALONE, urgency: Urgency | None = None
     ) -> None:
         self.scans: dict[str, TensorScan] = {}
         """By the name of the tensor's entry, of those that were read."""
@@ -50,7 +43,6 @@ class PackFiller:
         self._files = files
         self._crew = crew
         self._urgency = urgency
-        self._look = look if len(plan.tensors) >= _MANY_TENSORS else None
         # Worked out by whoever fills first: of thousands of tensors that takes its time.
         self._waiting: list[_Group] | None = None
         self._total = self._done = 0
@@ -60,6 +52,7 @@ class PackFiller:
         target: memoryview | None,
         *,
         ready: int | None = None,
+        look: Look | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Fills what has not been filled, or what is there of it.
@@ -68,6 +61,7 @@ class PackFiller:
             target: the pack's bytes, the same with each call, all of which are written in the end; None only
                 scans.
             ready: how many bytes are there of the only file with tensors; None: all.
+            look: how to look at what is in the target, where there are very many tensors.
             progress: called with bytes done and bytes in all, from any thread.
 
         Raises:
@@ -76,9 +70,11 @@ class PackFiller:
         """
         assert target is None or len(target) == self._plan.manifest.total_bytes
 
+        look = look if len(self._plan.tensors) >= _MANY_TENSORS else None
+
         def work(group: _Group) -> None:
             if group[0].cut is None:
-                self.scans.update(pack_group(group, self._files, target, self._look))
+                self.scans.update(pack_group(group, self._files, target, look))
             else:
                 self.scans.update(pack_stack(group, self._files, target))
             self._done += _read_bytes(group)
@@ -86,7 +82,7 @@ class PackFiller:
 
         waiting = self._waiting
         if waiting is None:
-            waiting = _groups_of(self._plan, _LOOK_BYTES if self._look else _GROUP_BYTES)
+            waiting = _groups_of(self._plan, _LOOK_BYTES if look else _GROUP_BYTES)
             self._total = sum(map(_read_bytes, waiting))
             if target is not None:
                 _clear_gaps(self._plan, target)

@@ -15,6 +15,7 @@ from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.plan import PackPlan, plan_pack
 from adapter_store.formats.prompt_files import read_prompt_files
 from adapter_store.formats.safetensors_files import CONFIG_NAME, TensorFiles
+from adapter_store.formats.scanning import Look
 from lorikeet.v1 import layout_pb2
 from rpc.errors import invalid_argument
 
@@ -89,18 +90,20 @@ def check_adapter(
     *,
     crew: Crew = ALONE,
     urgency: Urgency | None = None,
+    look: Look | None = None,
 ) -> CheckedAdapter:
     """Reads every tensor, computes the adapter's digest and, where there is a target, writes its pack.
 
     Args:
         target: `pack_bytes` bytes, worth nothing when this raises.
         crew: see `PackFiller`, also for `urgency`.
+        look: see `PackFiller.fill`.
 
     Raises:
         LorikeetError: INVALID_ARGUMENT, naming the tensor that holds what cannot be served.
     """
     filler = PackFiller(opened.plan, opened.files, crew=crew, urgency=urgency)
-    filler.fill(target)
+    filler.fill(target, look=look)
     return identify_adapter(opened, filler.scans)
 
 

@@ -9,6 +9,7 @@ from adapter_store.crew import Crew, Urgency
 from adapter_store.formats.filling import refill_pack
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import OpenedAdapter, check_adapter, open_adapter
+from adapter_store.formats.scanning import Look
 from adapter_store.tiers.disk import DiskTier
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, data_loss
@@ -41,18 +42,20 @@ def fill_from_object(
     crew: Crew,
     urgency: Urgency,
     checksum: bytes = b"",
+    look: Look | None = None,
 ) -> layout_pb2.PackManifest:
     """Packs an opened object, checking that it still is what its digest says. Raises LorikeetError.
 
     Args:
         checksum: of the pack, where it was made before: what hashes to that needs no other check.
+        look: see `PackFiller.fill`.
     """
     with _damage_said(disk, digest):
         if checksum:
             refill_pack(opened.plan, opened.files, target, crew=crew, urgency=urgency)
             if checksum_of(target, opened.plan.manifest, urgency) == checksum:
                 return opened.plan.manifest
-        checked = check_adapter(opened, target, crew=crew, urgency=urgency)
+        checked = check_adapter(opened, target, crew=crew, urgency=urgency, look=look)
     if checked.digest != digest:
         raise _set_aside(disk, digest)
     return checked.manifest

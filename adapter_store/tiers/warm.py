@@ -10,6 +10,7 @@ from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter
+from adapter_store.scan_processes import ScanProcesses
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.building import fill_from_object, open_object
 from adapter_store.tiers.disk import DiskTier
@@ -39,6 +40,7 @@ class WarmTier:
         disk: where the objects lie that packs are made from.
         workers: threads for what is waited for.
         crew: helps them.
+        scanners: help them with very many tensors.
         holds: keeps the files of a digest while they are read here.
         layout: what pinned packs are made for, if anything yet.
         room_seconds: how long to wait while everything in the arena is leased.
@@ -53,6 +55,7 @@ class WarmTier:
         crew: Crew,
         holds: Holds,
         counters: Counters,
+        scanners: ScanProcesses | None = None,
         layout: Callable[[], PackLayout | None] = lambda: None,
         room_seconds: float = 30.0,
     ) -> None:
@@ -60,6 +63,7 @@ class WarmTier:
         self._disk = disk
         self._workers = workers
         self._crew = crew
+        self._scanners = scanners
         self._holds = holds
         self._counters = counters
         self._layout = layout
@@ -246,7 +250,10 @@ class WarmTier:
         self, pack: ArenaPack, opened: OpenedAdapter, urgency: Urgency, checksum: bytes
     ) -> layout_pb2.PackManifest:
         with self._arena.view(pack) as view:
-            return fill_from_object(self._disk, pack.key.digest, opened, view, self._crew, urgency, checksum)
+            look = self._scanners and self._scanners.look(pack.pack_offset, view)
+            return fill_from_object(
+                self._disk, pack.key.digest, opened, view, self._crew, urgency, checksum, look
+            )
 
     def _publish(
         self, pack: ArenaPack, manifest: layout_pb2.PackManifest, seconds: float, checksum: bytes = b""

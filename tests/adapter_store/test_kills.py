@@ -126,7 +126,7 @@ async def all_of(catalog):
 CRASH_POINTS = [
     ("adapter_store.sources.folder.copy_bytes", "after"),
     ("adapter_store.loader.open_adapter", "after"),
-    ("adapter_store.formats.packing._scan", "before"),
+    ("adapter_store.formats.packing._scans", "before"),
     ("adapter_store.loader.identify_adapter", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "before"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "after"),

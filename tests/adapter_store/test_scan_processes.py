@@ -1,0 +1,77 @@
+"""Processes that look at packs find what a thread finds, and are not needed."""
+
+import numpy as np
+import pytest
+
+from adapter_store.crew import Crew
+from adapter_store.formats import filling
+from adapter_store.formats.filling import PackFiller, fill_pack
+from adapter_store.formats.reading import open_adapter
+from adapter_store.formats.scanning import scan
+from adapter_store.scan_processes import ScanProcesses
+from rpc.errors import LorikeetError
+from tests.support.store_adapters import lora_tensors, toy_pack_layout, write_adapter
+
+OFFSET = 256
+
+
+@pytest.fixture
+def arena(tmp_path):
+    """A file, its bytes mapped, and processes that look at it."""
+    path = tmp_path / "arena"
+    np.zeros(1 << 16, np.uint8).tofile(path)
+    scanners = ScanProcesses(path, 2)
+    yield np.memmap(path, np.uint8, "r+").data, scanners
+    scanners.close()
+
+
+def test_a_pack_is_looked_at_by_processes_as_by_a_thread(tmp_path, arena, monkeypatch):
+    mapped, scanners = arena
+    tensors = lora_tensors()
+    zero = sorted(tensors)[1]
+    tensors[zero][:] = 0
+    opened = open_adapter(write_adapter(tmp_path / "a", tensors), toy_pack_layout())
+    expected = bytearray(opened.pack_bytes)
+    scans = fill_pack(opened.plan, opened.files, memoryview(expected))
+    monkeypatch.setattr(filling, "_MANY_TENSORS", 1)
+    monkeypatch.setattr(filling, "_GROUP_TENSORS", 3)
+    target = mapped[OFFSET : OFFSET + opened.pack_bytes]
+    crew = Crew(1)
+    for _ in range(2):  # the second time by processes that wait
+        target[:] = bytes(len(target))
+        filler = PackFiller(opened.plan, opened.files, crew=crew)
+        filler.fill(target, look=scanners.look(OFFSET, target))
+        assert filler.scans == scans
+        assert filler.scans[zero].is_zero
+        assert target == expected
+    crew.close()
+
+
+def test_a_process_names_what_is_not_finite(tmp_path, arena, monkeypatch):
+    mapped, scanners = arena
+    tensors = lora_tensors()
+    name = sorted(tensors)[2]
+    tensors[name][0, -1] = np.inf
+    opened = open_adapter(write_adapter(tmp_path / "a", tensors), toy_pack_layout())
+    monkeypatch.setattr(filling, "_MANY_TENSORS", 1)
+    target = mapped[OFFSET : OFFSET + opened.pack_bytes]
+    with pytest.raises(LorikeetError, match=name) as caught:
+        PackFiller(opened.plan, opened.files).fill(target, look=scanners.look(OFFSET, target))
+    assert caught.value.reason == "NOT_FINITE"
+
+
+def test_processes_that_are_killed_are_replaced_and_none_is_needed(arena):
+    mapped, scanners = arena
+    mapped[OFFSET : OFFSET + 4] = b"abcd"
+    ask = ("BF16", [0, 2], [2, 2])
+    expected = scan(mapped[OFFSET:], *ask)
+    look = scanners.look(OFFSET, mapped[OFFSET:])
+    assert look(*ask) == expected
+    [(process, _)] = scanners._idle
+    process.kill()
+    process.wait()
+    assert look(*ask) == expected
+    assert [other.poll() for other, _ in scanners._idle] == [None]
+    scanners.close()
+    assert look(*ask) == expected
+    assert not scanners._idle
