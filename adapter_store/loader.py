@@ -183,7 +183,7 @@ class Loader:
         return _Filling(opened, PackFiller(opened.plan, opened.files, crew=self._crew), pack)
 
     async def _fill_what_comes(self, staged: Path, layout: PackLayout, arrival: Arrival) -> _Filling:
-        opened = await self._workers.run(open_adapter, staged, layout)
+        opened = await self._workers.run(_open_early, staged, layout)
         size = (staged / SINGLE_NAME).stat().st_size
         filling = self._begin(opened, layout)
         with self._abandoned_unless_filled(filling):
@@ -243,6 +243,13 @@ class Loader:
             return None
         self._disk.commit_object(staged, checked.digest)
         return report_version(checked, notes, crew=self._crew)
+
+
+def _open_early(staged: Path, layout: PackLayout) -> OpenedAdapter:
+    """With what will be needed in the end, while there is time."""
+    opened = open_adapter(staged, layout)
+    _ = opened.identity
+    return opened
 
 
 def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[int, int], None]:

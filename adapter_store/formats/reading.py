@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from adapter_store.collecting import collection_put_off
 from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.checks import AdaptedSlice, match_adapter
 from adapter_store.formats.filling import PackFiller
-from adapter_store.formats.identity import TensorScan, adapter_digest
+from adapter_store.formats.identity import Identity, TensorScan, identity_of
 from adapter_store.formats.layout import PackLayout, Slice
 from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.plan import PackPlan, plan_pack
@@ -35,6 +36,11 @@ class OpenedAdapter:
     @property
     def pack_bytes(self) -> int:
         return self.plan.manifest.total_bytes
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Of thousands of tensors it takes its time: not asked for where a checksum is enough."""
+        return identity_of(self.slices, self.chat_template)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,7 @@ def check_adapter(
 
 def identify_adapter(opened: OpenedAdapter, scans: Mapping[str, TensorScan]) -> CheckedAdapter:
     """The adapter that an opened one is by what its tensors, all of them, were found to hold."""
-    digest = adapter_digest(opened.slices, scans, opened.chat_template)
+    digest = opened.identity.digest(scans)
     manifest = layout_pb2.PackManifest()
     manifest.CopyFrom(opened.plan.manifest)
     manifest.digest = digest
