@@ -34,13 +34,16 @@ from kernels.lora import LoraBatch
 if TYPE_CHECKING:
     from executor.graphs.step_graphs import StepGraphs  # imports Triton
 
+_COLUMNS = 16
+"""Kernels are compiled for page tables whose rows are multiples of this, whatever the longest sequence is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """`max_rows` run at once; the cache holds `pages` of `page_size` tokens and host memory `host_pages`; no
     sequence exceeds `max_context`. With `graphs`, a GPU computes all but large steps by CUDA graphs.
     `deterministic`: a request's logits have the same bits whatever else is in the batch, in whatever chunks
-    its prompt comes.
+    its prompt comes. `rehearses`: it computes no more than one layer of each kind, to see what it launches.
     """
 
     max_rows: int
@@ -50,6 +53,7 @@ class RunnerConfig:
     graphs: bool = True
     host_pages: int = 0
     deterministic: bool = False
+    rehearses: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -106,10 +110,11 @@ class TorchRunner:
             triton=pool.triton,
             max_context=config.max_context,
         )
+        if config.rehearses:
+            self._decoder.keep_one_of_each_kind()
         self._windows = tuple(set(model.windows))
-        self._page_table = PageTable(
-            rows=config.max_rows, columns=-(-config.max_context // config.page_size), device=device
-        )
+        columns = -(-config.max_context // (config.page_size * _COLUMNS)) * _COLUMNS
+        self._page_table = PageTable(rows=config.max_rows, columns=columns, device=device)
         self._sampler = Sampler(rows=config.max_rows, eos_ids=model.eos_ids)
         self._last_sampled = torch.zeros(config.max_rows, dtype=torch.int64, device=device)
         # Without kernels of our own, tokens by themselves are all that is the same in any batch.
@@ -133,11 +138,7 @@ class TorchRunner:
         self._page_table.update(plan.page_rows, plan.page_columns, plan.page_ids)
 
         by_slot = np.argsort(plan.slots, kind="stable")
-        spans, slots, input_ids = _flatten(plan, by_slot)
-        sampled = np.flatnonzero(plan.samples[by_slot])
-        computed = self._by_graph(spans, slots, input_ids, sampled) or self._forward(
-            spans, slots, input_ids, sampled
-        )
+        spans, sampled, computed = self._compute(plan, by_slot)
         pending = PendingStep(
             step=plan.step,
             logits=computed.logits,
@@ -150,6 +151,20 @@ class TorchRunner:
         )
         self._unsampled = pending
         return pending
+
+    @torch.inference_mode()
+    def rehearse(self, plan: StepPlan) -> None:
+        """Launch what computes a plan's logits, and nothing else."""
+        self._compute(plan, np.argsort(plan.slots, kind="stable"))
+
+    def _compute(self, plan: StepPlan, by_slot: np.ndarray) -> "tuple[Spans, np.ndarray, _Computed]":
+        """The plan's spans in the given order, which of them are sampled, and what comes of them."""
+        spans, slots, input_ids = _flatten(plan, by_slot)
+        sampled = np.flatnonzero(plan.samples[by_slot])
+        computed = self._by_graph(spans, slots, input_ids, sampled) or self._forward(
+            spans, slots, input_ids, sampled
+        )
+        return spans, sampled, computed
 
     def _by_graph(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray

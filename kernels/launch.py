@@ -5,10 +5,15 @@ kernels read or write; until then it may load weights, which nothing writes. Tha
 program, also in those with nothing to do, is what orders a kernel after the one before the last.
 """
 
-from collections.abc import Callable
+import importlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,6 +21,46 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime.jit import JITFunction
+
+log = logging.getLogger(__name__)
+
+_WORTH_TELLING = 0.05
+"""Seconds; to find what was compiled before takes less."""
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for, as one launch had it: each tensor's dtype and whether its address is a
+    multiple of 16, numbers that stand for others of their kind, constants and options.
+    """
+
+    module: str
+    kernel: str
+    dtypes: tuple[torch.dtype, ...]
+    aligned: tuple[bool, ...]
+    numbers: tuple[float, ...]
+    named: tuple[tuple[str, Any], ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Rehearsal:
+    """Launches that were noted instead of made, each variant once, in the order in which they came."""
+
+    overlaps: bool
+    variants: dict[Any, Variant] = field(default_factory=dict)
+
+
+_rehearsal: Rehearsal | None = None
+
+
+@contextmanager
+def rehearsing(*, overlaps: bool) -> Iterator[Rehearsal]:
+    """Nothing is launched meanwhile, so that tensors may be of the device meta. Of a whole process."""
+    global _rehearsal
+    _rehearsal = rehearsal = Rehearsal(overlaps=overlaps)
+    try:
+        yield rehearsal
+    finally:
+        _rehearsal = None
 
 
 @cache
@@ -26,7 +71,8 @@ def overlaps() -> bool:
 
 def overlapping() -> dict[str, Any]:
     """Launch options, and the kernel's flag `PDL`."""
-    return {"PDL": True, "launch_pdl": True} if overlaps() else {"PDL": False}
+    can = overlaps() if _rehearsal is None else _rehearsal.overlaps
+    return {"PDL": True, "launch_pdl": True} if can else {"PDL": False}
 
 
 @triton.jit
@@ -63,21 +109,26 @@ class Quick:
         def launch(*args: Any, **named: Any) -> None:
             tensors, numbers = args[: self._tensors], args[self._tensors :]
             addresses = [*map(Tensor.data_ptr, tensors)]
-            driver: Any = triton.runtime.driver.active
-            device = driver.get_current_device()
-            key = (
-                device,
+            variant = (
                 *named,
                 *named.values(),
                 *map(_dtype, tensors),
                 *[address & 15 == 0 for address in addresses],
                 *[kind(number) for kind, number in zip(self._kinds, numbers, strict=True)],
             )
-            found = self._compiled.get(key)
+            if _rehearsal is not None:
+                self._note(variant, tensors, addresses, numbers, named)
+                return
+            driver: Any = triton.runtime.driver.active
+            device = driver.get_current_device()
+            found = self._compiled.get((device, variant))
             if found is None:
+                begun = time.perf_counter()
                 compiled = self.jit[grid](*args, **named)
-                constants = [named[name] for name in self._constants]
-                self._compiled[key] = compiled.run, compiled.function, compiled.packed_metadata, constants
+                self._keep((device, variant), compiled, named)
+                if (seconds := time.perf_counter() - begun) > _WORTH_TELLING:
+                    name = self.jit.__name__
+                    log.info("%s was compiled in %.2f s when it was to be launched: %s", name, seconds, named)
                 return
             run, function, metadata, constants = found
             x, y, z = (*grid, 1, 1)[:3]
@@ -85,6 +136,65 @@ class Quick:
             run(x, y, z, stream, function, metadata, None, None, None, *addresses, *numbers, *constants)
 
         return launch
+
+    def prepare(self, variant: Variant) -> Any:
+        """Compile a variant of this kernel, or find what was compiled before; launches nothing. Returns what
+        Triton makes of it.
+        """
+        tensors = [*map(_Stand, variant.dtypes, variant.aligned)]
+        return self.jit.run(*tensors, *variant.numbers, grid=(1,), warmup=True, **dict(variant.named))
+
+    def load(self, variant: Variant) -> None:
+        """Have a variant ready to be launched on the current device."""
+        named = dict(variant.named)
+        key = (
+            *named,
+            *named.values(),
+            *variant.dtypes,
+            *variant.aligned,
+            *[kind(number) for kind, number in zip(self._kinds, variant.numbers, strict=True)],
+        )
+        driver: Any = triton.runtime.driver.active
+        device = driver.get_current_device()
+        if (device, key) not in self._compiled:
+            self._keep((device, key), self.prepare(variant), named)
+
+    def _keep(self, key: Any, compiled: Any, named: dict[str, Any]) -> None:
+        constants = [named[name] for name in self._constants]
+        run = compiled.run  # loads the code, where that is still to be done
+        self._compiled[key] = run, compiled.function, compiled.packed_metadata, constants
+
+    def _note(
+        self, key: Any, tensors: Any, addresses: list[int], numbers: Any, named: dict[str, Any]
+    ) -> None:
+        assert _rehearsal is not None
+        name = self.jit.__module__, self.jit.__name__
+        if (name, key) not in _rehearsal.variants:
+            _rehearsal.variants[name, key] = Variant(
+                *name,
+                dtypes=tuple(tensor.dtype for tensor in tensors),
+                aligned=tuple(address & 15 == 0 for address in addresses),
+                numbers=tuple(numbers),
+                named=tuple(named.items()),
+            )
+
+
+class _Stand:
+    """In place of a tensor, for what Triton asks of one before it compiles."""
+
+    def __init__(self, dtype: torch.dtype, aligned: bool) -> None:
+        self.dtype = dtype
+        self._address = 0 if aligned else dtype.itemsize
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
+def find(variant: Variant) -> Quick:
+    """The kernel that a variant is of."""
+    found = getattr(importlib.import_module(variant.module), variant.kernel)
+    assert isinstance(found, Quick), f"{variant.module}.{variant.kernel} is not launched by Quick"
+    return found
 
 
 def quick(kernel: Any) -> Any:

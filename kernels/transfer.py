@@ -21,7 +21,7 @@ def upload(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
     if device.type == "cpu":
         return tuple(torch.from_numpy(array) for array in arrays)
     # The allocator of pinned memory keeps the buffer until this copy is done.
-    sent = pack(arrays, pinned=True).to(device, non_blocking=True)
+    sent = pack(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
     return unpack(sent, arrays)
 
 

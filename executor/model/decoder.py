@@ -5,6 +5,7 @@ vocabulary.
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -97,7 +98,7 @@ class Decoder:
         config = self.config
         kinds = [(config.windows[index], config.experts_of(index)) for index in range(config.layers)]
         # A layer adds what the one before it left.
-        followed = {pair: index for index, pair in enumerate(zip(kinds, kinds[1:], strict=False))}
+        followed = {pair: index for index, pair in enumerate(pairwise(kinds))}
         kept = {0, *followed.values(), *(index + 1 for index in followed.values())}
         self._layers = tuple(self._layers[index] for index in sorted(kept))
 

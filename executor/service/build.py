@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from executor.service.kv_sizing import (
 from executor.service.paced_runner import PacedRunner
 from lorikeet.v1 import layout_pb2
 from rpc.digests import file_digest
+
+if TYPE_CHECKING:
+    from executor.rehearsal.ahead import Ahead
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +132,10 @@ def _torch(
         )
     # Mistakes in the settings are told before weights are read.
     scheduling = _scheduling(config, model, 1 if config.measures_kv else _given_pages(config, model))
+    ahead = None
     if device.type == "cuda":
         allocate_from_growing_ranges()
+        ahead = _compile_ahead(config, model, scheduling)
     begun = time.monotonic()
     if config.load_format == "dummy":
         parameters = dummy_parameters(model, dtype=dtype, device=device)
@@ -158,6 +163,8 @@ def _torch(
         )
         return TorchRunner(model, parameters, pool=pool, config=runner_config)
 
+    if ahead is not None:
+        ahead.wait()
     if config.measures_kv:
         begun = time.monotonic()
         # One page of host memory brings all that its copies need of the GPU's.
@@ -171,6 +178,30 @@ def _torch(
     runner = make_runner(scheduling.pages, scheduling.longest, scheduling.host_pages)
     log.info("the runner was made in %.1f s", time.monotonic() - begun)
     return scheduling, runner, pool
+
+
+def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig) -> "Ahead":
+    from executor.rehearsal.ahead import Ahead  # imports Triton
+    from executor.rehearsal.plans import Limits
+    from executor.rehearsal.stage import Cast
+
+    limits = Limits(
+        rows=config.max_running,
+        tokens=config.max_step_tokens,
+        context=model.context_length,
+        slots=scheduling.adapter_slots,
+        page_size=config.page_size,
+    )
+    return Ahead(
+        Cast(
+            model=model,
+            dtype=DTYPES[config.dtype],
+            limits=limits,
+            units=scheduling.pool_units,
+            max_rank=config.max_lora_rank,
+            deterministic=config.deterministic,
+        )
+    )
 
 
 def _measured_pages(

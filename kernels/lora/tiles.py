@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kernels.transfer import upload
 
-_BLOCKS = (16, 32, 64)
-BLOCK = _BLOCKS[0]
+BLOCKS = (16, 32, 64)
+BLOCK = BLOCKS[0]
 """Of tiles in a fixed order."""
 
 
@@ -40,13 +40,13 @@ class Tiles:
         fixed_order: bool = False,
     ) -> "Tiles":
         """Tiles of segments, on the device of `like`."""
-        places, block = cut(slots, splits, blocks=_BLOCKS[:1] if fixed_order else _BLOCKS)
+        places, block = cut(slots, splits, blocks=BLOCKS[:1] if fixed_order else BLOCKS)
         (sent,) = upload(like.device, places)
         return cls(places=sent, block=block, rank=rank)
 
 
 def cut(
-    slots: tuple[int, ...], splits: tuple[int, ...], *, blocks: tuple[int, ...] = _BLOCKS
+    slots: tuple[int, ...], splits: tuple[int, ...], *, blocks: tuple[int, ...] = BLOCKS
 ) -> tuple[np.ndarray, int]:
     """The places of tiles that cover segments, int32 `[3, N]`, and their block: the least of `blocks` that
     holds the longest segment, or the last.

@@ -1,0 +1,68 @@
+"""The process that rehearses and has kernels compiled; `ahead` starts it and hears from it.
+
+A pickled `Ask` comes by stdin, which stays open as long as anybody wants the answers: pickled `Compiled` by
+stdout, `USUAL` after those that usual steps launch, the others after that.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from executor.rehearsal.ahead import USUAL, Ask
+from executor.rehearsal.stage import Stage
+from kernels.compiling import Compilers
+from kernels.launch import Rehearsal, rehearsing
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; whoever started us ends us
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # others may print
+    ask: Ask = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started us
+    lock, _library = threading.Lock(), _hurry()
+
+    def tell(answer: Any) -> None:
+        with lock:
+            pickle.dump(answer, answers)
+            answers.flush()
+
+    with Compilers(ask.target, processes=ask.processes) as compilers:
+        threading.Thread(target=_end_with_stdin, args=(compilers,), daemon=True).start()
+        with rehearsing(overlaps=ask.overlaps) as rehearsal:
+            stage, pending = Stage(ask.cast), []
+            for steps in (stage.usual(), stage.seldom()):
+                pending.extend(compilers.compile(variant, tell) for variant in _noted(rehearsal, steps))
+                for result in pending:
+                    result.wait()
+                tell(USUAL)
+
+
+def _hurry() -> torch.library.Library:
+    """Torch's own way to find out what shape a sum has takes milliseconds. In force as long as it is kept."""
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    library.impl("addmm_", lambda total, *_, **__: total)
+    return library
+
+
+def _noted(rehearsal: Rehearsal, steps: Iterator[None]) -> Iterator[Any]:
+    """Variants as steps launch them for the first time."""
+    seen = len(rehearsal.variants)
+    for _ in steps:
+        yield from list(rehearsal.variants.values())[seen:]
+        seen = len(rehearsal.variants)
+
+
+def _end_with_stdin(compilers: Compilers) -> None:
+    sys.stdin.buffer.read()
+    compilers.stop()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Random steps, after a rehearsal of all kinds of steps: prints the variants of kernels that the rehearsal
+did not foresee, and a step that launches each. Run in a process without the interpreter.
+
+python -m tests.support.rehearsed_traffic
+"""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import executor.model.decoder
+from bench.engine_rig import PAGE_SIZE, UNIT, random_pack
+from bench.gpu_checks import TINY
+from bench.moe_checks import TINY as TINY_EXPERTS
+from executor.model.config import ModelConfig
+from executor.model.dummy import dummy_parameters
+from executor.model.slots import AdapterPool
+from executor.rehearsal.plans import Limits, Row, step
+from executor.rehearsal.stage import Cast, Stage
+from executor.runner import RunnerConfig, TorchRunner
+from kernels.fused import reference
+from kernels.launch import rehearsing
+
+CASES = (
+    # shape, ranks of plain adapters and of those with all forms, deterministic, rows, tokens
+    (TINY | {"intermediate_size": 4096}, (8, 24), (16,), False, 20, 1300),
+    (TINY_EXPERTS, (16, 72), (), False, 10, 300),
+    (TINY, (16,), (8,), True, 12, 300),
+)
+STEPS = 150
+
+
+def make_runners(cast: Cast, ranks: tuple[int, ...], formed: tuple[int, ...]) -> list[TorchRunner]:
+    """With graphs and without, on the CPU, where tensors have addresses; slots show adapters in turns."""
+    model, dtype = cast.model, cast.dtype
+    parameters = dummy_parameters(model, dtype=dtype, device=torch.device("cpu"))
+    packs = [random_pack(model, rank=rank, dtype=dtype, forms=False) for rank in ranks]
+    packs += [random_pack(model, rank=rank, dtype=dtype, forms=True) for rank in formed]
+    offsets = np.cumsum([0, *(pack.manifest.total_bytes // UNIT for pack in packs)]).tolist()
+    pool = AdapterPool(
+        model,
+        units=offsets[-1],
+        slots=cast.limits.slots,
+        dtype=dtype,
+        triton=True,
+        parameters=parameters,
+        deterministic=cast.deterministic,
+    )
+    for number, pack in enumerate(packs):
+        pool.write(offsets[number], pack.data)
+        row = pool.prepare(offsets[number], pack.manifest)
+        for slot in range(number, cast.limits.slots, len(packs)):
+            pool.install_slot(slot, row)
+    config = RunnerConfig(
+        max_rows=cast.limits.rows,
+        pages=100,
+        page_size=PAGE_SIZE,
+        max_context=cast.limits.context - 40,  # as where memory is short
+        deterministic=cast.deterministic,
+    )
+    by_kernels = RunnerConfig(
+        **{name: getattr(config, name) for name in config.__slots__} | {"graphs": False}
+    )
+    return [TorchRunner(model, parameters, pool=pool, config=config) for config in (config, by_kernels)]
+
+
+def traffic(limits: Limits, draw: random.Random) -> Iterator[list[Row]]:
+    """Steps that decode, that are prompts, and mixed ones, of the base, of one adapter and of many."""
+    for _ in range(STEPS):
+        count = draw.randint(1, limits.rows)
+        slots = draw.choice((range(-1, 0), range(1), range(-1, 1), range(-1, limits.slots)))
+        longest = draw.choice((1, 1, 20, 70, 300, limits.tokens))
+        rows, left = [], limits.tokens
+        for _ in range(count):
+            length = 1 if draw.random() < 0.5 else draw.randint(1, min(left, longest, limits.context // 2))
+            start = draw.randint(0, limits.context // 2 - 50)
+            rows.append(Row(length, start=start, slot=draw.choice(slots)))
+            left -= length
+            if not left:
+                break
+        yield rows
+
+
+def unforeseen(case: Any, seed: int) -> Iterator[str]:
+    shape, ranks, formed, deterministic, rows, tokens = case
+    limits = Limits(rows=rows, tokens=tokens, context=2048, slots=6, page_size=PAGE_SIZE)
+    cast = Cast(
+        model=ModelConfig.parse(shape, {}),
+        dtype=torch.bfloat16,
+        limits=limits,
+        units=1 << 20,
+        max_rank=max(*ranks, *formed, 0),
+        deterministic=deterministic,
+    )
+    runners = make_runners(cast, ranks, formed)
+    with rehearsing(overlaps=False) as rehearsal:
+        stage = Stage(cast)
+        for _ in (*stage.usual(), *stage.seldom()):
+            pass
+    print(len(rehearsal.variants), "variants", time.process_time(), file=sys.stderr)
+    draw = random.Random(seed)
+    for number, spans in enumerate(traffic(limits, draw)):
+        with rehearsing(overlaps=False) as met:
+            runners[number % 2].rehearse(step(spans))
+        for key in met.variants.keys() - rehearsal.variants.keys():
+            rehearsal.variants[key] = met.variants[key]
+            how = "kernel by kernel" if number % 2 else "by graphs"
+            yield f"{met.variants[key]} in a step of {len(spans)} rows {how}: {spans[:8]}"
+
+
+def main() -> None:
+    # Torch computes nothing, and tokens are what was in memory.
+    executor.model.decoder.embedding = lambda ids, table: table.new_empty(len(ids), table.shape[1])
+    reference.linear = lambda x, weight, bias, out=None: (
+        x.new_empty(len(x), len(weight)) if out is None else out
+    )
+    torch.Tensor.addmm_ = lambda self, *_: self  # pyright: ignore[reportAttributeAccessIssue]
+    for case in CASES:
+        for missed in unforeseen(case, int(sys.argv[1]) if len(sys.argv) > 1 else 0):
+            print(missed)
+
+
+if __name__ == "__main__":
+    main()
