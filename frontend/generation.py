@@ -170,7 +170,8 @@ class Generation:
             before = digest
             try:
                 template = await self._templates.of(digest) if is_chat else None
-                prompt_ids = await self._prompts.read(request, template)
+                limit = self._executor.engine.limits.context_length
+                prompt_ids = await self._prompts.read(request, template, limit)
             except LorikeetError as error:
                 digest = self._catalog.resolve(plan.adapter, caller)
                 if digest == before or error.code is not grpc.StatusCode.NOT_FOUND:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
 from frontend.detokenizer import Detokenizer
+from frontend.token_floor import TokenFloor
 from rpc.errors import resource_exhausted
 
 T = TypeVar("T")
@@ -24,13 +25,19 @@ class TextCodec:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._token_bytes = _token_bytes_reader(tokenizer)
+        spec = json.loads(tokenizer.to_str())
+        self._token_bytes = _token_bytes_reader(spec)
+        self._floor = TokenFloor(tokenizer, spec, _byte_alphabet())
         self._added_ids = frozenset(tokenizer.get_added_tokens_decoder())
 
     @property
     def vocab_size(self) -> int:
         """Ids that have a token; the model may have more ids than that."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def least_tokens(self, text: str) -> int:
+        """How many tokens a text has at least, far sooner than `encode` tells how many it has."""
+        return self._floor.tokens(text)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -50,10 +57,9 @@ class TextCodec:
         return token.encode() if token_id in self._added_ids else self._token_bytes(token)
 
 
-def _token_bytes_reader(tokenizer: Tokenizer) -> Callable[[str], bytes]:
+def _token_bytes_reader(spec: Mapping[str, Any]) -> Callable[[str], bytes]:
     """How this vocabulary spells bytes: GPT-2's alphabet, or SentencePiece's "<0xE6>" and "▁"."""
-    decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
-    if '"ByteLevel"' in decoder:
+    if '"ByteLevel"' in json.dumps(spec.get("decoder")):
         alphabet = _byte_alphabet()
 
         def read_byte_level(token: str) -> bytes:

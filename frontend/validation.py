@@ -89,15 +89,7 @@ def fit_to_context(
     """
     if not prompt_ids:
         raise invalid_argument("PROMPT_EMPTY", "the prompt has no tokens: send at least one")
-    left = limits.context_length - len(prompt_ids)
-    if left < 1:
-        raise invalid_argument(
-            "PROMPT_TOO_LONG",
-            f"the prompt has {len(prompt_ids)} tokens: at most {limits.context_length - 1} fit into the "
-            f"context of {limits.context_length} with room for one more; shorten it",
-            prompt_tokens=str(len(prompt_ids)),
-            context_length=str(limits.context_length),
-        )
+    check_length(len(prompt_ids), limits.context_length)
     check_token_ids("the prompt", prompt_ids, limits.vocab_size)
     if sampling.HasField("prompt_logprobs"):
         entries = len(prompt_ids) * (1 + sampling.prompt_logprobs)
@@ -107,8 +99,21 @@ def fit_to_context(
                 f"{sampling.prompt_logprobs} for {len(prompt_ids)} prompt tokens",
                 f"at most {MAX_PROMPT_LOGPROBS} probabilities in all; ask for fewer alternatives",
             )
-    sampling.max_tokens = min(sampling.max_tokens, left)
+    sampling.max_tokens = min(sampling.max_tokens, limits.context_length - len(prompt_ids))
     sampling.min_tokens = min(sampling.min_tokens, sampling.max_tokens)
+
+
+def check_length(tokens: int, context_length: int, *, is_least: bool = False) -> None:
+    """Checks a prompt's length, or with `is_least` what it is at least. Raises INVALID_ARGUMENT."""
+    if tokens >= context_length:
+        least = "at least " if is_least else ""
+        raise invalid_argument(
+            "PROMPT_TOO_LONG",
+            f"the prompt has {least}{tokens} tokens: at most {context_length - 1} fit into the context of "
+            f"{context_length} with room for one more; shorten it",
+            prompt_tokens=str(tokens),
+            context_length=str(context_length),
+        )
 
 
 def parse_adapter(adapter: str) -> AdapterRef:
