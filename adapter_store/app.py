@@ -67,9 +67,9 @@ class AdapterStore:
         self._disk = disk
         self._database = database
         # Apart, so that a lease never waits behind loads.
-        self._load_workers = Workers(config.workers, "store-load", is_nice=True)
-        self._pack_workers = Workers(config.workers, "store-pack", is_nice=True)
-        self._reads = OutsideReads(config.workers, idle_seconds=config.source_idle_seconds)
+        self._load_workers = Workers(config.threads, "store-load", is_nice=True)
+        self._pack_workers = Workers(config.threads, "store-pack", is_nice=True)
+        self._reads = OutsideReads(config.threads, idle_seconds=config.source_idle_seconds)
         self._fetchers = Workers(_FETCHERS, "store-fetch", is_nice=True)
         cores = min(_MAX_CREW, usable_cores())
         self._crew = Crew(cores - 1)

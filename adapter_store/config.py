@@ -11,6 +11,7 @@ from adapter_store.source_urls import check_allowed, is_url, parse_prefix, parse
 from adapter_store.tiers.eviction import POLICIES
 from rpc.addresses import check_address, check_tcp_address
 from rpc.errors import LorikeetError
+from rpc.tuning import usable_cores
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what is wanted is memory that processes share
 _MIB = 1 << 20
@@ -52,7 +53,7 @@ class StoreConfig:
         max_uploads: uploads taken in at once; one more is refused.
         upload_idle_seconds: how long an upload may send nothing before it is given up.
         upload_seconds: how long an upload may take to arrive.
-        workers: threads that copy, check and pack; what they do at once.
+        workers: threads that copy, check and pack; what they do at once. 0: one for each two cores, 2 to 8.
         max_pending_loads: loads running or waiting; one more is refused.
         follower_seconds: how long a frontend may take to act by a change before its stream is cut.
         executor_grace_seconds: for how long what a lost executor may still read stays untouched.
@@ -81,7 +82,7 @@ class StoreConfig:
     max_uploads: int = 8
     upload_idle_seconds: float = 30.0
     upload_seconds: float = 900.0
-    workers: int = 2
+    workers: int = 0
     max_pending_loads: int = 64
     follower_seconds: float = 10.0
     executor_grace_seconds: float = 10.0
@@ -106,7 +107,7 @@ class StoreConfig:
             ("source_idle_seconds", 0.001, 86_400),
             ("upload_idle_seconds", 0.001, 3600),
             ("upload_seconds", 0.001, 86_400),
-            ("workers", 1, 256),
+            ("workers", 0, 256),
             ("max_pending_loads", 1, 1 << 16),
             ("follower_seconds", 0, 3600),
             ("executor_grace_seconds", 0, 3600),
@@ -150,6 +151,11 @@ class StoreConfig:
             raise ValueError(
                 f"{name}: {place} is not below one of the roots: name it, or a folder above, there"
             )
+
+    @property
+    def threads(self) -> int:
+        """Of each kind of `workers`."""
+        return self.workers or max(2, min(8, usable_cores() // 2))
 
     @property
     def limits(self) -> Limits:

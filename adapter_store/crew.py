@@ -2,8 +2,9 @@
 
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rpc.tuning import give_way
@@ -53,11 +54,15 @@ class Crew:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "store-crew", be_nice) if threads else None
+        self._lock = threading.Lock()
+        self._pieces = 0
 
     def run(self, work: Callable[[T], object], parts: Sequence[T], urgency: Urgency | None = None) -> None:
         """Calls `work` with each part, in any order; returns when all are done.
 
         Nobody helps until it is urgent, so that a hint never takes a thread from a load that is waited for.
+        Pieces that run at once have far fewer helpers each: their callers are threads, too, and many threads
+        wait for one interpreter.
 
         Raises:
             Exception: the first that `work` raised; parts that had not begun are left out.
@@ -79,15 +84,16 @@ class Crew:
         def call_helpers() -> None:
             with lock:
                 if self._pool is not None and not is_done:
-                    count = min(self._threads, len(parts) - 1)
+                    count = min(self._threads // self._pieces**2, len(parts) - 1)
                     helpers.extend(self._pool.submit(drain) for _ in range(count))
 
         # Another thread may hurry it: a helper that has begun is listed before anybody stops waiting.
         lock, is_done = threading.Lock(), False
-        (Urgency() if urgency is None else urgency).when(call_helpers)
-        drain()
-        with lock:
-            is_done = True
+        with self._counted():
+            (Urgency() if urgency is None else urgency).when(call_helpers)
+            drain()
+            with lock:
+                is_done = True
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
@@ -100,6 +106,16 @@ class Crew:
         """Waits for what runs."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._pieces += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pieces -= 1
 
 
 ALONE = Crew(0)

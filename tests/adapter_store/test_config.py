@@ -33,7 +33,7 @@ def test_roots_become_absolute(tmp_path, monkeypatch):
         ({"listen": "unix:"}, "give host:port"),
         ({"listen": "a:99999"}, "give host:port"),
         ({"arena_bytes": 1000}, "arena_bytes is 1000: choose from"),
-        ({"workers": 0}, "workers is 0"),
+        ({"workers": -1}, "workers is -1"),
         ({"max_adapter_bytes": 0}, "max_adapter_bytes is 0"),
         ({"max_pending_loads": 0}, "max_pending_loads is 0"),
         ({"follower_seconds": float("nan")}, "follower_seconds is nan"),
