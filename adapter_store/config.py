@@ -48,8 +48,8 @@ class StoreConfig:
         max_adapters_per_tenant: names of one tenant; 0 sets no limit of its own.
         max_bytes_per_tenant: packs of one tenant; 0 sets no limit of its own.
         keep_versions: earlier versions of a name that stay on disk, to roll back to.
-        source_idle_seconds: how long a folder may give nothing before a load from it is given up: a file
-            system over a network may never answer.
+        source_idle_seconds: how long a folder may give less than 1 MiB before a load from it is given up: a
+            file system over a network may never answer.
         max_uploads: uploads taken in at once; one more is refused.
         upload_idle_seconds: how long an upload may send nothing before it is given up.
         upload_seconds: how long an upload may take to arrive.

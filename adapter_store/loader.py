@@ -148,7 +148,7 @@ class Loader:
                 early[0].add_done_callback(_see)
 
         def copy(moved: Moved) -> tuple[tuple[str, ...], OpenedAdapter | None]:
-            is_early = False
+            is_early, before = False, 0
 
             def headers_there() -> None:
                 nonlocal is_early
@@ -156,7 +156,9 @@ class Loader:
                 loop.call_soon_threadsafe(begin)
 
             def told(done: int, total: int) -> None:
-                moved()
+                nonlocal before
+                moved(done - before)
+                before = done
                 progress(done, total)
                 if is_early:
                     arrival.advance(done, total)

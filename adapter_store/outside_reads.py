@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from adapter_store.crew import be_nice
 from rpc.errors import LorikeetError, unavailable
@@ -17,13 +17,20 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Moved: TypeAlias = Callable[[], None]
-"""To be called by a read now and then, to say that it gets on. Raises for one that was given up."""
-
+# What a read must give in its time: one that drips keeps a thread, and room, for as long as it likes.
+_LEAST_BYTES = 1 << 20
 # A process that was stopped for long must not take that for its reads' fault: it is one silent look of these.
 _LOOKS = 4
 _RETRY_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
+
+
+class Moved(Protocol):
+    """To be called by a read now and then, to say that it gets on. Raises for one that was given up."""
+
+    def __call__(self, got: int = _LEAST_BYTES) -> None:
+        """`got`: bytes since the last time; what is not counted in bytes is progress enough."""
+        ...
 
 
 class OutsideReads:
@@ -35,7 +42,7 @@ class OutsideReads:
 
     Args:
         threads: reads at once, those not counted that were given up.
-        idle_seconds: how long a read may give nothing.
+        idle_seconds: how long a read may give nothing, or next to nothing.
         most_lost: reads that one place may keep for good, besides those that run when it has kept so many.
     """
 
@@ -115,8 +122,9 @@ class OutsideReads:
                 return
 
     def _look(self, read: "_Read[Any]") -> None:
-        read.silent_looks = read.silent_looks + 1 if read.moves == read.seen else 0
-        read.seen = read.moves
+        read.silent_looks += 1
+        if read.got - read.seen >= _LEAST_BYTES:
+            read.silent_looks, read.seen = 0, read.got
         if read.silent_looks >= _LOOKS and read.give_up():
             self._lose(read)
         else:
@@ -152,8 +160,8 @@ class OutsideReads:
     def _silent(self, place: str) -> LorikeetError:
         return unavailable(
             "SOURCE_UNAVAILABLE",
-            f"{place} has given nothing for {self._idle_seconds:g} s, and is given up (source_idle_seconds): "
-            "see to its file system, retry later",
+            f"{place} has given nothing, or next to nothing, for {self._idle_seconds:g} s, and is given up "
+            "(source_idle_seconds): see to its file system, retry later",
             retry_after=_RETRY_SECONDS,
         )
 
@@ -184,7 +192,7 @@ class _Read(Generic[T]):
         ended: "Callable[[_Read[T], T | None, Exception | None], None]",
     ) -> None:
         self.place = place
-        self.moves = 0
+        self.got = 0
         self.is_given_up = False
         self._work = work
         self._ended = ended
@@ -194,8 +202,9 @@ class _Read(Generic[T]):
         # The event loop's own.
         self.result: asyncio.Future[T] = self._loop.create_future()
         self.result.add_done_callback(_see)
-        self.seen = -1
-        self.silent_looks = 0
+        self.seen = 0
+        # The first look is when it begins.
+        self.silent_looks = -1
         self.next_look: asyncio.TimerHandle | None = None
 
     def run(self) -> None:
@@ -218,8 +227,8 @@ class _Read(Generic[T]):
             self.is_given_up = not self._is_over
             return self.is_given_up
 
-    def _moved(self) -> None:
-        self.moves += 1
+    def _moved(self, got: int = _LEAST_BYTES) -> None:
+        self.got += got
         if self.is_given_up:
             raise _GivenUpError
 

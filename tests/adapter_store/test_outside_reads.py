@@ -96,6 +96,20 @@ async def test_a_read_that_gets_on_is_not_given_up():
         assert await task == "read"
 
 
+async def test_a_read_that_drips_is_given_up():
+    def drip(moved: Moved) -> None:
+        while not release.wait(0.0005):
+            moved(1)
+
+    release = threading.Event()
+    with reading(1) as (reads, _):
+        async with asyncio.timeout(WAIT_SECONDS):
+            with pytest.raises(LorikeetError, match="next to nothing"):
+                await reads.run("nfs", drip)
+        await eventually(lambda: not reads.lost)
+        release.set()
+
+
 async def test_a_read_that_was_given_up_does_nothing_more():
     ends: list[str] = []
 
