@@ -28,7 +28,7 @@ class AdapterAdmin:
     Args:
         stub: of the store's CatalogService; None where there is no store.
         catalog: of this frontend, which an answer about a load waits for.
-        hint: tells the executor that a digest will be asked for soon.
+        hint: tells the executor that a digest will be asked for soon; False where it could not.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class AdapterAdmin:
         *,
         stub: store_pb2_grpc.CatalogServiceStub | None,
         catalog: Catalog,
-        hint: Callable[[str], None] = lambda digest: None,
+        hint: Callable[[str], bool] = lambda digest: False,
     ) -> None:
         self._stub = stub
         self._catalog = catalog
@@ -91,11 +91,12 @@ class AdapterAdmin:
         self, request: adapters_pb2.PrefetchAdapterRequest, remaining_seconds: float | None
     ) -> adapters_pb2.PrefetchAdapterResponse:
         """Brings an adapter into the store's memory and, where there is room, to the GPU."""
-        response = await self.unary(self.store.Prefetch, request, remaining_seconds)
-        # A name that only the store knows so far is in its memory; the executor can wait for the request.
+        # An executor that is told tells the store, unless the adapter is with it already.
         with contextlib.suppress(LorikeetError):
-            self._hint(self._catalog.resolve(parse_adapter(request.adapter)))
-        return response
+            if self._hint(self._catalog.resolve(parse_adapter(request.adapter))):
+                return adapters_pb2.PrefetchAdapterResponse()
+        # A name that only the store knows so far, or nobody to tell.
+        return await self.unary(self.store.Prefetch, request, remaining_seconds)
 
     async def _catch_up(self, response: adapters_pb2.LoadAdapterResponse) -> None:
         with contextlib.suppress(TimeoutError):

@@ -88,10 +88,15 @@ class ExecutorClient:
         self._commands_wait.set()
         return flights
 
-    def hint(self, digest: str) -> None:
-        """An adapter will be asked for soon: the executor may begin to bring it. Never fails."""
-        if self._refusal is None and self._hints.add(digest, time.monotonic()):
+    def hint(self, digest: str) -> bool:
+        """An adapter will be asked for soon: the executor may begin to bring it. Never fails.
+
+        Returns whether the executor will hear of it, and has not only just done so.
+        """
+        is_told = self._refusal is None and self._hints.add(digest, time.monotonic())
+        if is_told:
             self._commands_wait.set()
+        return is_told
 
     def abort(self, flight: Flight) -> None:
         """Nobody waits for it any more. Does nothing for a flight that is over."""

@@ -56,9 +56,12 @@ async def test_even_one_that_is_refused_later(model_folder: Path):
         assert not rig.executor.submits
 
 
-async def test_prefetch_reaches_the_executor_too(model_folder: Path):
+async def test_a_prefetch_goes_to_the_executor_or_where_it_cannot_to_the_store(model_folder: Path):
     async with running_rig(model_folder, adapters={"sql": A}) as rig:
-        for adapter in ("sql", "sql"):
+        # One that this frontend has not heard of; and one that the executor was told of a moment ago.
+        rig.store.digests["unheard"] = B
+        for adapter in ("sql", "unheard", "sql"):
             await rig.adapters.PrefetchAdapter(adapters_pb2.PrefetchAdapterRequest(adapter=adapter))
+        assert rig.store.prefetches == ["unheard", "sql"]
         async with asyncio.timeout(5):
             await rig.executor.until(lambda: rig.executor.prefetches == [A])

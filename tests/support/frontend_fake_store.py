@@ -48,6 +48,7 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
         self.uploads_running = 0
         self.revision = 1
         self.watchers = 0
+        self.prefetches: list[str] = []
         self.acknowledged: dict[int, int] = {}
         self.changed = asyncio.Condition()
         self._queues: dict[int, asyncio.Queue[store_pb2.FollowResponse]] = {}
@@ -187,6 +188,7 @@ class FakeStore(store_pb2_grpc.CatalogServiceServicer):
     ) -> adapters_pb2.PrefetchAdapterResponse:
         if request.adapter.removeprefix("b3:") not in self.digests.values():
             self._known(request.adapter)
+        self.prefetches.append(request.adapter)
         return adapters_pb2.PrefetchAdapterResponse()
 
     async def Watch(  # noqa: N802
