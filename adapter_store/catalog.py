@@ -55,8 +55,10 @@ class Catalog:
     ) -> None:
         self._revision = revision
         self._pointers = {pointer.name: pointer for pointer in pointers}
-        # How many names point to each digest.
+        # How many names point to each digest, and how many do or can go back to it.
         self._pointed = Counter(pointer.digest for pointer in self._pointers.values())
+        self._referred = Counter(digest for pointer in self._pointers.values() for digest in pointer.digests)
+        self._pinned = self._find_pinned()
         self._versions = {version.digest: version for version in versions}
         self._retiring = set(retiring)
         self._limits = limits
@@ -77,7 +79,7 @@ class Catalog:
     @property
     def pinned(self) -> frozenset[str]:
         """Digests that stay in memory."""
-        return frozenset(pointer.digest for pointer in self._pointers.values() if pointer.pinned)
+        return self._pinned
 
     def knows(self, digest: str) -> bool:
         """True for a digest that can be leased: a name points to it, or it is retiring."""
@@ -219,8 +221,12 @@ class Catalog:
         else:
             return None
         new = succeed(old, new, self._limits.keep_versions)
-        sizes = {**self._versions, version.digest: version}
-        check_limits(self._limits, self._pointers, new, lambda digest: sizes[digest].pack_bytes)
+        check_limits(
+            self._limits,
+            self._pointers,
+            new,
+            lambda digest: (version if digest == version.digest else self._versions[digest]).pack_bytes,
+        )
         return Change(revision=revision, pointer=new, version=version, retired=self._orphans(old, new))
 
     def plan_rollback(
@@ -276,21 +282,20 @@ class Catalog:
         """Takes a planned step, once it is written down."""
         assert change.revision == self._revision + 1, "a change was planned before another was applied"
         self._revision = change.revision
+        old = self._take_away(change.pointer.name if change.pointer is not None else change.removed or "")
         if change.pointer is not None and change.version is not None:
-            self._take_away(change.pointer.name)
             self._pointers[change.pointer.name] = change.pointer
             self._pointed[change.pointer.digest] += 1
+            self._referred.update(change.pointer.digests)
             self._versions[change.version.digest] = change.version
             self._retiring.discard(change.version.digest)
-        if change.removed is not None:
-            self._take_away(change.removed)
+        if any(pointer is not None and pointer.pinned for pointer in (old, change.pointer)):
+            self._pinned = self._find_pinned()
         self._retiring.update(change.retired)
 
     def is_earlier(self, digest: str) -> bool:
         """True when a name can go back to it."""
-        return any(
-            earlier.digest == digest for pointer in self._pointers.values() for earlier in pointer.previous
-        )
+        return self._referred[digest] > self._pointed[digest]
 
     def settle(self, digest: str) -> bool:
         """A retiring digest is in no executor any more. Returns whether its files stay, to go back to."""
@@ -307,27 +312,38 @@ class Catalog:
         assert referred | self._retiring == set(self._versions)
         assert not pointed & self._retiring
         assert self._pointed == Counter(pointer.digest for pointer in self._pointers.values())
+        assert self._referred == Counter(
+            digest for pointer in self._pointers.values() for digest in pointer.digests
+        )
+        assert self._pinned == self._find_pinned()
         for pointer in self._pointers.values():
             assert 0 < pointer.revision <= self._revision
             assert len(pointer.digests) == len(pointer.previous) + 1, "a version is in a history twice"
 
-    def _take_away(self, name: str) -> None:
+    def _find_pinned(self) -> frozenset[str]:
+        return frozenset(pointer.digest for pointer in self._pointers.values() if pointer.pinned)
+
+    def _take_away(self, name: str) -> Pointer | None:
         old = self._pointers.pop(name, None)
         if old is not None:
-            self._pointed[old.digest] -= 1
-            if not self._pointed[old.digest]:
-                del self._pointed[old.digest]
+            _decrease(self._pointed, (old.digest,))
+            _decrease(self._referred, old.digests)
+        return old
 
     def _orphans(self, old: Pointer | None, new: Pointer | None) -> tuple[str, ...]:
         """What leaves with a pointer: its digest if no other name points to it, and what falls out of its
         history and nobody else refers to."""
         if old is None:
             return ()
-        others = [pointer for pointer in self._pointers.values() if pointer.name != old.name]
-        pointers = others if new is None else [*others, new]
-        pointed = {pointer.digest for pointer in pointers}
-        referred = {digest for pointer in pointers for digest in pointer.digests}
-        orphans = {digest for digest in old.digests if digest not in referred}
-        if old.digest not in pointed:
+        kept = new.digests if new is not None else frozenset[str]()
+        orphans = {digest for digest in old.digests - kept if self._referred[digest] == 1}
+        if (new is None or new.digest != old.digest) and self._pointed[old.digest] == 1:
             orphans.add(old.digest)
         return tuple(sorted(orphans - self._retiring))
+
+
+def _decrease(counter: Counter[str], digests: Iterable[str]) -> None:
+    for digest in digests:
+        counter[digest] -= 1
+        if not counter[digest]:
+            del counter[digest]

@@ -1,6 +1,6 @@
 """How much names may hold: pure decisions over all pointers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapter_store.history import Pointer
@@ -40,11 +40,32 @@ def check_limits(
         LorikeetError: RESOURCE_EXHAUSTED; the reason names the limit.
     """
     old = pointers.get(new.name)
-    others = [pointer for pointer in pointers.values() if pointer.name != new.name]
-    theirs = [pointer for pointer in others if pointer.tenant == new.tenant]
+    others = len(pointers) - (old is not None)
+    if old is None and 0 < limits.max_adapters <= others:
+        raise _full("MAX_ADAPTERS", f"{others} adapters are loaded", limits.max_adapters)
+    if limits.max_adapters_per_tenant or limits.max_bytes_per_tenant:
+        theirs = [p for p in pointers.values() if p.name != new.name and p.tenant == new.tenant]
+        _check_tenant(limits, theirs, old, new, pack_bytes)
+    if new.pinned and (limit := limits.max_pinned_bytes):
+        pinned = [p for p in pointers.values() if p.name != new.name and p.pinned]
+        before = [*pinned, old] if old is not None and old.pinned else pinned
+        wanted = _bytes([*pinned, new], pack_bytes)
+        if wanted > limit and wanted > _bytes(before, pack_bytes):
+            raise resource_exhausted(
+                "PINNED_FULL",
+                f"{wanted} bytes of adapters would be pinned in memory, {limit} may be: load it without "
+                "pinning, or load another one without",
+            )
+
+
+def _check_tenant(
+    limits: Limits,
+    theirs: Sequence[Pointer],
+    old: Pointer | None,
+    new: Pointer,
+    pack_bytes: Callable[[str], int],
+) -> None:
     owner = f"tenant {new.tenant!r}" if new.tenant else "the tenant without a name"
-    if old is None and 0 < limits.max_adapters <= len(others):
-        raise _full("MAX_ADAPTERS", f"{len(others)} adapters are loaded", limits.max_adapters)
     is_new_of_tenant = old is None or old.tenant != new.tenant
     if is_new_of_tenant and 0 < limits.max_adapters_per_tenant <= len(theirs):
         limit = limits.max_adapters_per_tenant
@@ -54,16 +75,6 @@ def check_limits(
         wanted = _bytes([*theirs, new], pack_bytes)
         if wanted > limit and wanted > _bytes(before, pack_bytes):
             raise _full("MAX_BYTES_PER_TENANT", f"{owner} would have {wanted} bytes of adapters", limit)
-    if new.pinned and (limit := limits.max_pinned_bytes):
-        pinned = [pointer for pointer in others if pointer.pinned]
-        before = [*pinned, old] if old is not None and old.pinned else pinned
-        wanted = _bytes([*pinned, new], pack_bytes)
-        if wanted > limit and wanted > _bytes(before, pack_bytes):
-            raise resource_exhausted(
-                "PINNED_FULL",
-                f"{wanted} bytes of adapters would be pinned in memory, {limit} may be: load it without "
-                "pinning, or load another one without",
-            )
 
 
 def _bytes(pointers: Iterable[Pointer], pack_bytes: Callable[[str], int]) -> int:

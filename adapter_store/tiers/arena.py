@@ -238,8 +238,7 @@ class Arena:
         if offset is not None:
             return offset
         # The cheapest of all, where its place is large enough: no window of neighbours costs less.
-        idle = [pack for pack in self._all if self._is_evictable(pack)]
-        cheapest = min(idle, key=lambda pack: (pack.worth, pack.header_offset), default=None)
+        cheapest = self._cheapest()
         if cheapest is not None and self._allocator.rounded(HEADER_BYTES + cheapest.pack_bytes) >= size:
             self._evict(cheapest)
             return self._allocator.allocate(size)
@@ -258,6 +257,13 @@ class Arena:
         for move in moves:
             self._relocate(move.item, move.start)
         return self._allocator.allocate(size)
+
+    def _cheapest(self) -> ArenaPack | None:
+        best: ArenaPack | None = None
+        for pack in self._all:
+            if best is None or (pack.worth, pack.header_offset) < (best.worth, best.header_offset):
+                best = pack if self._is_evictable(pack) else best
+        return best
 
     def _ranges(self) -> list[Range[ArenaPack]]:
         ranges = []
