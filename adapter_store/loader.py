@@ -146,6 +146,7 @@ class Loader:
             if not arrival.is_over:  # else it was given up, and nobody would give back the room
                 early.append(asyncio.ensure_future(self._fill_what_comes(staged, layout, arrival)))
                 early[0].add_done_callback(_see)
+                early[0].add_done_callback(lambda _: arrival.end())
 
         def copy(moved: Moved) -> tuple[tuple[str, ...], OpenedAdapter | None]:
             is_early, before = False, 0
@@ -160,6 +161,8 @@ class Loader:
                 moved(done - before)
                 before = done
                 progress(done, total)
+                if is_early and arrival.is_over:
+                    raise _NotWantedError
                 if is_early:
                     arrival.advance(done, total)
 
@@ -168,6 +171,9 @@ class Loader:
 
         try:
             notes, opened = await self._reads.run(reader.place, copy)
+        except _NotWantedError:
+            await early[0]  # raises what its headers were refused for
+            raise
         except Exception:
             arrival.end()
             for result in await asyncio.gather(*early, return_exceptions=True):
@@ -245,6 +251,10 @@ class Loader:
             return None
         self._disk.commit_object(staged, checked.digest)
         return report_version(checked, notes, crew=self._crew)
+
+
+class _NotWantedError(Exception):
+    """Ends a copy of what is refused already."""
 
 
 def _open_early(staged: Path, layout: PackLayout) -> OpenedAdapter:
