@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +38,21 @@ class Lease:
     view: ArenaView | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Asked:
+    """A lease that was asked for at a time of the loop's, and whom to tell."""
+
+    digest: str
+    granted: Callable[[Lease], None]
+    failed: Callable[[LorikeetError], None]
+    since: float
+
+
 class LeaseClient:
     """Leases packs from one store. All methods belong to the event loop's thread.
 
     `run` connects, publishes the layout and keeps the stream up until it is cancelled. While the store is
-    away an acquire waits for it for at least `patience_seconds` and at most twice as long.
+    away who asks for a lease waits for at least `patience_seconds` and at most twice as long.
     """
 
     def __init__(
@@ -69,8 +78,10 @@ class LeaseClient:
         self._since: float | None = None
         self._view: ArenaView | None = None
         self._next = 1
-        self._asked: dict[int, tuple[str, asyncio.Future[Lease]]] = {}
+        self._asked: dict[int, _Asked] = {}
         self._held: dict[int, Lease] = {}
+        self._away_since = 0.0
+        self._patience_timer: asyncio.TimerHandle | None = None
         self.registered = asyncio.Event()
         """Set once the store has taken the layout."""
 
@@ -83,29 +94,26 @@ class LeaseClient:
         """Leases that are held now."""
         return len(self._held)
 
-    @asynccontextmanager
-    async def lease(self, digest: str) -> AsyncIterator[Lease]:
-        """Leases a pack for the length of a block; the store may first have to read and pack it. Raises
-        LorikeetError.
+    def ask(
+        self, digest: str, granted: Callable[[Lease], None], failed: Callable[[LorikeetError], None]
+    ) -> int:
+        """Asks for a lease, which the store may first have to read and pack: one of the two is called with
+        what comes of it, unless it is ended before. Returns the lease's number.
         """
         number, self._next = self._next, self._next + 1
-        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._asked[number] = digest, granted
-        self._send(_acquire(number, digest))
-        try:
-            while not granted.done():
-                await asyncio.wait({granted}, timeout=self._patience)
-                if not granted.done() and not self.connected:
-                    raise unavailable(
-                        "ADAPTER_STORE_AWAY", "the adapter store cannot be reached: retry once it is back"
-                    )
-            self._asked.pop(number)
-            yield granted.result()
-        finally:
-            self._asked.pop(number, None)
-            if self._held.pop(number, None) is not None or not granted.done():
-                self._send(_release(number))
-            granted.cancel()
+        since = asyncio.get_running_loop().time()
+        self._asked[number] = _Asked(digest=digest, granted=granted, failed=failed, since=since)
+        if self.connected:
+            self._send(_acquire(number, digest))
+        else:
+            self._watch_patience()
+        return number
+
+    def end(self, number: int) -> None:
+        """Gives a lease back, or takes back that it was asked for; nothing where there is neither."""
+        asked, held = self._asked.pop(number, None), self._held.pop(number, None)
+        if asked is not None or held is not None:
+            self._send(_release(number))
 
     def prefetch(self, digest: str) -> None:
         """Hints that a pack will be leased soon; dropped when the store is away or slow."""
@@ -150,7 +158,7 @@ class LeaseClient:
             except (grpc.aio.AioRpcError, LorikeetError) as error:
                 reason = from_rpc(error) if isinstance(error, grpc.aio.AioRpcError) else error
             finally:
-                self._outgoing = None
+                self._lose_stream()
             # A stream that ends as it begins is a failure too, however politely.
             since, self._since = self._since, None
             steady = since is not None and time.monotonic() - since > _STEADY_SECONDS
@@ -173,8 +181,8 @@ class LeaseClient:
         call = self._stub.Lease(_requests(self._hello(), outgoing))
         try:
             self._outgoing = outgoing
-            for number, (digest, _) in self._asked.items():
-                self._send(_acquire(number, digest))
+            for number, asked in self._asked.items():
+                self._send(_acquire(number, asked.digest))
             self.registered.set()
             self._since = time.monotonic()
             async for response in call:
@@ -218,25 +226,23 @@ class LeaseClient:
                 self._granted(response.grant)
             case "refusal":
                 refusal = response.refusal
-                _, future = self._asked.get(refusal.lease, ("", None))
-                if future is not None and not future.done():
-                    future.set_exception(from_code(refusal.code, refusal.reason, refusal.message))
+                asked = self._asked.pop(refusal.lease, None)
+                if asked is not None:
+                    asked.failed(from_code(refusal.code, refusal.reason, refusal.message))
             case "retire":
                 self._on_retire(response.retire.digest)
             case _:
                 log.warning("the adapter store sent a message that this version does not know")
 
     def _granted(self, grant: store_pb2.LeaseGrant) -> None:
-        digest, future = self._asked.get(grant.lease, ("", None))
-        if future is None or future.done():
+        asked = self._asked.pop(grant.lease, None)
+        if asked is None:
             return  # given up meanwhile; its release is on the way
         try:
-            places = self._checker.check(grant.manifest, digest)
+            places = self._checker.check(grant.manifest, asked.digest)
         except ManifestError as error:
             self._send(_release(grant.lease))
-            future.set_exception(
-                internal("BAD_MANIFEST", f"the adapter store sent a wrong manifest: {error}")
-            )
+            asked.failed(internal("BAD_MANIFEST", f"the adapter store sent a wrong manifest: {error}"))
             return
         lease = Lease(
             number=grant.lease,
@@ -248,7 +254,33 @@ class LeaseClient:
             view=self._view,
         )
         self._held[lease.number] = lease
-        future.set_result(lease)
+        asked.granted(lease)
+
+    def _lose_stream(self) -> None:
+        if self._outgoing is not None:
+            self._outgoing, self._away_since = None, asyncio.get_running_loop().time()
+        if self._asked:
+            self._watch_patience()
+
+    def _watch_patience(self) -> None:
+        if self._patience_timer is None:
+            loop = asyncio.get_running_loop()
+            self._patience_timer = loop.call_later(self._patience, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        """Fails who has waited for long enough while the store is away."""
+        self._patience_timer = None
+        if self.connected:
+            return
+        # A timer may be a little early by the clock.
+        latest = asyncio.get_running_loop().time() - self._patience + 0.001
+        for number, asked in list(self._asked.items()):
+            if max(asked.since, self._away_since) <= latest:
+                del self._asked[number]
+                away = "the adapter store cannot be reached: retry once it is back"
+                asked.failed(unavailable("ADAPTER_STORE_AWAY", away))
+        if self._asked:
+            self._watch_patience()
 
     def _send(self, request: store_pb2.LeaseRequest) -> None:
         # Without a stream there is nothing to tell: the store forgot our leases with it, and acquires are

@@ -3,12 +3,12 @@ thread.
 """
 
 import asyncio
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 import grpc
@@ -26,32 +26,39 @@ log = logging.getLogger(__name__)
 _COPY_ATTEMPTS = 4
 
 
+@dataclass(slots=True, eq=False)
+class _Load:
+    """One acquire, from its start to Copied or to its end otherwise.
+
+    It is handed on: asked, granted and given up by the loop's thread; from `copy` on the copier's, which
+    hands it back to the loop where it has to be asked for again.
+    """
+
+    digest: str
+    number: int = 0
+    lease: Lease | None = None
+    granted_bytes: int | None = None
+    unit_offset: int | None = None
+    attempts: int = 0
+    is_over: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class _Report(Generic[Row]):
     """An event on its way to the engine; dropped there when `load` is no longer the digest's current one."""
 
     event: LoaderEvent
-    load: int | None = None
+    load: _Load | None = None
     row: Row | None = None
-
-
-class _Load:
-    """One acquire, from its start to Copied or to its end otherwise. Loop thread only."""
-
-    def __init__(self, number: int, digest: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.number = number
-        self.digest = digest
-        self.granted_bytes: int | None = None
-        self.place: asyncio.Future[int] = loop.create_future()
-        self.task: asyncio.Task[None] | None = None
 
 
 class StoreLoader(Generic[Row]):
     """Implements `executor.control.loader.AdapterLoader` with packs of the adapter store.
 
-    The port's methods come from the engine's thread and hand over to the event loop; reports come back
-    through a queue that holds at most a few entries per adapter, and `wake` tells the engine. Bytes are
-    copied and slots' rows prepared by `copier`'s one thread: the engine only shows them.
+    The port's methods come from the engine's thread and hand over to the event loop, which speaks with the
+    store, and to `copier`'s one thread, which copies bytes and prepares slots' rows: the engine only shows
+    them. Reports come back through a queue that holds at most a few entries per adapter, and `wake` tells
+    the engine.
     """
 
     def __init__(
@@ -68,22 +75,20 @@ class StoreLoader(Generic[Row]):
         self._pool = pool
         self._copier = copier
         self._wake = wake
-        self._numbers = itertools.count(1)
         self._reports: deque[_Report[Row]] = deque()
         # The engine's thread owns these two.
-        self._current: dict[str, int] = {}
+        self._current: dict[str, _Load] = {}
         self._rows: dict[str, Row] = {}
         # The loop's thread owns this one.
-        self._loads: dict[int, _Load] = {}
+        self._fetches: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Keeps the store's stream up until cancelled; then ends all loads."""
+        """Keeps the store's stream up until cancelled."""
         try:
             await self._client.run(self._on_retire, self._on_map)
         finally:
-            for load in list(self._loads.values()):
-                if load.task is not None:
-                    load.task.cancel()
+            for fetch in self._fetches:
+                fetch.cancel()
 
     # The port; engine's thread.
 
@@ -91,11 +96,13 @@ class StoreLoader(Generic[Row]):
         self._loop.call_soon_threadsafe(self._client.prefetch, digest)
 
     def acquire(self, digest: str) -> None:
-        number = self._current[digest] = next(self._numbers)
-        self._loop.call_soon_threadsafe(self._start, number, digest)
+        load = self._current[digest] = _Load(digest)
+        self._loop.call_soon_threadsafe(self._ask, load)
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
-        self._loop.call_soon_threadsafe(self._place, self._current[digest], unit_offset)
+        load = self._current[digest]
+        load.unit_offset = unit_offset
+        self._copier.submit(self._copy, load)
 
     def install(self, slot: int, digest: str) -> None:
         self._pool.install_slot(slot, self._rows[digest])
@@ -104,8 +111,9 @@ class StoreLoader(Generic[Row]):
         self._pool.clear_slot(slot)
 
     def release(self, digest: str) -> None:
-        number = self._forget(digest)
-        self._loop.call_soon_threadsafe(self._drop, number)
+        load = self._forget(digest)
+        if not load.is_over:
+            self._loop.call_soon_threadsafe(self._drop, load)
 
     def retired(self, digest: str) -> None:
         self._loop.call_soon_threadsafe(self._client.retired, digest)
@@ -115,7 +123,7 @@ class StoreLoader(Generic[Row]):
         while self._reports:
             report = self._reports.popleft()
             event = report.event
-            if report.load is not None and self._current.get(event.digest) != report.load:
+            if report.load is not None and self._current.get(event.digest) is not report.load:
                 continue
             if isinstance(event, LoadFailed):
                 self._forget(event.digest)
@@ -124,27 +132,54 @@ class StoreLoader(Generic[Row]):
             events.append(event)
         return events
 
-    def _forget(self, digest: str) -> int:
+    def _forget(self, digest: str) -> _Load:
         self._rows.pop(digest, None)
         return self._current.pop(digest)
 
-    # Below: the loop's thread.
+    # The loop's thread.
 
-    def _start(self, number: int, digest: str) -> None:
-        load = self._loads[number] = _Load(number, digest, self._loop)
-        load.task = self._loop.create_task(self._run(load))
-        # Not at the end of `_run`: a task that is cancelled before its first turn never gets there.
-        load.task.add_done_callback(lambda _: self._loads.pop(number))
+    def _ask(self, load: _Load) -> None:
+        load.attempts += 1
+        load.number = self._client.ask(
+            load.digest, partial(self._granted, load), lambda error: self._fail(load, error)
+        )
 
-    def _place(self, number: int, unit_offset: int) -> None:
-        load = self._loads.get(number)
-        if load is not None and not load.place.done():
-            load.place.set_result(unit_offset)
+    def _granted(self, load: _Load, lease: Lease) -> None:
+        load.lease, size = lease, lease.manifest.total_bytes
+        if load.granted_bytes is None:
+            load.granted_bytes = size
+            self._post(_Report(Granted(digest=load.digest, units=size // UNIT_BYTES), load))
+        elif size != load.granted_bytes:
+            before = load.granted_bytes
+            self._fail(load, internal("PACK_SIZE", f"the pack's size changed from {before} to {size}"))
+        else:
+            self._copier.submit(self._copy, load)
 
-    def _drop(self, number: int) -> None:
-        load = self._loads.get(number)
-        if load is not None and load.task is not None:
-            load.task.cancel()
+    def _ask_again(self, load: _Load) -> None:
+        """The store moved the pack while it was copied."""
+        self._client.end(load.number)
+        if load.attempts < _COPY_ATTEMPTS:
+            self._ask(load)
+            return
+        moving = "the adapter store is short of memory and moved the pack again and again: retry"
+        self._fail(load, unavailable("ADAPTER_KEEPS_MOVING", moving))
+
+    def _drop(self, load: _Load) -> None:
+        load.is_over, load.lease = True, None
+        self._client.end(load.number)
+
+    def _begin_fetch(self, load: _Load, lease: Lease) -> None:
+        fetch = self._loop.create_task(self._fetch(load, lease))
+        self._fetches.add(fetch)
+        fetch.add_done_callback(self._fetches.discard)
+
+    async def _fetch(self, load: _Load, lease: Lease) -> None:
+        try:
+            pack = await self._client.fetch(lease)
+        except Exception as error:
+            self._fail(load, error)
+        else:
+            self._copier.submit(self._copy, load, pack)
 
     def _on_retire(self, digest: str) -> None:
         self._post(_Report(Retire(digest=digest)))
@@ -152,54 +187,49 @@ class StoreLoader(Generic[Row]):
     async def _on_map(self, view: ArenaView) -> None:
         await self._loop.run_in_executor(self._copier, self._pool.register, view.memory)
 
+    # The copier's thread.
+
+    def _copy(self, load: _Load, fetched: bytearray | None = None) -> None:
+        lease, unit_offset = load.lease, load.unit_offset
+        assert lease is not None
+        assert unit_offset is not None
+        if lease.view is None and fetched is None:
+            self._loop.call_soon_threadsafe(self._begin_fetch, load, lease)
+            return
+        try:
+            row = _bring(lease, self._pool, unit_offset, fetched)
+        except StalePackError as error:
+            log.info("pack %s moved while it was copied: %s", load.digest, error)
+            self._loop.call_soon_threadsafe(self._ask_again, load)
+        except Exception as error:
+            self._fail(load, error)
+        else:
+            self._end(load, _Report(Copied(digest=load.digest), load, row))
+
+    # Both.
+
+    def _fail(self, load: _Load, error: Exception) -> None:
+        if not isinstance(error, LorikeetError):
+            log.error("loading adapter %s failed", load.digest, exc_info=error)
+            error = internal("ADAPTER_LOAD", "loading the adapter failed; the executor's log says why")
+        self._end(load, _Report(_failure(load.digest, error), load))
+
+    def _end(self, load: _Load, report: _Report[Row]) -> None:
+        load.is_over, load.lease = True, None
+        # Before the report: whatever the engine does then, such as to say that it has dropped a digest, comes
+        # after the lease's end.
+        self._loop.call_soon_threadsafe(self._client.end, load.number)
+        self._post(report)
+
     def _post(self, report: _Report[Row]) -> None:
         self._reports.append(report)
         self._wake()
 
-    async def _run(self, load: _Load) -> None:
-        try:
-            row = await self._bring(load)
-            self._post(_Report(Copied(digest=load.digest), load.number, row))
-        except LorikeetError as error:
-            self._post(_Report(_failure(load.digest, error), load.number))
-        except Exception:
-            log.exception("loading adapter %s failed", load.digest)
-            error = internal("ADAPTER_LOAD", "loading the adapter failed; the executor's log says why")
-            self._post(_Report(_failure(load.digest, error), load.number))
 
-    async def _bring(self, load: _Load) -> Row:
-        """Leases, waits for a place, copies; again when the store moved the pack meanwhile.
-
-        The row comes from the thread that copies, so that a load given up never writes into its successor's
-        range.
-        """
-        for _ in range(_COPY_ATTEMPTS):
-            async with self._client.lease(load.digest) as lease:
-                size = lease.manifest.total_bytes
-                if load.granted_bytes is None:
-                    load.granted_bytes = size
-                    self._post(_Report(Granted(digest=load.digest, units=size // UNIT_BYTES), load.number))
-                elif size != load.granted_bytes:
-                    raise internal(
-                        "PACK_SIZE", f"the pack's size changed from {load.granted_bytes} to {size}"
-                    )
-                unit_offset = await asyncio.shield(load.place)
-                try:
-                    return await self._copy(lease, unit_offset)
-                except StalePackError as error:
-                    log.info("pack %s moved while it was copied: %s", load.digest, error)
-        raise unavailable(
-            "ADAPTER_KEEPS_MOVING",
-            "the adapter store is short of memory and moved the pack again and again: retry",
-        )
-
-    async def _copy(self, lease: Lease, unit_offset: int) -> Row:
-        pack = await self._client.fetch(lease) if lease.view is None else None
-        return await self._loop.run_in_executor(self._copier, _copy, lease, self._pool, unit_offset, pack)
-
-
-def _copy(lease: Lease, pool: Pool[Row], unit_offset: int, fetched: bytearray | None) -> Row:
-    """On the copier's thread."""
+def _bring(lease: Lease, pool: Pool[Row], unit_offset: int, fetched: bytearray | None) -> Row:
+    """The row comes from the thread that copies, so that a load given up never writes into its successor's
+    range. Raises StalePackError when the store moved the pack meanwhile.
+    """
     if fetched is not None:
         pool.write(unit_offset, fetched)
     else:

@@ -61,6 +61,8 @@ class ManifestChecker:
 
     def _check_combinations(self, places: Placements) -> None:
         """What PEFT's forms of LoRA can bring together for one module, and nothing else."""
+        if places.is_plain:
+            return
         magnitude, lora_bias, bias, shift, weight = map(places.has, PARTS[2:])
         has_bias, no_lora = self._has_bias_L[places.slices], places.ranks == 0
         others = magnitude | lora_bias | bias
@@ -96,19 +98,20 @@ class ManifestChecker:
 
     def _check_ranges(self, places: Placements, total: int) -> None:
         inputs_M, outputs_M = self._inputs_L[places.slices], self._outputs_L[places.slices]
-        sizes = dict.fromkeys(PARTS, 4 * outputs_M)
-        sizes["a"] = inputs_M * places.padded_ranks * self._element_bytes
-        sizes["b"] = outputs_M * places.padded_ranks * self._element_bytes
-        sizes["weight"] = inputs_M * outputs_M * self._element_bytes
-        for part, size_M in sizes.items():
-            offset_M = places.offset(part)
-            # Compared so that no sum overflows.
-            wrong_M = (offset_M % self._layout.alignment_bytes != 0) | (offset_M > total - size_M)
-            wrong_M &= places.has(part)
-            if wrong_M.any():
-                first = int(wrong_M.argmax())
-                said = f"{part} of {self._name(places, first)} at {offset_M[first]}"
-                raise ManifestError(f"{said} is not aligned or outside the pack")
+        sizes_M7 = np.empty_like(places.offsets)
+        sizes_M7[:] = 4 * outputs_M[:, None]
+        sizes_M7[:, 0] = inputs_M * places.padded_ranks * self._element_bytes
+        sizes_M7[:, 1] = outputs_M * places.padded_ranks * self._element_bytes
+        sizes_M7[:, -1] = inputs_M * outputs_M * self._element_bytes
+        offsets_M7 = places.offsets
+        # Compared so that no sum overflows.
+        wrong_M7 = (offsets_M7 % self._layout.alignment_bytes != 0) | (offsets_M7 > total - sizes_M7)
+        wrong_M7 &= offsets_M7 >= 0
+        if wrong_M7.any():
+            part = int(wrong_M7.any(axis=0).argmax())
+            first = int(wrong_M7[:, part].argmax())
+            said = f"{PARTS[part]} of {self._name(places, first)} at {offsets_M7[first, part]}"
+            raise ManifestError(f"{said} is not aligned or outside the pack")
 
     def _name(self, places: Placements, number: int) -> str:
         return self._modules[int(places.slices[number])]

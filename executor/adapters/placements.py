@@ -26,6 +26,11 @@ class Placements(NamedTuple):
     scaling: np.ndarray
     offsets: np.ndarray
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every slice has a LoRA and nothing beside it."""
+        return bool((self.ranks > 0).all() and (self.offsets[:, 2:] < 0).all())
+
     def has(self, part: str) -> np.ndarray:
         """Which slices have a part: bool `[M]`."""
         return self.offset(part) >= 0

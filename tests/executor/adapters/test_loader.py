@@ -243,7 +243,7 @@ async def test_an_acquire_that_is_given_up_at_once_leaves_nothing(tmp_path: Path
             engine.loader.release(given_up)
         assert await engine.load(wanted, unit_offset=0, slot=0) == Copied(digest=wanted)
         await store.until(lambda: store.leases == 0)
-        assert not engine.loader._loads
+        assert not engine.loader._client._asked
 
 
 async def test_an_event_already_queued_is_not_delivered_after_release(tmp_path: Path) -> None:
