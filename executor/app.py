@@ -110,6 +110,7 @@ class Executor:
                 publish=self._outboxes.publish,
                 # Overlap hides the host's time from a device; the CPU would only answer a step later.
                 overlap=config.device != "cpu",
+                rest=self._base.rest,
             )
             stack.enter_context(_thread(engine))
             server = Server()

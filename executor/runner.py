@@ -32,6 +32,7 @@ from kernels.fused import FusedSteps, reference
 from kernels.lora import LoraBatch
 
 if TYPE_CHECKING:
+    from executor.graphs.recorder import CudaRecorder
     from executor.graphs.step_graphs import StepGraphs  # imports Triton
 
 _COLUMNS = 16
@@ -120,6 +121,7 @@ class TorchRunner:
         # Without kernels of our own, tokens by themselves are all that is the same in any batch.
         self._one_by_one = config.deterministic and not pool.triton
         self._prompts = PromptScorer(self._decoder, pool, one_by_one=self._one_by_one)
+        self._recorder: CudaRecorder | None = None
         self._graphs = self._record_graphs() if pool.triton and config.graphs else None
         self._unsampled: PendingStep | None = None
 
@@ -250,12 +252,24 @@ class TorchRunner:
         )
         return pending.result
 
+    def rest(self) -> bool:
+        """What makes later steps faster, while there are none. Returns whether there was any such thing."""
+        return self._graphs is not None and self._graphs.rest()
+
+    @property
+    def bytes_to_come(self) -> int:
+        """Of the GPU, which graphs that may still be recorded will take."""
+        if self._graphs is None or self._recorder is None:
+            return 0
+        return self._graphs.room * self._recorder.bytes_of_one
+
     def _record_graphs(self) -> "StepGraphs":
         from executor.graphs.recorder import CudaRecorder, no_recorder
         from executor.graphs.step_graphs import StepGraphs
         from executor.model.attention_triton import TritonAttention
 
         assert isinstance(self._attention, TritonAttention)
+        self._recorder = CudaRecorder() if self._last_sampled.is_cuda else None
         graphs = StepGraphs(
             self._decoder,
             attention=self._attention,
@@ -264,9 +278,9 @@ class TorchRunner:
             page_size=self._cache.page_size,
             adapters=self._pool.table,
             last_sampled=self._last_sampled,
-            record=CudaRecorder() if self._last_sampled.is_cuda else no_recorder,
+            record=self._recorder or no_recorder,
         )
-        if self._last_sampled.is_cuda:
+        if self._recorder is not None:
             graphs.capture()
         return graphs
 

@@ -42,7 +42,9 @@ class InFlight(Generic[Pending]):
 class Engine(Generic[Pending]):
     """Joins scheduler, runner, loader and mailbox.
 
-    `publish` takes the outputs of each step, on the engine's thread; it must neither wait nor raise.
+    `publish` takes the outputs of each step, on the engine's thread; it must neither wait nor raise. `rest`
+    is called while there is nothing to do, and again as long as it returns that it found something; commands
+    wait for it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Engine(Generic[Pending]):
         publish: Callable[[Outputs], None],
         clock: Callable[[], float] = time.monotonic,
         overlap: bool = True,
+        rest: Callable[[], bool] = lambda: False,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -63,6 +66,7 @@ class Engine(Generic[Pending]):
         self._publish = publish
         self._clock = clock
         self._overlap = overlap
+        self._rest = rest
         self._stopwatch = Stopwatch()
         self.usage = UsageTable()
         """What adapters were asked for; to be read from any thread."""
@@ -83,7 +87,7 @@ class Engine(Generic[Pending]):
         try:
             while not self._stopping:
                 in_flight = self.step(in_flight)
-                if self._idle:
+                if self._idle and not self._rest():
                     self._mailbox.wait(self._deadlines.wait(self._clock(), _LONGEST_WAIT))
             if in_flight is not None:
                 self._collect(in_flight)

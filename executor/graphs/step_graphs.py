@@ -2,10 +2,14 @@
 that do nothing; `shapes` says to what, `inputs` what the graphs read that changes from step to step.
 
 Page table, slot table, pool and cache are where they always are, so that a replay sees what has been loaded
-and evicted since. A shape that comes for the first time runs kernel by kernel, which compiles them; when it
-comes again it is recorded.
+and evicted since.
+
+To record a step takes longer than to run it kernel by kernel, and streams wait for it. So a shape is recorded
+when it comes again, and only some steps after the last one was; while there are no steps, what came once is,
+and what usual adapters want.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -40,10 +44,13 @@ from kernels.lora.tiles import BLOCK, Tiles, cut
 from kernels.moe_lora.gpu import slots_of
 from kernels.transfer import pack
 
-_MOST_GRAPHS = 128
+log = logging.getLogger(__name__)
+
+MOST_GRAPHS = 128
 """Each takes some 10 MB of the GPU's memory, beside what they share."""
-_FEW_ROWS = 8
-_USUAL_RANK = 16
+_USUAL_RANKS = (16, 64)
+_STEPS_APART = 8
+"""From one recording to the next while there is traffic."""
 _NO_TILES = np.empty((3, 0), dtype=np.int32)
 _PROJECTIONS = 4
 """Products of a layer that adapters are beside: q,k,v; o; gate,up; down."""
@@ -92,24 +99,55 @@ class StepGraphs:
         self._logits_NV = adapters.pool.new_empty(self._sizes[-1], decoder.config.vocab_size)
         self._graphs: dict[StepShape, Callable[[], Computed]] = {}  # the one used last comes last
         self._met: set[StepShape] = set()
+        self._refused: set[StepShape] = set()
+        self._since = _STEPS_APART  # steps since a recording
+        self._usual = self._usual_shapes()
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Record the largest step with chunks, so that all others find memory, those that decode without
-        adapters, and what a few adapters of usual rank want.
+        """Record the largest step with chunks, so that all others find memory, and those that decode without
+        adapters.
         """
-        shapes = [self._largest, *map(decoding, reversed(self._sizes))]
-        if can_be_beside(1, rank=_USUAL_RANK, table=self._adapters) and self._adapters.slots:
-            for size in (size for size in self._sizes if size <= _FEW_ROWS):
-                few = [
-                    LoraShape(tiles, BLOCK, _USUAL_RANK, routers=False, ends=False, beside=True)
-                    for tiles in sorted({tiles_of(tiles, size) for tiles in (1, size)})
-                ]
-                shapes += [decoding(size, lora) for lora in few]
-        for shape in shapes:
-            self._send(idle(shape))
-            self._run(shape)
-            self._graphs[shape] = self._record(partial(self._run, shape))
+        for shape in (self._largest, *map(decoding, reversed(self._sizes))):
+            self._graphs[shape] = self._prepare(shape)
+
+    @torch.inference_mode()
+    def rest(self) -> bool:
+        """Record a shape that came or that usual adapters want, while there are no steps. Returns whether one
+        was left.
+        """
+        wanted = (shape for shape in (*self._met, *self._usual) if self._can_be_recorded(shape))
+        shape = next(wanted, None)
+        if shape is None or not self.room:
+            return False
+        try:
+            self._graphs[shape] = self._prepare(shape)
+        except RuntimeError as error:
+            self._refuse(shape, error)
+        return True
+
+    @property
+    def room(self) -> int:
+        """For so many more graphs."""
+        return MOST_GRAPHS - len(self._graphs)
+
+    def _prepare(self, shape: StepShape) -> Callable[[], Computed]:
+        """A graph of a step that has not come."""
+        self._send(idle(shape))
+        self._run(shape)
+        return self._record(partial(self._run, shape))
+
+    def _usual_shapes(self) -> tuple[StepShape, ...]:
+        """Rows that decode with as many adapters, or with one, which change neither embedding nor head."""
+        table = self._adapters
+        return tuple(
+            decoding(size, LoraShape(tiles, BLOCK, rank, routers=False, ends=False, beside=beside))
+            for rank in _USUAL_RANKS
+            for size in self._sizes
+            for tiles in sorted({tiles_of(1, size), tiles_of(min(size, table.slots), size)})
+            for beside in (can_be_beside(size, rank=rank, table=table),)
+            if table.slots
+        )
 
     def compute(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
@@ -186,15 +224,31 @@ class StepGraphs:
 
     def _replay(self, shape: StepShape) -> Computed:
         replay = self._graphs.pop(shape, None)
+        self._since += 1
         if replay is None:
-            if shape not in self._met:
-                self._met.add(shape)
+            is_known = shape in self._met
+            self._met.add(shape)
+            if not is_known or self._since < _STEPS_APART or not self._can_be_recorded(shape):
                 return self._run(shape)
-            if len(self._graphs) == _MOST_GRAPHS:
+            self._since = 0
+            try:
+                replay = self._record(partial(self._run, shape))
+            except RuntimeError as error:
+                self._refuse(shape, error)
+                return self._run(shape)
+            log.info("recorded %s", shape)
+            if not self.room:
                 del self._graphs[next(iter(self._graphs))]
-            replay = self._record(partial(self._run, shape))
         self._graphs[shape] = replay
         return replay()
+
+    def _can_be_recorded(self, shape: StepShape) -> bool:
+        return shape not in self._graphs and shape not in self._refused
+
+    def _refuse(self, shape: StepShape, error: RuntimeError) -> None:
+        """For want of memory, most likely."""
+        log.warning("%s could not be recorded and goes without a graph from now on: %s", shape, error)
+        self._refused.add(shape)
 
     def _run(self, shape: StepShape) -> Computed:
         """What a graph is a recording of."""

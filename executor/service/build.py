@@ -50,6 +50,8 @@ class Base:
     pool: Pool
     layout: layout_pb2.Layout
     tokenizer_digest: str
+    rest: Callable[[], bool]
+    """What the runner does while there are no steps."""
 
 
 def build_base(config: ExecutorConfig, progress: Progress) -> Base:
@@ -80,6 +82,7 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
         pool=pool,
         layout=layout,
         tokenizer_digest=file_digest(tokenizer),
+        rest=runner.rest if isinstance(runner, TorchRunner) and config.device == "cuda" else lambda: False,
     )
 
 
@@ -205,7 +208,7 @@ def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: Sched
 
 
 def _measured_pages(
-    config: ExecutorConfig, model: ModelConfig, make_runner: Callable[[int], Runner[Any]], pool: AdapterPool
+    config: ExecutorConfig, model: ModelConfig, make_runner: Callable[[int], TorchRunner], pool: AdapterPool
 ) -> int:
     return measured_pages(
         make_runner,

@@ -7,8 +7,8 @@ import gc
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,13 +42,19 @@ _SAMPLING = SamplingParams(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """Bytes of a device: in all, the most that our process took while it computed with `cache`'s bytes of KV,
-    and what others and the driver take.
+    what others and the driver take, and what will be taken later.
     """
 
     total: int
     peak: int
     cache: int
     others: int
+    to_come: int = 0
+
+    @property
+    def taken(self) -> int:
+        """By everything but the cache."""
+        return self.peak - self.cache + self.others + self.to_come
 
 
 def affordable_pages(measured: Measured, *, utilization: float, page_bytes: int, most: int) -> int:
@@ -56,7 +62,7 @@ def affordable_pages(measured: Measured, *, utilization: float, page_bytes: int,
 
     Raises ValueError, saying what to do, where not one fits.
     """
-    taken = measured.peak - measured.cache + measured.others
+    taken = measured.taken
     left = int(measured.total * utilization) - taken
     # The cache has a page that belongs to nobody.
     pages = left // page_bytes - 1
@@ -68,6 +74,13 @@ def affordable_pages(measured: Measured, *, utilization: float, page_bytes: int,
             "adapter_pool_bytes, raise gpu_memory_utilization, or take a larger GPU"
         )
     return min(pages, most)
+
+
+class MeasuredRunner(Runner[Any], Protocol):
+    """One that knows what it will take later."""
+
+    @property
+    def bytes_to_come(self) -> int: ...
 
 
 class DeviceMemory(Protocol):
@@ -180,7 +193,7 @@ class LargestStep:
 
 
 def measured_pages(
-    make_runner: Callable[[int], Runner],
+    make_runner: Callable[[int], MeasuredRunner],
     *,
     pool: AdapterPool,
     max_rank: int,
@@ -197,8 +210,11 @@ def measured_pages(
     """
     memory.begin()
     try:
-        _run(make_runner(largest.pages), largest, pool, max_rank)
+        runner = make_runner(largest.pages)
+        _run(runner, largest, pool, max_rank)
         measured = memory.measure((largest.pages + 1) * page_bytes)
+        measured = replace(measured, to_come=runner.bytes_to_come)
+        del runner
     except torch.OutOfMemoryError as error:
         raise ValueError(
             "the GPU's memory does not hold the largest step: lower max_step_tokens, max_running or "
@@ -211,7 +227,7 @@ def measured_pages(
         pages,
         pages * page_bytes >> 20,
         measured.total >> 20,
-        (measured.peak - measured.cache + measured.others) >> 20,
+        measured.taken >> 20,
     )
     return pages
 

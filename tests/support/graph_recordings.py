@@ -17,7 +17,7 @@ class Recordings:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of all runners that are made from here on. Also keeps attention from being split over a GPU's
-        programs, which the interpreter runs one by one.
+        programs, which the interpreter runs one by one, and has shapes recorded in any two steps.
         """
         self.steps: Counter[StepShape] = Counter()
         self.replays: Counter[StepShape] = Counter()
@@ -30,6 +30,7 @@ class Recordings:
         monkeypatch.setattr(StepGraphs, "_run", run)
         monkeypatch.setattr("executor.graphs.recorder.no_recorder", self)
         monkeypatch.setattr("executor.model.attention_triton._ENOUGH_PROGRAMS", 8)
+        monkeypatch.setattr("executor.graphs.step_graphs._STEPS_APART", 1)
 
     def __call__(self, run: Any) -> Callable[[], Any]:
         (shape,) = run.args

@@ -132,7 +132,7 @@ def test_what_fits_no_shape_is_computed_all_the_same(recordings: Recordings) -> 
 
 def test_few_graphs_are_kept(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was used longest ago goes, and is recorded again when it comes again."""
-    monkeypatch.setattr("executor.graphs.step_graphs._MOST_GRAPHS", 1)
+    monkeypatch.setattr("executor.graphs.step_graphs.MOST_GRAPHS", 1)
     graphs = rig(triton=True)
     for seed, length in enumerate((10, 10, 20, 20), start=1):
         graphs.serve([ask(length, output=1, seed=seed)])
