@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.reports import report_version
 from adapter_store.scan_processes import ScanProcesses
 from adapter_store.sources import SourceReader
-from adapter_store.sources.reader import EarlyReader
+from adapter_store.sources.reader import OutsideReader
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
@@ -135,10 +136,12 @@ class Loader:
         progress: Callable[[int, int], None],
     ) -> tuple[tuple[str, ...], _Filling]:
         """Copies, and reads the headers; of a large file the rest, too, as it comes."""
-        if not isinstance(reader, EarlyReader):
+        if not isinstance(reader, OutsideReader):
             copiers = self._fetchers if reader.is_remote else self._workers
-            notes = await copiers.run(reader.copy, staged, self._max_bytes, progress)
-            return notes, self._begin(await self._workers.run(open_adapter, staged, layout), layout)
+            # As soon as its headers are there: what is refused need not come.
+            look = cache(partial(open_adapter, staged, layout))
+            notes = await copiers.run(reader.copy, staged, self._max_bytes, progress, look)
+            return notes, self._begin(await self._workers.run(look), layout)
         loop, arrival = asyncio.get_running_loop(), Arrival()
         early: list[asyncio.Task[_Filling]] = []
 
@@ -166,7 +169,7 @@ class Loader:
                 if is_early:
                     arrival.advance(done, total)
 
-            notes = reader.copy_headers_first(staged, self._max_bytes, told, headers_there)
+            notes = reader.copy(staged, self._max_bytes, told, headers_there)
             return notes, None if is_early else open_adapter(staged, layout)
 
         try:

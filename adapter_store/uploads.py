@@ -172,7 +172,13 @@ class SpoolReader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
+    def copy(
+        self,
+        staged: Path,
+        max_bytes: int,
+        progress: Callable[[int, int], None],
+        headers_there: Callable[[], object] = lambda: None,
+    ) -> tuple[str, ...]:
         """See `SourceReader.copy`. Its size was bounded as it came."""
         paths = list(self._folder.iterdir())
         total = sum(path.stat().st_size for path in paths)

@@ -46,7 +46,7 @@ class FolderReader:
 
     @property
     def place(self) -> str:
-        """See `EarlyReader.place`: its root, as far as its name says that."""
+        """See `OutsideReader.place`: its root, as far as its name says that."""
         if os.path.isabs(self.source):
             path = Path(os.path.abspath(self.source))
             roots = [root for root in self._roots if path.is_relative_to(root)]
@@ -59,18 +59,14 @@ class FolderReader:
         """Whether there is an adapter; its files are not looked into. Blocks. Raises as `copy`."""
         return CONFIG_NAME in _list(self.source, _find_folder(self.source, self._roots), self._roots)
 
-    def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
-        """See `SourceReader.copy`."""
-        return self.copy_headers_first(staged, max_bytes, progress, lambda: None)
-
-    def copy_headers_first(
+    def copy(
         self,
         staged: Path,
         max_bytes: int,
         progress: Callable[[int, int], None],
-        headers_there: Callable[[], object],
+        headers_there: Callable[[], object] = lambda: None,
     ) -> tuple[str, ...]:
-        """See `EarlyReader.copy_headers_first`."""
+        """See `SourceReader.copy`."""
         found = resolve_source(self.source, self._roots)
         copy_source(found, staged, max_bytes, progress, headers_there)
         return found.notes

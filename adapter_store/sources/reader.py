@@ -18,13 +18,21 @@ class SourceReader(Protocol):
         """Its bytes come over a network, and may take any time to."""
         ...
 
-    def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
+    def copy(
+        self,
+        staged: Path,
+        max_bytes: int,
+        progress: Callable[[int, int], None],
+        headers_there: Callable[[], object] = lambda: None,
+    ) -> tuple[str, ...]:
         """Writes the files that the adapter needs into a folder of ours. Blocks: for worker threads.
 
         Args:
             staged: an empty folder.
             max_bytes: most bytes of all files.
             progress: called with bytes done and bytes in all.
+            headers_there: perhaps called, from the same thread, once every file has its final size and all
+                that says what is in it; the rest follows. What this or `progress` raises ends the copy.
 
         Returns:
             Notes for the adapter's report.
@@ -36,22 +44,10 @@ class SourceReader(Protocol):
 
 
 @runtime_checkable
-class EarlyReader(SourceReader, Protocol):
-    """A source on a file system of others, which can bring what is read first before the rest."""
+class OutsideReader(SourceReader, Protocol):
+    """A source on a file system of others."""
 
     @property
     def place(self) -> str:
         """What hangs together with it, should that file system not answer."""
-        ...
-
-    def copy_headers_first(
-        self,
-        staged: Path,
-        max_bytes: int,
-        progress: Callable[[int, int], None],
-        headers_there: Callable[[], object],
-    ) -> tuple[str, ...]:
-        """Like `copy`; perhaps calls `headers_there`, from the same thread, once every file has its final
-        size and all that says what is in it. The rest follows.
-        """
         ...

@@ -1,10 +1,11 @@
 """An adapter at a URL, whatever the protocol."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
+from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
     PICKLE_NAME,
@@ -16,6 +17,9 @@ from adapter_store.sources.files import (
 )
 from adapter_store.sources.transfers import Attempts, Patience, Remote, RemoteFile, fetch, find_files
 from rpc.errors import invalid_argument, not_found
+
+# Smaller ones are there before much could be said of them.
+_LARGE_BYTES = 8 << 20
 
 
 class RemoteReader:
@@ -43,7 +47,13 @@ class RemoteReader:
         attempts = Attempts(self.source, self._patience, self._stop)
         return bool(find_files(self._connect(), (CONFIG_NAME,), attempts))
 
-    def copy(self, staged: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[str, ...]:
+    def copy(
+        self,
+        staged: Path,
+        max_bytes: int,
+        progress: Callable[[int, int], None],
+        headers_there: Callable[[], object] = lambda: None,
+    ) -> tuple[str, ...]:
         """See `SourceReader.copy`. Raises also UNAVAILABLE, PERMISSION_DENIED, ABORTED and DATA_LOSS."""
         remote = self._connect()
         attempts = Attempts(self.source, self._patience, self._stop)
@@ -77,10 +87,13 @@ class RemoteReader:
             progress(done, total)
 
         for file in files:
+            path = staged / file.name
             if file.name == INDEX_NAME:
                 advance(file.size)
+            elif file.name == SINGLE_NAME and file.size >= _LARGE_BYTES:
+                fetch(remote, file, path, attempts, _until_header(path, file.size, advance, headers_there))
             else:
-                fetch(remote, file, staged / file.name, attempts, advance)
+                fetch(remote, file, path, attempts, advance)
         return prompt_notes(found)
 
     def _check_small(self, file: RemoteFile) -> None:
@@ -88,3 +101,26 @@ class RemoteReader:
             raise invalid_argument(
                 "BAD_FILE", f"{self.source}: {file.name} is larger than {MAX_SMALL_BYTES} bytes"
             )
+
+
+def _until_header(
+    path: Path, size: int, advance: Callable[[int], None], headers_there: Callable[[], object]
+) -> Callable[[int], None]:
+    """`advance` for a file of weights, which tells once when its header has come, and its size is final."""
+    done, is_told = 0, False
+
+    def advanced(step: int) -> None:
+        nonlocal done, is_told
+        advance(step)
+        done += step
+        if not is_told and done >= _header_bytes(path):
+            is_told = True
+            os.truncate(path, size)
+            headers_there()
+
+    return advanced
+
+
+def _header_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        return header_bytes(file.fileno())

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import ssl
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,33 @@ def test_a_place_that_cannot_be_is_not_gone_to(hub, tmp_path, location):
 def test_what_is_not_on_the_hub_is_said(tmp_path, source, code, reason):
     error = refusal(source, tmp_path / "out", "hf://org")
     assert (error.code.name, error.reason) == (code, reason)
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_large_file_comes_no_further_than_a_header_that_is_refused(
+    web, folder, tmp_path, monkeypatch, is_refused
+):
+    monkeypatch.setattr("adapter_store.sources.remote._LARGE_BYTES", 1)
+    monkeypatch.setattr("adapter_store.sources.http_requests._CHUNK_BYTES", 16)
+    weights = (folder / WEIGHTS).read_bytes()
+    header = weights[: 8 + int.from_bytes(weights[:8], "little")]
+    come: list[bytes] = []
+    told: list[int] = []
+
+    def look() -> None:
+        come.append((tmp_path / WEIGHTS).read_bytes())
+        if is_refused:
+            raise ValueError("refused")
+
+    reader = Sources(roots=(), prefixes=[web.url], patience=SOON).open(f"{web.url}/adapters/a")
+    with pytest.raises(ValueError, match="refused") if is_refused else nullcontext():
+        reader.copy(tmp_path, 1 << 30, lambda done, _: told.append(done), look)
+    (at_header,) = come
+    assert at_header.startswith(header)
+    assert len(at_header) == len(weights)
+    assert not any(at_header[len(header) + 16 :])
+    assert (told[-1] < sum(path.stat().st_size for path in folder.iterdir())) == is_refused
+    assert ((tmp_path / WEIGHTS).read_bytes() == weights) != is_refused
 
 
 def test_a_store_that_stops_does_not_wait_for_a_transfer(web, tmp_path):
