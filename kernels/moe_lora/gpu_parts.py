@@ -65,11 +65,13 @@ def load_rank(
 ):  # fmt: skip
     """Shrunk pairs `[B, R]` float32, their parts summed in order."""
     r_R = first_rank + tl.arange(0, BLOCK_R)
-    place_BR = rank_ptr + ((pair_B * SLICES + index) * buffer_rank)[:, None] + r_R[None, :]
+    place_B = (pair_B.to(tl.int64) * SLICES + index) * buffer_rank
+    place_BR = rank_ptr + place_B[:, None] + r_R[None, :]
     inside_BR = inside_B[:, None] & (r_R < rank)[None, :]
     rank_BR = tl.load(place_BR, mask=inside_BR, other=0.0)
     for split in tl.static_range(1, SPLITS):
-        rank_BR += tl.load(place_BR + split * pairs * SLICES * buffer_rank, mask=inside_BR, other=0.0)
+        part_BR = place_BR + split * pairs.to(tl.int64) * SLICES * buffer_rank
+        rank_BR += tl.load(part_BR, mask=inside_BR, other=0.0)
     return rank_BR
 
 
@@ -146,7 +148,7 @@ def shrink(
                     other_RK + first, mask=(r_R < other_rank)[:, None] & inside_K[None, :], other=0.0
                 )
                 other_BR = tl.dot(x_BK, tl.trans(w_RK), other_BR, input_precision=PRECISION)
-        place_B = (split * pairs + pair_B) * SLICES * buffer_rank
+        place_B = (split * pairs + pair_B).to(tl.int64) * SLICES * buffer_rank
         place_BR = rank_ptr + place_B[:, None] + r_R[None, :]
         inside_BR = inside_B[:, None] & (r_R < rank)[None, :]
         tl.store(place_BR, acc_BR * tl.load(scaling_ptr + entry), mask=inside_BR)

@@ -130,6 +130,48 @@ def test_a_token_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(moe.experts(x[2:7], some, weights, adapt=None, triton=True), together[2:7])
 
 
+def test_weights_beyond_32_bits() -> None:
+    """The last experts' numbers lie more than 2^31 from the first's, in memory that nobody touches."""
+    torch.manual_seed(0)
+    experts, hidden, wide = (1 << 17) + 4, 128, 128
+    weights = ExpertWeights(
+        torch.empty(experts, 2 * wide, hidden, dtype=torch.float16, device=DEVICE),
+        torch.empty(experts, hidden, wide, dtype=torch.float16, device=DEVICE),
+    )
+    for weight in weights:
+        weight[-4:] = torch.randn_like(weight[-4:]) / 8
+    few = ExpertWeights(*(weight[-4:].cpu() for weight in weights))
+    x, routing = torch.randn(2, hidden).to(DEVICE, torch.float16), make_routing(2, 4, 2)
+    far = Routing(routing.experts_TX + (experts - 4), routing.weights_TX)
+    tile = Tile(16, 128, 128, 4, 2)
+    wide_PI = gpu_products.gate_up(x, weights.gate_up_E2ID, far, None, tile, activated=True)
+    tiled = gpu_products.add_up(gpu_products.down(wide_PI, weights.down_EDI, far, None, tile), far)
+    expected = reference.experts(x.cpu(), on_cpu(routing), few, adapt=None)
+    for out in (tiled, moe.experts(x, far, weights, adapt=None, triton=True)):
+        torch.testing.assert_close(out.cpu(), expected, rtol=4e-3, atol=4e-3)
+
+
+def test_rows_beyond_32_bits() -> None:
+    """Nearly all tokens are padding, so that of 2^31 numbers of x and y few are touched."""
+    torch.manual_seed(0)
+    tokens, hidden, wide, real = (1 << 16) + 5, 1 << 15, 16, 3
+    routing = make_routing(tokens, 3, 1)
+    routing.experts_TX[:-real] = -1
+    weights = make_weights(3, hidden, wide, torch.float16)
+    x = torch.empty(tokens, hidden, dtype=torch.float16, device=DEVICE)
+    x[-real:] = torch.randn(real, hidden).to(DEVICE, torch.float16)
+    tiles = Tiles(Tile(16, 32, 8192, 4, 2), Tile(16, 4096, 16, 4, 2))
+    made = gpu_routing.arrange(routing, 3, block=16)
+    made = made._replace(tiles_5N=made.tiles_5N[:, :real].contiguous())  # all that do anything
+    wide_PI = gpu_products.gate_up(x, weights.gate_up_E2ID, routing, made, tiles.gate_up, activated=True)
+    y = gpu_products.down(wide_PI, weights.down_EDI, routing, made, tiles.down)[-real:].cpu()
+    ends = Routing(routing.experts_TX[-real:].cpu(), torch.ones(real, 1))
+    few = ExpertWeights(*(weight.cpu() for weight in weights))
+    torch.testing.assert_close(
+        y, reference.experts(x[-real:].cpu(), ends, few, adapt=None), rtol=4e-3, atol=4e-3
+    )
+
+
 def test_what_does_not_fit_is_refused() -> None:
     weights, routing = make_weights(4, 64, 32, torch.float32), make_routing(12, 4, 2)
     with pytest.raises(ValueError, match="do not fit"):
