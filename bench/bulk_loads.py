@@ -58,7 +58,8 @@ async def measure(store: Store, names: list[str], at_once: int) -> str:
     await asyncio.gather(*(worker() for _ in range(at_once)))
     seconds = time.perf_counter() - begun
     spent = 1e3 * (sum(process.cpu_times()[:2]) - cpu) / len(names)
-    return f"{at_once:3} at once: {len(names) / seconds:6.1f} a second, {spent:6.1f} ms of the store's CPU a load"
+    rate = len(names) / seconds
+    return f"{at_once:3} at once: {rate:6.1f} a second, {spent:6.1f} ms of the store's CPU a load"
 
 
 async def run(options: argparse.Namespace, folder: Path) -> None:
