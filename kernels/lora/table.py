@@ -79,6 +79,8 @@ class SlotTable:
         self.rows_SL6 = torch.zeros(slots, len(self.shapes), 6, dtype=torch.int64, device=pool.device)
         self.scaling_SL = torch.zeros(slots, len(self.shapes), dtype=torch.float32, device=pool.device)
         self._unit_elements = UNIT_BYTES // pool.element_size()
+        # Asked once: an adapter has views by the dozen.
+        self._first_element, self._first_vector = pool.storage_offset(), self.vectors.storage_offset()
         self._checker = RowChecker(
             self.shapes,
             pool_bytes=pool.numel() * pool.element_size(),
@@ -205,9 +207,9 @@ class SlotTable:
     def _vector(self, unit: int, size: int) -> Tensor | None:
         if unit < 0:
             return None
-        first = self.vectors.storage_offset() + unit * (UNIT_BYTES // 4)
+        first = self._first_vector + unit * (UNIT_BYTES // 4)
         return self.vectors.as_strided((size,), (1,), first)
 
     def _matrix(self, unit: int, shape: tuple[int, int]) -> Tensor:
-        first = self.pool.storage_offset() + unit * self._unit_elements
+        first = self._first_element + unit * self._unit_elements
         return self.pool.as_strided(shape, (shape[1], 1), first)
