@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapter_store.admin import LoadRequest
 from adapter_store.concurrency import Workers, uninterrupted
+from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.files import disk_errors
@@ -84,6 +85,8 @@ class Uploads:
             messages = self._timed(aiter(requests))
             protocol = UploadProtocol(max_bytes=self._max_bytes)
             start = protocol.start(await anext(messages, None))
+            # Before anything is sent in vain.
+            await self._worker.run(parse_peft_config, start.config_json.encode())
             return await self._receive(protocol, start, messages)
         finally:
             self._running -= 1

@@ -12,7 +12,7 @@ from adapter_store.formats.checks import AdaptedSlice, match_adapter
 from adapter_store.formats.filling import PackFiller
 from adapter_store.formats.identity import Identity, TensorScan, identity_of
 from adapter_store.formats.layout import PackLayout, Slice
-from adapter_store.formats.peft_config import parse_peft_config
+from adapter_store.formats.peft_config import PeftConfig, parse_peft_config
 from adapter_store.formats.plan import PackPlan, plan_pack
 from adapter_store.formats.prompt_files import read_prompt_files
 from adapter_store.formats.safetensors_files import CONFIG_NAME, TensorFiles
@@ -74,10 +74,7 @@ def open_adapter(folder: Path, layout: PackLayout) -> OpenedAdapter:
     Raises:
         LorikeetError: INVALID_ARGUMENT or UNIMPLEMENTED, saying what is wrong, where, and what to do.
     """
-    path = folder / CONFIG_NAME
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise invalid_argument("BAD_CONFIG", f"{CONFIG_NAME} is larger than {_MAX_CONFIG_BYTES} bytes")
-    config = parse_peft_config(path.read_bytes())
+    config = read_config(folder / CONFIG_NAME)
     files = TensorFiles(folder)
     match = match_adapter(files.entries, config, layout)
     prompts = read_prompt_files(folder, layout)
@@ -88,6 +85,17 @@ def open_adapter(folder: Path, layout: PackLayout) -> OpenedAdapter:
         plan=plan_pack("", match.slices, layout),
         chat_template=prompts.chat_template,
     )
+
+
+def read_config(path: Path) -> PeftConfig:
+    """An adapter's config, refused where it asks for what is not served whatever the weights are.
+
+    Raises:
+        LorikeetError: INVALID_ARGUMENT or UNIMPLEMENTED.
+    """
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise invalid_argument("BAD_CONFIG", f"{CONFIG_NAME} is larger than {_MAX_CONFIG_BYTES} bytes")
+    return parse_peft_config(path.read_bytes())
 
 
 def check_adapter(

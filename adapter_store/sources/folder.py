@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter_store.formats.reading import read_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
@@ -115,7 +116,8 @@ def copy_source(
         headers_there: called where one large file has all weights, once its header is there.
 
     Raises:
-        LorikeetError: INVALID_ARGUMENT when it is too large, ABORTED when it changes meanwhile,
+        LorikeetError: INVALID_ARGUMENT when it is too large, that and UNIMPLEMENTED for a large one whose
+            config is refused, ABORTED when it changes meanwhile,
             RESOURCE_EXHAUSTED when the disk is full.
     """
     opened: list[tuple[str, int, os.stat_result]] = []
@@ -139,6 +141,8 @@ def copy_source(
                     rest -= copy_bytes(descriptor, file.fileno(), header_bytes(descriptor), advance)
                     headers_there()
                 copy_bytes(descriptor, file.fileno(), rest, advance)
+            if name == CONFIG_NAME and total >= _LARGE_BYTES:
+                read_config(target / name)
         # All of them, at the end: one version's config must not come with another's weights.
         for (name, _, status), (_, path) in zip(opened, source.files, strict=True):
             if not _is_unchanged(path, status):

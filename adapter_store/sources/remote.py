@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from adapter_store.formats.reading import read_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
@@ -94,6 +95,8 @@ class RemoteReader:
                 fetch(remote, file, path, attempts, _until_header(path, file.size, advance, headers_there))
             else:
                 fetch(remote, file, path, attempts, advance)
+            if file.name == CONFIG_NAME and total >= _LARGE_BYTES:
+                read_config(path)
         return prompt_notes(found)
 
     def _check_small(self, file: RemoteFile) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import ssl
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from adapter_store.sources import Sources
 from adapter_store.sources.transfers import Patience
 from rpc.errors import LorikeetError
 from tests.support.source_servers import FakeHub, WebServer, put_folder, s3_bucket, serving
-from tests.support.store_adapters import lora_tensors, write_adapter
+from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 SOON = Patience(tries=3, first_seconds=0.001)
@@ -343,6 +344,13 @@ def test_a_large_file_comes_no_further_than_a_header_that_is_refused(
     assert not any(at_header[len(header) + 16 :])
     assert (told[-1] < sum(path.stat().st_size for path in folder.iterdir())) == is_refused
     assert ((tmp_path / WEIGHTS).read_bytes() == weights) != is_refused
+
+
+def test_of_a_large_adapter_whose_config_is_refused_no_weights_come(web, tmp_path, monkeypatch):
+    monkeypatch.setattr("adapter_store.sources.remote._LARGE_BYTES", 1)
+    web.files["/adapters/a/adapter_config.json"] = json.dumps(lora_config(use_qalora=True)).encode()
+    assert "QA-LoRA" in refusal(f"{web.url}/adapters/a", tmp_path / "out", web.url).message
+    assert [*content(tmp_path / "out")] == ["adapter_config.json"]
 
 
 def test_a_store_that_stops_does_not_wait_for_a_transfer(web, tmp_path):

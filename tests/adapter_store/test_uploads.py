@@ -118,6 +118,8 @@ def poisoned() -> Requests:
         (reordered(0, 1), "NO_COMMIT"),
         (reordered(0, -1), "NO_TENSORS"),
         ([*reordered(0), pb.UploadAdapterRequest()], "UNKNOWN_MESSAGE"),
+        # Refused at once: no tensor is waited for.
+        ([next(iter(messages("a", json.dumps(lora_config(peft_type="LOHA")), [])))], "PEFT_TYPE"),
         (messages("a", "no json", tensors()), None),
         (messages("a", "{}", tensors()), None),
         (messages("a", json.dumps(lora_config(("q_proj",))), tensors()), None),
