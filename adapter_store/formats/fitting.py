@@ -1,6 +1,7 @@
 """Fits the tensors of one module to its place in the base: shapes, dtypes, rank and scaling."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -64,9 +65,14 @@ def check_dtype(entry: TensorEntry, module: str) -> None:
 def scaling_of(path: str, rank: int, config: PeftConfig) -> float:
     """The scaling of what the config knows by `path`. Raises LorikeetError for one that is no float32."""
     scaling = config.scaling_of(path, rank)
-    if not np.isfinite(np.float32(scaling)):
+    if not _is_float32(scaling):
         raise invalid_argument("BAD_SCALING", f"{path}: the scaling {scaling} is no float32")
     return scaling
+
+
+@lru_cache(maxsize=64)  # most modules have the same
+def _is_float32(value: float) -> bool:
+    return bool(np.isfinite(np.float32(value)))
 
 
 def check_weight(slice_: Slice, entry: TensorEntry, config: PeftConfig, layout: PackLayout) -> None:
@@ -137,6 +143,9 @@ def _orientation(
     slice_: Slice, lora_a: TensorEntry, lora_b: TensorEntry, config: PeftConfig, layout: PackLayout
 ) -> tuple[int, bool, bool]:
     """(rank, is_a_transposed, is_b_transposed): as in PEFT where that fits, else the one other way."""
+    rank = lora_a.shape[0] if lora_a.shape else 0
+    if (lora_a.shape, lora_b.shape) == ((rank, slice_.inputs), (slice_.outputs, rank)):
+        return rank, False, False
     fitting = [
         (rank_a, a_transposed, b_transposed)
         for a_transposed, rank_a in _ranks(lora_a, slice_.inputs, 1)

@@ -1,9 +1,9 @@
 """What the tensors of a PEFT adapter are called, and what each name stands for."""
 
 import re
-from dataclasses import dataclass
 from enum import Enum, StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from rpc.errors import invalid_argument, unimplemented
 
@@ -19,6 +19,8 @@ _EXPERTS = re.compile(r"(.+\.experts)(?:\.(\d+)(?=\.))?(?:\.(\w+))?")
 
 class Part(StrEnum):
     """What a tensor is to its module; the value is for messages."""
+
+    __hash__ = str.__hash__  # Enum's own is a Python function, and there are many tensors
 
     A = "lora_A"
     B = "lora_B"
@@ -48,8 +50,7 @@ class Stack(Enum):
     GATE_UP = "gate_up_proj"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorRole:
+class TensorRole(NamedTuple):
     """The module and part that a name means.
 
     `module` is the base's name for it; `written` the adapter's, in whose words its config speaks.
