@@ -4,6 +4,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+import grpc
+
 from adapter_store.adapter_names import check_name
 from adapter_store.catalog import Catalog
 from adapter_store.concurrency import KeyedLock, SingleFlight
@@ -18,6 +20,14 @@ from adapter_store.tiers.warm import WarmTier
 from adapter_store.versions import Version
 from adapter_store.watchers import AdapterView, Event, Progress, Stage, State, Watcher, Watchers
 from rpc.errors import LorikeetError, data_loss, resource_exhausted
+
+MAY_PASS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+)
+"""Codes of a load that may work later as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

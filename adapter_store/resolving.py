@@ -7,7 +7,7 @@ from collections.abc import Callable
 import grpc
 
 from adapter_store.adapter_names import check_name
-from adapter_store.admin import Admin, LoadRequest
+from adapter_store.admin import MAY_PASS, Admin, LoadRequest
 from adapter_store.concurrency import SingleFlight, Workers
 from adapter_store.history import NOTHING
 from adapter_store.outside_reads import OutsideReads
@@ -22,12 +22,6 @@ _MAX_PENDING = 16
 _MAX_REMEMBERED = 4096
 _REFUSED_SECONDS = 10.0
 _BUSY_SECONDS = 1.0
-_MAY_PASS = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.FAILED_PRECONDITION,
-)
 _NOTHING_THERE = ("NO_SOURCE", "NO_CONFIG")
 _NOT_TO_BE_HAD = (
     grpc.StatusCode.NOT_FOUND,
@@ -150,7 +144,7 @@ class Resolver:
         self._refused.pop(name, None)
 
     def _remember(self, name: str, error: LorikeetError) -> None:
-        seconds = _BUSY_SECONDS if error.code in _MAY_PASS else _REFUSED_SECONDS
+        seconds = _BUSY_SECONDS if error.code in MAY_PASS else _REFUSED_SECONDS
         self._refused[name] = (self._clock() + seconds, error)
         self._refused.move_to_end(name)
         while len(self._refused) > _MAX_REMEMBERED:

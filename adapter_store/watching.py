@@ -11,9 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-import grpc
-
-from adapter_store.admin import LoadRequest
+from adapter_store.admin import MAY_PASS, LoadRequest
 from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.formats.strict_json import printable
 from adapter_store.outside_reads import Moved, OutsideReads
@@ -26,12 +24,6 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LOOKS_BETWEEN_TRIES = 10
 _MAX_FOLDERS = 100_000
-_MAY_PASS = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.FAILED_PRECONDITION,
-)
 
 Look: TypeAlias = tuple[tuple[str, int, int, int], ...]
 """Of a subfolder with an adapter: name, inode, size and time of change (ns) of each file that matters."""
@@ -128,7 +120,7 @@ class WatchedFolder:
                 await self._load(LoadRequest(name=name, reader=reader, for_everyone=True))
             except LorikeetError as error:
                 log.warning("the watched adapter %s was not loaded: %s", printable(name), error)
-                if error.code in _MAY_PASS:
+                if error.code in MAY_PASS:
                     self._sightings.try_later(name)
             except Exception:
                 # One adapter's trouble must not keep the others, or the watching, from going on.

@@ -13,7 +13,7 @@ import trustme
 from adapter_store.sources import Sources
 from adapter_store.sources.transfers import Patience
 from rpc.errors import LorikeetError
-from tests.support.source_servers import FakeHub, WebServer, put_folder, s3_bucket, serving
+from tests.support.source_servers import FakeHub, WebServer, put_folder, reach_s3, s3_bucket, serving
 from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -41,14 +41,7 @@ def s3_server():
 @pytest.fixture
 def s3(s3_server, monkeypatch):
     endpoint, store = s3_server
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
+    reach_s3(monkeypatch, endpoint)
     return store
 
 

@@ -8,7 +8,7 @@ from adapter_store.admin import Admin
 from adapter_store.sources.folder import copy_source
 from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
-from tests.support.source_servers import WebServer, put_folder, s3_bucket, serving
+from tests.support.source_servers import WebServer, put_folder, reach_s3, s3_bucket, serving
 from tests.support.store_adapters import lora_tensors, write_adapter
 from tests.support.store_server import WAIT_SECONDS, eventually, running_store
 
@@ -97,14 +97,7 @@ async def test_an_adapter_from_a_bucket_has_the_digest_of_its_folder(tmp_path, m
     folder = write_adapter(tmp_path / "adapters" / "a")
     with s3_bucket("adapters") as (endpoint, bucket):
         put_folder(bucket, "team/b", folder)
-        for name, value in {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ALLOW_HTTP": "true",
-        }.items():
-            monkeypatch.setenv(name, value)
+        reach_s3(monkeypatch, endpoint)
         async with running_store(
             tmp_path, sources=("s3://adapters/team/",), resolve_from="s3://adapters/team"
         ) as running:

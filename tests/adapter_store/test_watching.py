@@ -1,11 +1,14 @@
 import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapter_store.admin import LoadRequest
 from adapter_store.outside_reads import OutsideReads
-from adapter_store.sources import Sources
+from adapter_store.sources import SourceReader, Sources
 from adapter_store.watching import Sightings, WatchedFolder, look_at
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import invalid_argument, unavailable
@@ -52,21 +55,30 @@ def test_only_whole_adapters_with_good_names_are_seen(tmp_path):
     assert list(look_at(tmp_path, lambda: None)) == ["good"]
 
 
+@contextmanager
+def watching(
+    folder: Path, open_source: Callable[[str], SourceReader], load: Any
+) -> Iterator[Callable[..., Awaitable[None]]]:
+    """Yields what looks at the folder so many times."""
+    reads = OutsideReads(1, idle_seconds=20)
+    watched = WatchedFolder(
+        folder=folder, open_source=open_source, load=load, is_ready=lambda: True, reads=reads
+    )
+
+    async def look(times: int = 15) -> None:
+        for _ in range(times):
+            await watched.look()
+
+    yield look
+    reads.close()
+
+
 async def test_a_folder_whose_name_is_none_for_an_adapter_is_told_once(tmp_path, caplog):
     write_adapter(tmp_path / "adapters" / "bad name\n")
     async with running_store(tmp_path) as running:
         await running.register()
-        reads = OutsideReads(1, idle_seconds=20)
-        watched = WatchedFolder(
-            folder=tmp_path / "adapters",
-            open_source=running.store._sources.open,
-            load=running.store.admin.load,
-            is_ready=lambda: True,
-            reads=reads,
-        )
-        for _ in range(15):
-            await watched.look()
-        reads.close()
+        with watching(tmp_path / "adapters", running.store._sources.open, running.store.admin.load) as look:
+            await look()
     assert [
         record.message.startswith("the watched adapter bad name\\n was not") for record in caplog.records
     ] == [True]
@@ -90,47 +102,29 @@ class Loads:
 )
 async def test_a_broken_adapter_is_reported_once_per_change(tmp_path, error, times):
     folder = write_adapter(tmp_path / "a")
-    loads, reads = Loads(), OutsideReads(1, idle_seconds=20)
-    watched = WatchedFolder(
-        folder=tmp_path,
-        open_source=Sources(roots=[tmp_path]).open,
-        load=loads,
-        is_ready=lambda: True,
-        reads=reads,
-    )
+    loads = Loads()
     loads.error = error
-    for _ in range(15):
-        await watched.look()
-    assert loads.names == ["a"] * times
-    os.utime(folder / "adapter_config.json", (1, 1))
-    loads.error = None
-    for _ in range(15):
-        await watched.look()
-    assert loads.names == ["a"] * (times + 1)
-    reads.close()
+    with watching(tmp_path, Sources(roots=[tmp_path]).open, loads) as look:
+        await look()
+        assert loads.names == ["a"] * times
+        os.utime(folder / "adapter_config.json", (1, 1))
+        loads.error = None
+        await look()
+        assert loads.names == ["a"] * (times + 1)
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "no"), RuntimeError("a mistake of ours")])
 async def test_what_goes_wrong_with_one_adapter_keeps_no_other_from_loading(tmp_path, error):
     for name in ("a", "b", "c"):
         write_adapter(tmp_path / name)
-    loads, reads = Loads(), OutsideReads(1, idle_seconds=20)
-    watched = WatchedFolder(
-        folder=tmp_path,
-        open_source=Sources(roots=[tmp_path]).open,
-        load=loads,
-        is_ready=lambda: True,
-        reads=reads,
-    )
+    loads = Loads()
     loads.error = error
-    for _ in range(2):
-        await watched.look()
-    assert sorted(loads.names) == ["a", "b", "c"]
-    loads.error = None
-    for _ in range(11):
-        await watched.look()
-    assert sorted(loads.names) == ["a", "a", "b", "b", "c", "c"]
-    reads.close()
+    with watching(tmp_path, Sources(roots=[tmp_path]).open, loads) as look:
+        await look(2)
+        assert sorted(loads.names) == ["a", "b", "c"]
+        loads.error = None
+        await look(11)
+        assert sorted(loads.names) == ["a", "a", "b", "b", "c", "c"]
 
 
 async def test_what_an_admin_pinned_stays_pinned(tmp_path: Path, monkeypatch):
@@ -155,17 +149,8 @@ async def test_a_folder_does_not_replace_a_tenants_adapter(tmp_path: Path, caplo
         await running.register()
         request = adapters_pb2.LoadAdapterRequest(name="a", source=str(theirs), tenant="t")
         digest = (await running.catalog.Load(request)).adapter.digest
-        reads = OutsideReads(1, idle_seconds=20)
-        watched = WatchedFolder(
-            folder=dropped.parent,
-            open_source=running.store._sources.open,
-            load=running.store.admin.load,
-            is_ready=lambda: True,
-            reads=reads,
-        )
-        for _ in range(15):
-            await watched.look()
-        reads.close()
+        with watching(dropped.parent, running.store._sources.open, running.store.admin.load) as look:
+            await look()
         pointer = running.store.catalog.get("a")
     assert (pointer.digest, pointer.tenant) == (digest, "t")
     assert ["is a tenant's adapter" in record.message for record in caplog.records] == [True]

@@ -15,7 +15,7 @@ from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.cli_serving import serving
 from tests.support.execsvc_stack import DEMO, Answer, Stack, question, stack_at
-from tests.support.source_servers import put_folder, s3_bucket
+from tests.support.source_servers import put_folder, reach_s3, s3_bucket
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,14 +30,7 @@ def bucket() -> Iterator[None]:
     with s3_bucket("adapters") as (endpoint, store), pytest.MonkeyPatch.context() as environment:
         for name in PASSWORDS:
             put_folder(store, f"all/{name}", ADAPTERS / name)
-        for name, value in {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ALLOW_HTTP": "true",
-        }.items():
-            environment.setenv(name, value)
+        reach_s3(environment, endpoint)
         yield
 
 

@@ -12,8 +12,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import obstore
+import pytest
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
+
+
+def reach_s3(environment: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Sets what a store needs in its environment to read buckets there."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        environment.setenv(name, value)
 
 
 @dataclass
