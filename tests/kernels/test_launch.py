@@ -117,14 +117,24 @@ def test_tensors_come_first_and_constants_last(params: tuple[Parameter, ...]) ->
         Quick(Kernel(*params))  # pyright: ignore[reportArgumentType]
 
 
-def test_every_kernel_of_a_step_is_launched_as_it_wants(tmp_path: Path) -> None:
+def run_without_the_interpreter(module: str, cache: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.kernel_launches"],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        [sys.executable, "-m", module],
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         timeout=170,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == [], "kernels that no step had"
+    return done.stdout
+
+
+def test_every_kernel_of_a_step_is_launched_as_it_wants(tmp_path: Path) -> None:
+    missing = run_without_the_interpreter("tests.support.kernel_launches", tmp_path)
+    assert missing.split() == [], "kernels that no step had"
+
+
+def test_a_rehearsal_foresees_what_traffic_launches(tmp_path: Path) -> None:
+    missed = run_without_the_interpreter("tests.support.rehearsed_traffic", tmp_path)
+    assert missed.splitlines() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def test_an_engine_whose_steps_keep_failing_says_so(overlap: bool):
 
 
 def threaded(
-    publish: Callable[[Outputs], None], runner_fails: float = 0.0
+    publish: Callable[[Outputs], None], runner_fails: float = 0.0, **parts: Any
 ) -> tuple[Engine[PendingStep], Mailbox]:
     config = SchedulerConfig(context=64, pages=64, page_size=4, max_running=4, adapter_slots=2, pool_units=20)
     loader = ArithmeticLoader(slots=2, units=20, packs={"a": 10})
@@ -220,6 +221,7 @@ def threaded(
         loader=loader,
         mailbox=mailbox,
         publish=publish,
+        **parts,
     )
     return engine, mailbox
 
@@ -248,6 +250,20 @@ def test_the_thread_serves_sleeps_and_stops():
     assert not thread.is_alive()
     assert engine.healthy
     assert not mailbox.post([Submit(make_request(9))]), "nobody would read it"
+
+
+def test_it_rests_until_there_is_nothing_left_or_it_is_to_stop():
+    left = [3]
+
+    def rest() -> bool:
+        left[0] -= 1
+        if not left[0]:
+            engine.stop()
+        return True
+
+    engine, _ = threaded(lambda _: None, rest=rest)
+    engine.run()
+    assert left == [0]
 
 
 def test_a_bug_of_ours_ends_the_loop_loudly():

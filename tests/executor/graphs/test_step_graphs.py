@@ -140,3 +140,33 @@ def test_few_graphs_are_kept(recordings: Recordings, monkeypatch: pytest.MonkeyP
     recordings.replays.clear()
     graphs.serve([ask(12, output=1)])
     assert list(recordings.replays.values()) == [1]
+
+
+def test_a_shape_that_finds_no_memory_goes_without_a_graph(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+
+    def refuse(run: Any) -> Any:
+        tried.append(run)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("executor.graphs.recorder.no_recorder", refuse)
+    asks = [ask(length, output=1) for length in (20, 21, 22)]
+    graphs, expected = rig(triton=True), rig(triton=False)
+    for one in asks:
+        check(graphs.serve([one]), expected.serve([one]))
+    assert len(tried) == 1
+
+
+def test_what_came_and_what_usual_adapters_want_is_recorded_at_rest(recordings: Recordings) -> None:
+    graphs = rig(triton=True, max_running=2)
+    graphs.serve([ask(20, output=1)])
+    runner = graphs.runner._runner
+    rests = 0
+    while runner.rest():
+        rests += 1
+    assert rests > len(recordings.mixed) > 0
+    graphs.serve([ask(21, output=1)])
+    assert sum(recordings.replays.values()) == 1, "what came once was recorded"
+    assert not runner.rest()
