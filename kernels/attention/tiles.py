@@ -30,6 +30,8 @@ def cut(
     Span i is `lengths[i]` tokens of row `rows[i]`, from token `tokens[i]` of the batch and position
     `starts[i]`.
     """
+    if not len(rows):
+        return np.empty((4, 0), dtype=np.int32)
     per_span = -(-lengths // queries)
     span = np.repeat(np.arange(len(lengths)), per_span)
     first = np.concatenate(([0], np.cumsum(per_span)))[:-1]
