@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 from rpc.errors import resource_exhausted
 
 _CHUNK_BYTES = 4 << 20
-# After each step the thread waits for the interpreter, which others may want all the time.
-_CHUNKS_IN_KERNEL = 8
+# Of the steps that the kernel takes alone. After each the thread waits for the interpreter, which others may
+# want all the time; but who waits for progress wants to hear of it.
+_FIRST_CHUNKS, _MOST_BYTES, _STEP_SECONDS = 8, 256 << 20, 0.05
 
 
 @contextmanager
@@ -33,9 +35,9 @@ def copy_bytes(source: int, target: int, size: int, progress: Callable[[int], No
     `progress` is called with the bytes of each step.
     """
     copy = _copy_in_kernel if hasattr(os, "copy_file_range") else _copy_through_memory
-    done = 0
+    done, most = 0, _CHUNK_BYTES * (_FIRST_CHUNKS if copy is _copy_in_kernel else 1)
     while done < size:
-        most = _CHUNK_BYTES * (_CHUNKS_IN_KERNEL if copy is _copy_in_kernel else 1)
+        begun = time.monotonic()
         try:
             step = copy(source, target, min(most, size - done))
         except OSError as error:
@@ -47,13 +49,21 @@ def copy_bytes(source: int, target: int, size: int, progress: Callable[[int], No
                 errno.EOPNOTSUPP,
             ):
                 raise
-            copy = _copy_through_memory
+            copy, most = _copy_through_memory, _CHUNK_BYTES
             continue
         if step == 0:
             break
         done += step
+        if copy is _copy_in_kernel:
+            most = _next_step(most, time.monotonic() - begun)
         progress(step)
     return done
+
+
+def _next_step(size: int, seconds: float) -> int:
+    if seconds < _STEP_SECONDS / 2:
+        return min(2 * size, _MOST_BYTES)
+    return max(size // 2, _CHUNK_BYTES) if seconds > 2 * _STEP_SECONDS else size
 
 
 def sync_file(path: Path) -> None:
