@@ -3,8 +3,6 @@
 import asyncio
 import threading
 
-import pytest
-
 from adapter_store.sources.folder import copy_source
 from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import not_found
@@ -13,13 +11,6 @@ from tests.support.store_server import eventually, running_store
 
 ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
 UNLOADED = adapters_pb2.ADAPTER_STATE_UNLOADED
-
-
-@pytest.fixture
-async def running(tmp_path):
-    async with running_store(tmp_path) as running:
-        await running.register()
-        yield running
 
 
 async def test_a_load_is_reported(running):

@@ -3,7 +3,6 @@
 import asyncio
 
 import grpc
-import pytest
 
 from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_ready import refusal, toy_adapter
@@ -14,13 +13,6 @@ FAILED = adapters_pb2.ADAPTER_STATE_FAILED
 LOADING = adapters_pb2.ADAPTER_STATE_LOADING
 UNLOADING = adapters_pb2.ADAPTER_STATE_UNLOADING
 UNLOADED = adapters_pb2.ADAPTER_STATE_UNLOADED
-
-
-@pytest.fixture
-async def running(tmp_path):
-    async with running_store(tmp_path) as running:
-        await running.register()
-        yield running
 
 
 async def test_a_load_answers_once_every_follower_acts_by_it(running):

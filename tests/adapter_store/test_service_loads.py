@@ -20,13 +20,6 @@ from tests.support.store_server import WAIT_SECONDS, eventually, running_store
 ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
 
 
-@pytest.fixture
-async def running(tmp_path):
-    async with running_store(tmp_path) as running:
-        await running.register()
-        yield running
-
-
 async def test_a_load_before_any_layout_says_to_wait(tmp_path):
     async with running_store(tmp_path) as running:
         error = await refusal(running.load("a", toy_adapter(running)))

@@ -52,7 +52,7 @@ def test_only_whole_adapters_with_good_names_are_seen(tmp_path):
     (write_adapter(tmp_path / "unfinished") / "adapter_config.json").unlink()
     (write_adapter(tmp_path / "unweighted") / "adapter_model.safetensors").unlink()
     (tmp_path / "file").write_text("x")
-    assert list(look_at(tmp_path, lambda: None)) == ["good"]
+    assert list(look_at(tmp_path, lambda got=0: None)) == ["good"]
 
 
 @contextmanager

@@ -32,6 +32,17 @@ BIASED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 NUMPY = {"F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
+def add_ends(layout: layout_pb2.Layout, hidden: int, vocabulary: int) -> None:
+    """The slices of embedding and output."""
+    for module, kind, inputs, outputs in (
+        ("model.embed_tokens", layout_pb2.SLICE_KIND_EMBEDDING, vocabulary, hidden),
+        ("lm_head", layout_pb2.SLICE_KIND_LINEAR, hidden, vocabulary),
+    ):
+        layout.slices.add(
+            module=module, kind=kind, in_features=inputs, out_features=outputs, is_replaceable=True
+        )
+
+
 def toy_layout(
     *,
     layers: int = 2,
@@ -61,20 +72,7 @@ def toy_layout(
                 out_features=outputs,
                 has_bias=biases and name in BIASED,
             )
-    layout.slices.add(
-        module="model.embed_tokens",
-        kind=layout_pb2.SLICE_KIND_EMBEDDING,
-        in_features=VOCABULARY,
-        out_features=HIDDEN,
-        is_replaceable=True,
-    )
-    layout.slices.add(
-        module="lm_head",
-        kind=layout_pb2.SLICE_KIND_LINEAR,
-        in_features=HIDDEN,
-        out_features=VOCABULARY,
-        is_replaceable=True,
-    )
+    add_ends(layout, HIDDEN, VOCABULARY)
     return layout
 
 

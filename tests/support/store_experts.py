@@ -8,7 +8,7 @@ import numpy as np
 
 from adapter_store.formats.layout import PackLayout, read_layout
 from lorikeet.v1 import layout_pb2
-from tests.support.store_adapters import packed
+from tests.support.store_adapters import add_ends, packed
 
 EXPERTS, WIDTH, HIDDEN, QUERY, KEY = 4, 48, 64, 128, 64
 LAYERS = 2
@@ -75,20 +75,7 @@ def expert_layout(
                 in_features=inputs,
                 out_features=outputs,
             )
-    layout.slices.add(
-        module="model.embed_tokens",
-        kind=layout_pb2.SLICE_KIND_EMBEDDING,
-        in_features=256,
-        out_features=HIDDEN,
-        is_replaceable=True,
-    )
-    layout.slices.add(
-        module="lm_head",
-        kind=layout_pb2.SLICE_KIND_LINEAR,
-        in_features=HIDDEN,
-        out_features=256,
-        is_replaceable=True,
-    )
+    add_ends(layout, HIDDEN, 256)
     return layout
 
 
