@@ -6,7 +6,8 @@
 Attention-only adapters of rank 16; the executor's pool has room for `--slots` of them and the store's memory
 for `--memory`; the disk has all. The load of `lorikeet bench serve`, Zipf(1.0), beside the same load on one
 adapter. Weights and prompts are random; the adapters are the same numbers with different scalings, stored
-apart like any others. Sources are links to one file, so that the disk holds each adapter once.
+apart like any others. Sources are links to one file, so that the disk holds each adapter once. With
+`--soak-seconds` random traffic runs while they are loaded and goes on afterwards, before anything is timed.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from typing import Any
 import uvloop
 
 from bench.engine import SHAPES
+from bench.grpc_decode import Client as RandomClient
 from bench.grpc_decode import write_adapters, write_model
+from bench.soak import soak
 from cli.benchmark import report
 from cli.benchmark.load import send
 from cli.benchmark.workload import Traffic, plan, random_prompts
@@ -33,13 +36,14 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LOADS_AT_ONCE = 8
 
 
-async def load_all(stack: Stack, folder: Path, count: int) -> float:
-    """Seconds until all are loaded."""
+async def load_all(stack: Stack, folder: Path, count: int, names: list[str]) -> float:
+    """Seconds until all are loaded; each is added to `names` once it is."""
     waiting = iter(range(count))
 
     async def worker() -> None:
         for index in waiting:
             await stack.load(f"a{index:04}", folder / str(index))
+            names.append(f"a{index:04}")
 
     begun = time.perf_counter()
     await asyncio.gather(*(worker() for _ in range(LOADS_AT_ONCE)))
@@ -98,10 +102,20 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ],
         store_flags=[f"--arena-bytes={options.memory * size + (64 << 20)}", f"--arena-dir={arena}"],
     ) as stack:
-        seconds = await load_all(stack, folder / "adapters", options.adapters)
+        names: list[str] = []
+        loading = load_all(stack, folder / "adapters", options.adapters, names)
+        soaking = soak(
+            stack,
+            RandomClient(stack, options).one,
+            seconds=options.soak_seconds,
+            workers=options.concurrency * 3 // 2,
+            longest_prompt=1500,
+            names=names,
+        )
+        seconds, soaked = await asyncio.gather(loading, soaking)
         print(f"{options.adapters} adapters of {size >> 20} MiB loaded in {seconds:.0f} s", flush=True)
         client = Client(Connection(target=stack.frontend.address, timeout=300))
-        names = [f"a{index:04}" for index in range(options.adapters)]
+        names.sort()
         rows: dict[str, Any] = {}
         loads = (("one adapter", names[:1]), ("all adapters", names))
         for seed, (_, asked) in enumerate(loads):
@@ -123,6 +137,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ),
         "times_one_adapters_decode_time": round(crowd["tpot_ms"]["p50"] / one["tpot_ms"]["p50"], 3),
         "rows": rows,
+        "soak": soaked,
     }
 
 
@@ -141,6 +156,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=256, help="requests of each kind, before")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=128)
+    parser.add_argument(
+        "--soak-seconds", type=float, default=0.0, help="of random traffic, from before loading"
+    )
     parser.add_argument("--step-tokens", type=int, default=8192)
     parser.add_argument("--arena-dir", type=Path, help="a folder in memory; else beside the rest")
     parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")

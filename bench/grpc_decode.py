@@ -11,9 +11,7 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +24,7 @@ import uvloop
 from safetensors.torch import save_file
 
 from bench.engine import SHAPES
+from bench.soak import soak
 from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
 from lorikeet.v1 import generation_pb2
@@ -139,80 +138,6 @@ class Client:
         return {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in pids.items()}
 
 
-async def soak(client: Client, stack: Stack, options: argparse.Namespace) -> dict[str, Any]:
-    """Mixed traffic for a while; what is held then, and at times on the way. A third is cancelled."""
-    random.seed(1)
-    done = cancelled = 0
-    end = time.monotonic() + options.soak_seconds
-
-    async def worker() -> None:
-        nonlocal done, cancelled
-        while time.monotonic() < end:
-            adapter = f"a{random.randrange(options.adapters)}" if random.random() < 0.7 else ""
-            warm = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "seed": random.randrange(1 << 30)}
-            request = client.one(
-                random.randrange(1, 200),
-                adapter=adapter,
-                prompt=random.randrange(1, options.longest_prompt),
-                **(warm if random.random() < 0.5 else {}),
-            )
-            if random.random() < 1 / 3:
-                try:
-                    await asyncio.wait_for(request, random.random())
-                    done += 1
-                except TimeoutError:
-                    cancelled += 1
-            else:
-                await request
-                done += 1
-
-    samples: list[dict[str, Any]] = []
-
-    async def sample() -> None:
-        samples.append(await _sample(stack) | {"requests": done, "cancelled": cancelled})
-        print(samples[-1], flush=True)
-
-    await sample()
-    workers = [asyncio.create_task(worker()) for _ in range(options.soak_workers)]
-    while time.monotonic() < end:
-        await asyncio.sleep(min(10.0, options.soak_seconds / 4))
-        await sample()
-    await asyncio.gather(*workers)
-    await stack.until_empty()
-    await sample()
-    return {"requests": done, "cancelled": cancelled, "samples": samples}
-
-
-async def _sample(stack: Stack) -> dict[str, Any]:
-    counts = await stack.statistics()
-    return {
-        "at_seconds": round(time.monotonic(), 1),
-        "steps": counts.steps,
-        "running": counts.requests_running,
-        "pages_held": counts.pages_held,
-        "pages_cached": counts.pages_cached,
-        "preemptions": counts.preemptions,
-        "pool_loads": counts.pool_loads,
-        "rss_mb": {
-            name: psutil.Process(pid).memory_info().rss >> 20
-            for name, pid in (
-                ("executor", stack.executor.pid),
-                ("frontend", stack.frontend.pid),
-                ("store", stack.store.pid),
-            )
-        },
-        "gpu_mib": _gpu_mib(),
-    }
-
-
-def _gpu_mib() -> int | None:
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shape = SHAPES[options.model_shape] | ({"num_hidden_layers": options.layers} if options.layers else {})
     model_dir = write_model(folder / "model", shape)
@@ -257,7 +182,14 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 report["rows"].append(await client.decode(rows, adapters))
                 print(report["rows"][-1], flush=True)
         if options.soak_seconds:
-            report["soak"] = await soak(client, stack, options)
+            report["soak"] = await soak(
+                stack,
+                client.one,
+                seconds=options.soak_seconds,
+                workers=options.soak_workers,
+                longest_prompt=options.longest_prompt,
+                names=[f"a{index}" for index in range(options.adapters)],
+            )
             report["after_soak"] = [await client.decode(rows, 0) for rows in options.rows[-2:]]
             print(report["after_soak"], flush=True)
     return report
