@@ -263,7 +263,11 @@ class Admin:
 
     def _unfinished(self, request: LoadRequest, state: State) -> AdapterView:
         return AdapterView(
-            name=request.name, source=request.source, state=state, revision=self._catalog.revision
+            name=request.name,
+            source=request.source,
+            state=state,
+            revision=self._catalog.revision,
+            tenant=request.tenant,
         )
 
     def _view(self, pointer: Pointer) -> AdapterView:
@@ -275,6 +279,7 @@ class Admin:
             revision=pointer.revision,
             pointer=pointer,
             version=self._catalog.version(pointer.digest),
+            tenant=pointer.tenant,
             is_warm=any(map(self._warm.is_warm, keys)),
         )
 

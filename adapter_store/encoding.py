@@ -13,6 +13,7 @@ def adapter_message(view: AdapterView, *, with_report: bool = False) -> adapters
         source=view.source,
         state=f"ADAPTER_STATE_{view.state.value}",
         revision=view.revision,
+        tenant=view.tenant,
         tier=adapters_pb2.ADAPTER_TIER_WARM if view.is_warm else adapters_pb2.ADAPTER_TIER_COLD,
     )
     if view.pointer is None or view.version is None:
@@ -23,7 +24,6 @@ def adapter_message(view: AdapterView, *, with_report: bool = False) -> adapters
     message.max_rank = view.version.max_rank
     message.load_time.FromNanoseconds(view.pointer.load_time_ns)
     message.pinned = view.pointer.pinned
-    message.tenant = view.pointer.tenant
     message.has_chat_template = view.version.has_chat_template
     if with_report:
         message.report.notes.extend(view.version.notes)

@@ -41,7 +41,11 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterView:
-    """An adapter as clients see it; without `pointer` and `version` while nothing is loaded."""
+    """An adapter as clients see it; without `pointer` and `version` while nothing is loaded.
+
+    Args:
+        tenant: whose it is, or of what is being loaded: who asked.
+    """
 
     name: str
     source: str
@@ -49,6 +53,7 @@ class AdapterView:
     revision: int
     pointer: Pointer | None = None
     version: Version | None = None
+    tenant: str = ""
     is_warm: bool = False
 
     @property

@@ -85,7 +85,7 @@ class AdapterRights:
         return may_use(adapter.tenant, current_caller())
 
     def sees_event(self, adapter: adapters_pb2.Adapter) -> bool:
-        """Whether a change may be told of. Whose a name is that is only being loaded is not known yet."""
+        """Whether a change may be told of. A load for no tenant is told to the owner of its name."""
         if not current_caller().tenant:
             return True
         tenant = adapter.tenant or self._catalog.tenant_of(adapter.name)

@@ -129,6 +129,20 @@ async def test_watchers_see_what_there_is_and_what_happens(running):
     await eventually(lambda: running.store.statistics().watchers == 0)
 
 
+async def test_what_becomes_of_a_load_is_for_the_tenant_that_asked(running):
+    """Whoever has the name need not know who else tried what."""
+    watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest())
+    for tenant, state in (("t", ACTIVE), ("u", FAILED)):
+        request = adapters_pb2.LoadAdapterRequest(name="a", source=str(toy_adapter(running)), tenant=tenant)
+        if state == FAILED:
+            assert (await refusal(running.catalog.Load(request))).reason == "NAME_TAKEN"
+        else:
+            await running.catalog.Load(request)
+        seen = await events_until(watch, state)
+        assert {event.adapter.tenant for event in seen} == {tenant}
+    watch.cancel()
+
+
 async def test_a_watcher_of_one_name_hears_of_no_other(running):
     watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest(name="b"))
     await eventually(lambda: running.store.statistics().watchers == 1)
