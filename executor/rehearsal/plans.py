@@ -71,6 +71,12 @@ def large(limits: Limits, *, tokens: int = MOST_TOKENS + 100) -> Iterator[list[R
         yield _with_prompts(limits, tokens, [Row(1, start=keys)])
 
 
+def prompts(limits: Limits, slot: int = BASE_SLOT) -> Iterator[list[Row]]:
+    """By themselves, of any length."""
+    for tokens in _counts(min(limits.tokens, limits.context - 1)):
+        yield [Row(tokens, start=0, slot=slot)]
+
+
 def spread(limits: Limits) -> Iterator[list[Row]]:
     """Steps of the base that decode few rows of any length, which then share a GPU's programs."""
     for rows in _counts(limits.rows):

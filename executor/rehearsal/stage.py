@@ -73,7 +73,8 @@ class Stage:
         """
         limits = self._cast.limits
         few, kernels = {"tokens": _FEW_TOKENS}, self._by_kernels
-        for steps in (plans.spread(limits), plans.large(limits, **few), plans.graphs(limits)):
+        base = plans.spread(limits), plans.prompts(limits), plans.large(limits, **few), plans.graphs(limits)
+        for steps in base:
             yield from self._play(kernels, steps)
         for rank in self._ranks():
             if rank not in _USUAL_RANKS:
@@ -82,6 +83,7 @@ class Stage:
         for rank in self._ranks():
             self._adapt(rank)
             yield from self._play(kernels, plans.adapted_large(limits, **few))
+            yield from self._play(kernels, plans.prompts(limits, slot=0))
             if rank in (*_USUAL_RANKS, self._cast.max_rank):
                 yield from self._play(kernels, plans.adapted_graphs(limits))
             for vectors in (False, True):
