@@ -210,38 +210,13 @@ async def stack_at(
     store_flags: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
     """All three, serving; stopped at the end, whatever happened, and none may have died by itself."""
-    arena = ["--arena-dir", f"{folder}/arena"]
-    store = Service(
-        "store",
-        [
-            "--data-dir",
-            f"{folder}/data",
-            *arena,
-            "--arena-bytes",
-            "16777216",
-            *_flags("--roots", roots),
-            *store_flags,
-        ],
-        folder,
-    )
-    executor = Service(
-        "executor",
-        ["--model-dir", str(model_dir), "--store", store.address, *arena, *executor_flags],
-        folder,
-    )
-    frontend = Service(
-        "frontend",
-        [
-            "--model-dir",
-            str(model_dir),
-            "--executor",
-            executor.address,
-            "--store",
-            store.address,
-            *frontend_flags,
-        ],
-        folder,
-    )
+    model, arena = ["--model-dir", str(model_dir)], ["--arena-dir", f"{folder}/arena"]
+    places = ["--data-dir", f"{folder}/data", *arena, "--arena-bytes", "16777216"]
+    store = Service("store", [*places, *_flags("--roots", roots), *store_flags], folder)
+    to_store = ["--store", store.address]
+    executor = Service("executor", [*model, *to_store, *arena, *executor_flags], folder)
+    to_executor = ["--executor", executor.address]
+    frontend = Service("frontend", [*model, *to_executor, *to_store, *frontend_flags], folder)
     services = (store, executor, frontend)
     try:
         for service in services:
