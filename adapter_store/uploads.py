@@ -200,7 +200,7 @@ class _Spool:
         self._file: io.FileIO | None = None
 
     def append(self, chunk: Chunk) -> None:
-        with disk_errors(self.folder):
+        with disk_errors():
             if chunk.file != self._number or self._file is None:
                 self.close()
                 self._number = chunk.file
@@ -213,7 +213,7 @@ class _Spool:
     def finish(self, protocol: UploadProtocol, config_json: str) -> None:
         """Writes what stands around the data, and gives the files their names."""
         self.close()
-        with disk_errors(self.folder):
+        with disk_errors():
             for number, (name, header) in enumerate(
                 zip(protocol.file_names(), protocol.headers(), strict=True)
             ):

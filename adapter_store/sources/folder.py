@@ -134,7 +134,7 @@ def copy_source(
             progress(done, total)
 
         for name, descriptor, status in opened:
-            with disk_errors(target), (target / name).open("wb", buffering=0) as file:
+            with disk_errors(), (target / name).open("wb", buffering=0) as file:
                 rest = status.st_size
                 if name == SINGLE_NAME and rest >= _LARGE_BYTES:
                     os.ftruncate(file.fileno(), rest)

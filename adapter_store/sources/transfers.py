@@ -157,7 +157,7 @@ def fetch(
     checksum = file.checksum
     digest = hashlib.new(checksum.algorithm, checksum.prefix, usedforsecurity=False) if checksum else None
     done = settled = 0
-    with disk_errors(target.parent), target.open("wb", buffering=0) as out:
+    with disk_errors(), target.open("wb", buffering=0) as out:
         while done < file.size:
             attempts.check_stop()
             try:

@@ -83,7 +83,7 @@ class DiskTier:
     def stage(self) -> Path:
         """A new empty folder to write an object into, ours alone."""
         folder = self._new_incoming()
-        with disk_errors(self._incoming):
+        with disk_errors():
             try:
                 folder.mkdir()
             except OSError:
@@ -123,7 +123,7 @@ class DiskTier:
         size = folder_bytes(staged)
         self._take(digest, size)
         try:
-            with disk_errors(self._objects):
+            with disk_errors():
                 for path in [*staged.iterdir(), staged]:
                     sync_file(path)
                 staged.rename(target)

@@ -16,14 +16,15 @@ _FIRST_CHUNKS, _MOST_BYTES, _STEP_SECONDS = 8, 256 << 20, 0.05
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """Turns a full disk into RESOURCE_EXHAUSTED; other errors of the operating system pass."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise resource_exhausted(
-                "DISK_FULL", f"the store's disk is full: free some of {folder} or unload adapters"
+                "DISK_FULL",
+                "the store's disk is full: unload adapters, or free some of what its data_dir is on",
             ) from error
         raise
 

@@ -199,7 +199,7 @@ def test_a_quota_refuses_what_does_not_fit(tmp_path):
 
 
 def test_only_a_full_disk_is_translated(tmp_path):
-    with pytest.raises(OSError, match="Input/output"), disk_errors(tmp_path):
+    with pytest.raises(OSError, match="Input/output"), disk_errors():
         raise OSError(errno.EIO, "Input/output error")
 
 
