@@ -221,6 +221,11 @@ def _dispatch(session: LeaseSession, request: store_pb2.LeaseRequest) -> None:
             session.prefetch(request.prefetch.digest)
         case "retired":
             session.retired(request.retired.digest)
+        case "batch":
+            for each in request.batch.requests:
+                if each.WhichOneof("message") == "batch":
+                    raise invalid_argument("NESTED_BATCH", "a LeaseBatch has no batches in it")
+                _dispatch(session, each)
         case "hello":
             raise invalid_argument("SECOND_HELLO", "LeaseHello is the first message only")
         case _:

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from executor.adapters.arena_view import ArenaView
+from executor.adapters.lease_outbox import LeaseOutbox
 from executor.adapters.manifest import ManifestChecker, ManifestError
 from executor.adapters.placements import Placements
 from lorikeet.v1 import layout_pb2, store_pb2, store_pb2_grpc
@@ -74,7 +75,7 @@ class LeaseClient:
         self._patience = patience_seconds
         self._on_retire: Callable[[str], None] = lambda digest: None
         self._on_map: Callable[[ArenaView], Awaitable[None]] | None = None
-        self._outgoing: asyncio.Queue[store_pb2.LeaseRequest] | None = None
+        self._outgoing: LeaseOutbox | None = None
         self._since: float | None = None
         self._view: ArenaView | None = None
         self._next = 1
@@ -113,16 +114,17 @@ class LeaseClient:
         """Gives a lease back, or takes back that it was asked for; nothing where there is neither."""
         asked, held = self._asked.pop(number, None), self._held.pop(number, None)
         if asked is not None or held is not None:
-            self._send(_release(number))
+            self._send(_release(number), is_urgent=False)
 
     def prefetch(self, digest: str) -> None:
         """Hints that a pack will be leased soon; dropped when the store is away or slow."""
-        if self._outgoing is not None and self._outgoing.qsize() < _MAX_QUEUED_HINTS:
+        if self._outgoing is not None and len(self._outgoing) < _MAX_QUEUED_HINTS:
             self._send(store_pb2.LeaseRequest(prefetch=store_pb2.PrefetchPack(digest=digest)))
 
     def retired(self, digest: str) -> None:
         """Tells that nothing of a retired digest is left here."""
-        self._send(store_pb2.LeaseRequest(retired=store_pb2.RetiredAdapter(digest=digest)))
+        retired = store_pb2.RetiredAdapter(digest=digest)
+        self._send(store_pb2.LeaseRequest(retired=retired), is_urgent=False)
 
     async def fetch(self, lease: Lease) -> bytearray:
         """The pack's bytes through gRPC, for want of a shared arena. Raises LorikeetError."""
@@ -177,8 +179,8 @@ class LeaseClient:
                 "LAYOUT_DIGEST", "the store computes another digest of our layout: versions differ"
             )
         await self._map(registered)
-        outgoing: asyncio.Queue[store_pb2.LeaseRequest] = asyncio.Queue()
-        call = self._stub.Lease(_requests(self._hello(), outgoing))
+        outgoing = LeaseOutbox()
+        call = self._stub.Lease(outgoing.messages(self._hello()))
         try:
             self._outgoing = outgoing
             for number, asked in self._asked.items():
@@ -282,11 +284,11 @@ class LeaseClient:
         if self._asked:
             self._watch_patience()
 
-    def _send(self, request: store_pb2.LeaseRequest) -> None:
+    def _send(self, request: store_pb2.LeaseRequest, *, is_urgent: bool = True) -> None:
         # Without a stream there is nothing to tell: the store forgot our leases with it, and acquires are
         # sent anew.
         if self._outgoing is not None:
-            self._outgoing.put_nowait(request)
+            self._outgoing.say(request, is_urgent=is_urgent)
 
 
 def is_news(failures: int) -> bool:
@@ -295,14 +297,6 @@ def is_news(failures: int) -> bool:
     A store that starts beside us may need a second or two more.
     """
     return failures in (0, 5, 10) or failures % 60 == 0
-
-
-async def _requests(
-    hello: store_pb2.LeaseHello, outgoing: asyncio.Queue[store_pb2.LeaseRequest]
-) -> AsyncIterator[store_pb2.LeaseRequest]:
-    yield store_pb2.LeaseRequest(hello=hello)
-    while True:
-        yield await outgoing.get()
 
 
 def _acquire(number: int, digest: str) -> store_pb2.LeaseRequest:

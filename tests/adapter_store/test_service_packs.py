@@ -147,7 +147,9 @@ async def test_a_load_may_bring_what_a_lease_was_about_to(ready, monkeypatch):
     assert ready.store.statistics().arena.packs == 1
 
 
-@pytest.mark.parametrize("what", ["lease twice", "no hello", "second hello", "unknown layout", "empty"])
+@pytest.mark.parametrize(
+    "what", ["lease twice", "no hello", "second hello", "unknown layout", "empty", "nested batch"]
+)
 async def test_streams_that_break_the_protocol_are_ended(ready, what):
     executor = ExecutorClient(ready.running, ready.layout if what != "unknown layout" else "1" * 64)
     if what == "no hello":
@@ -163,12 +165,17 @@ async def test_streams_that_break_the_protocol_are_ended(ready, what):
             await executor.start()
         case "empty":
             await executor.call.write(store_pb2.LeaseRequest())
+        case "nested batch":
+            nested = store_pb2.LeaseRequest(batch=store_pb2.LeaseBatch())
+            batch = store_pb2.LeaseBatch(requests=[nested])
+            await executor.call.write(store_pb2.LeaseRequest(batch=batch))
     reason = {
         "lease twice": "LEASE_IN_USE",
         "no hello": "NO_HELLO",
         "second hello": "SECOND_HELLO",
         "unknown layout": "UNKNOWN_LAYOUT",
         "empty": "UNKNOWN_MESSAGE",
+        "nested batch": "NESTED_BATCH",
     }[what]
     assert (await error_of(executor.call)).reason == reason
     await ready.leases(0)

@@ -189,6 +189,9 @@ class SmallStore(store_pb2_grpc.PackServiceServicer):
                 self.prefetches.append(request.prefetch.digest)
             case "retired":
                 self.retired.append(request.retired.digest)
+            case "batch":
+                for each in request.batch.requests:
+                    await self._handle(stream, each)
 
     def _acquire(self, stream: Stream, acquire: store_pb2.AcquireLease) -> None:
         self.acquires.append(acquire.digest)

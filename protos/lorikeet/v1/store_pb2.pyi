@@ -73,18 +73,26 @@ class RegisterLayoutResponse(_message.Message):
     def __init__(self, layout_digest: _Optional[str] = ..., arena_file: _Optional[str] = ..., arena_bytes: _Optional[int] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
-    __slots__ = ("hello", "acquire", "release", "prefetch", "retired")
+    __slots__ = ("hello", "acquire", "release", "prefetch", "retired", "batch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ACQUIRE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     PREFETCH_FIELD_NUMBER: _ClassVar[int]
     RETIRED_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     hello: LeaseHello
     acquire: AcquireLease
     release: ReleaseLease
     prefetch: PrefetchPack
     retired: RetiredAdapter
-    def __init__(self, hello: _Optional[_Union[LeaseHello, _Mapping]] = ..., acquire: _Optional[_Union[AcquireLease, _Mapping]] = ..., release: _Optional[_Union[ReleaseLease, _Mapping]] = ..., prefetch: _Optional[_Union[PrefetchPack, _Mapping]] = ..., retired: _Optional[_Union[RetiredAdapter, _Mapping]] = ...) -> None: ...
+    batch: LeaseBatch
+    def __init__(self, hello: _Optional[_Union[LeaseHello, _Mapping]] = ..., acquire: _Optional[_Union[AcquireLease, _Mapping]] = ..., release: _Optional[_Union[ReleaseLease, _Mapping]] = ..., prefetch: _Optional[_Union[PrefetchPack, _Mapping]] = ..., retired: _Optional[_Union[RetiredAdapter, _Mapping]] = ..., batch: _Optional[_Union[LeaseBatch, _Mapping]] = ...) -> None: ...
+
+class LeaseBatch(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[LeaseRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[LeaseRequest, _Mapping]]] = ...) -> None: ...
 
 class LeaseHello(_message.Message):
     __slots__ = ("layout_digest", "incarnation", "held")
