@@ -7,14 +7,19 @@ import ssl
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trustme
 
+from adapter_store.formats.layout import PackLayout
+from adapter_store.formats.reading import OpenedAdapter, open_adapter
 from adapter_store.sources import Sources
 from adapter_store.sources.transfers import Patience
 from rpc.errors import LorikeetError
 from tests.support.source_servers import FakeHub, WebServer, put_folder, reach_s3, s3_bucket, serving
 from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
+from tests.support.store_ready import refusal as store_refusal
+from tests.support.store_server import running_store
 
 WEIGHTS = "adapter_model.safetensors"
 SOON = Patience(tries=3, first_seconds=0.001)
@@ -337,6 +342,27 @@ def test_a_large_file_comes_no_further_than_a_header_that_is_refused(
     assert not any(at_header[len(header) + 16 :])
     assert (told[-1] < sum(path.stat().st_size for path in folder.iterdir())) == is_refused
     assert ((tmp_path / WEIGHTS).read_bytes() == weights) != is_refused
+
+
+async def test_a_store_refuses_a_remote_adapter_by_its_header(web, tmp_path, monkeypatch):
+    monkeypatch.setattr("adapter_store.sources.remote._LARGE_BYTES", 1)
+    monkeypatch.setattr("adapter_store.sources.http_requests._CHUNK_BYTES", 16)
+    folder = write_adapter(tmp_path / "b", lora_tensors() | {"unknown": np.ones(1, "f4")})
+    web.files |= {f"/adapters/b/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    come: list[bytes] = []
+
+    def look(staged: Path, layout: PackLayout) -> OpenedAdapter:
+        come.append((staged / WEIGHTS).read_bytes())
+        return open_adapter(staged, layout)
+
+    monkeypatch.setattr("adapter_store.loader.open_adapter", look)
+    async with running_store(tmp_path, sources=(web.url,)) as running:
+        await running.register()
+        assert "unknown" in (await store_refusal(running.load("b", f"{web.url}/adapters/b"))).message
+        assert len(come) == 1
+        assert come[0] != (folder / WEIGHTS).read_bytes()
+        assert (await running.load("a", f"{web.url}/adapters/a")).changed
+        assert len(come) == 2
 
 
 def test_of_a_large_adapter_whose_config_is_refused_no_weights_come(web, tmp_path, monkeypatch):
