@@ -14,6 +14,8 @@ from rpc.errors import LorikeetError, internal, invalid_argument, to_status, uni
 
 log = logging.getLogger(__name__)
 
+_MOST_METHODS = 256
+
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns a `LorikeetError` into a rich status, and anything else into INTERNAL without leaking its text.
@@ -21,6 +23,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     grpc.aio sends the text of an uncaught exception to the client, and a handler that raises a CancelledError
     of its own leaves the client waiting until its deadline; neither gets past here.
     """
+
+    def __init__(self) -> None:
+        # By method: its handler as it was found, and wrapped.
+        self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler]] = {}
 
     async def intercept_service(
         self,
@@ -31,27 +37,36 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
-        decoded = _DecodedStream if handler.request_streaming else _decoded
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            factory = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            wrapped = _wrap_streaming(method, inner, decoded)
-        else:
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            factory = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-            wrapped = _wrap_unary(method, inner, decoded)
-        deserializer = handler.request_deserializer
-        if deserializer is not None:
-            deserializer = _decode_or_tell(deserializer)
-        return factory(wrapped, deserializer, handler.response_serializer)
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            if len(self._wrapped) >= _MOST_METHODS:
+                self._wrapped.clear()  # other interceptors may refuse whatever a client makes up
+            known = self._wrapped[method] = handler, _wrap(method, handler)
+        return known[1]
+
+
+def _wrap(method: str, handler: Any) -> grpc.RpcMethodHandler:
+    decoded = _DecodedStream if handler.request_streaming else _decoded
+    if handler.response_streaming:
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        factory = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        wrapped = _wrap_streaming(method, inner, decoded)
+    else:
+        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        factory = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        wrapped = _wrap_unary(method, inner, decoded)
+    deserializer = handler.request_deserializer
+    if deserializer is not None:
+        deserializer = _decode_or_tell(deserializer)
+    return factory(wrapped, deserializer, handler.response_serializer)
 
 
 class _Malformed:
