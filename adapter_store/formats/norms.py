@@ -11,6 +11,8 @@ from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry, T
 
 # Values that are turned into float64 at once: some 16 MB.
 _CHUNK_VALUES = 2 << 20
+# From here on what float32 saves is worth the look at what it may have lost.
+_LARGE_VALUES = 1 << 14
 # Modules that one thread takes at a time.
 _GROUP = 64
 
@@ -21,7 +23,7 @@ _Group = tuple[Callable[[Sequence[AdaptedSlice], TensorFiles], Iterable[float]],
 def delta_norms(slices: Sequence[AdaptedSlice], files: TensorFiles, *, crew: Crew = ALONE) -> list[float]:
     """The Frobenius norm of scaling * lora_b @ lora_a of each slice; 0.0 where there is no LoRA.
 
-    In float64; of what is stored in 16 bits, and of experts, many at once, in float32. By the Gram matrices,
+    In float64; of large tensors of 16 bits, and of experts, many at once, in float32. By the Gram matrices,
     [rank, rank] each, since |B A|^2 is the trace of (B^T B)(A A^T); the product itself is never made. Reads
     every tensor once: for a worker thread, which `crew` helps.
     """
@@ -89,7 +91,7 @@ def _norm(scaling: float, gram_a: np.ndarray, gram_b: np.ndarray) -> float:
 def _gram(entry: TensorEntry, files: TensorFiles, *, rank_axis: int) -> np.ndarray:
     """Inner products of the rank's vectors: [rank, rank]."""
     vectors = np.moveaxis(files.array(entry), rank_axis, 0)
-    if entry.dtype != "F32":
+    if entry.dtype != "F32" and vectors.size >= _LARGE_VALUES:
         with np.errstate(over="ignore", invalid="ignore"):
             gram = _products(vectors, np.float32)
         if 0 < gram.trace() < np.inf:  # else squares were too large, or too small, for float32
