@@ -5,6 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python -m
+TYPES = $(RUN) basedpyright --pythonpath $(VENV)/bin/python && $(VENV)/bin/lint-imports
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHON
@@ -12,7 +13,7 @@ export PYTHON
 test soak bench-control bench-serving: export OMP_NUM_THREADS := 1
 test soak: export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test lint soak bench-control bench-serving protos compose-test clean
+.PHONY: help demo demo-model test lint style types soak bench-control bench-serving protos compose-test clean
 .DEFAULT_GOAL := help
 
 help:  ## List what make can do
@@ -21,14 +22,19 @@ help:  ## List what make can do
 demo: $(VENV)/.serve  ## One base model and three adapters answer side by side, from three processes
 	@$(RUN) demo.run
 
-test: lint  ## Lint, types, import contracts and all tests
-	$(RUN) pytest -m "not soak" $(PYTEST_ARGS)
+test: style  ## Lint, types, import contracts and all tests, by as many processes as there are processors
+	@types=$$(mktemp); ($(TYPES)) >"$$types" 2>&1 & beside=$$!; \
+	$(RUN) pytest -m "not soak" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); \
+	tested=$$?; wait $$beside; typed=$$?; cat "$$types"; rm "$$types"; exit $$((tested | typed))
 
-lint: $(VENV)/.dev  ## Lint, format, types and import contracts
+lint: style types  ## Lint, format, types and import contracts
+
+style: $(VENV)/.dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) basedpyright --pythonpath $(VENV)/bin/python
-	$(VENV)/bin/lint-imports
+
+types: $(VENV)/.dev
+	$(TYPES)
 
 soak: $(VENV)/.dev  ## The long randomised runs
 	$(RUN) pytest -m soak --timeout 0 $(PYTEST_ARGS)

@@ -56,6 +56,7 @@ KERNELS = {
 def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     """Processes that compile, all at once, with nothing compiled before."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_DISABLE_LINE_INFO"] = "1"
     started = {}
     for module in KERNELS:
         cache = str(tmp_path_factory.mktemp("triton"))
