@@ -5,13 +5,10 @@ from typing import Any
 
 from frontend.chat_template import ChatTemplate, parse_variables
 from frontend.template_process import AdapterTemplate
-from frontend.tokenizer import TextCodec, TextWorkers
+from frontend.tokenizer import SHORT_TEXT, TextCodec, TextWorkers
 from frontend.validation import check_chat, check_length, check_text
 from lorikeet.v1 import generation_pb2
 from rpc.errors import invalid_argument
-
-# In characters or bytes: shorter prompts take well under a millisecond, less than a thread's detour is worth.
-_INLINE_SIZE = 2048
 
 
 class PromptReader:
@@ -50,7 +47,7 @@ class PromptReader:
         kind = request.WhichOneof("prompt")
         if kind == "text":
             text = request.text
-            if len(text) <= _INLINE_SIZE:
+            if len(text) <= SHORT_TEXT:
                 return self._encode(text, context_length, add_special_tokens=True)
             return await self._workers.run(
                 lambda: self._encode(text, context_length, add_special_tokens=True)
@@ -61,7 +58,7 @@ class PromptReader:
             if isinstance(template, AdapterTemplate):
                 text = await template.render(_messages(chat), **_options(chat))
                 return await self._encode_rendered(text, context_length)
-            if chat.ByteSize() <= _INLINE_SIZE:
+            if chat.ByteSize() <= SHORT_TEXT:
                 return self._encode_chat(chat, template, context_length)
             return await self._workers.run(lambda: self._encode_chat(chat, template, context_length))
         if kind == "tokens" and isinstance(request, generation_pb2.GenerateRequest):
@@ -79,7 +76,7 @@ class PromptReader:
         return self._encode(template.render(_messages(chat), **_options(chat)), context_length)
 
     async def _encode_rendered(self, text: str, context_length: int | None) -> list[int]:
-        if len(text) <= _INLINE_SIZE:
+        if len(text) <= SHORT_TEXT:
             return self._encode(text, context_length)
         return await self._workers.run(lambda: self._encode(text, context_length))
 
@@ -88,7 +85,7 @@ class PromptReader:
     ) -> list[int]:
         """A template writes the special tokens itself."""
         check_text(text, self._max_prompt_bytes)
-        if context_length is not None and len(text) > _INLINE_SIZE:
+        if context_length is not None and len(text) > SHORT_TEXT:
             check_length(self._codec.least_tokens(text), context_length, is_least=True)
         return self._codec.encode(text, add_special_tokens=add_special_tokens)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,12 @@ from frontend.token_floor import TokenFloor
 from rpc.errors import resource_exhausted
 
 T = TypeVar("T")
+
+# Texts are tokenised one at a time, each on one thread: a pool of more would only be in the way of forks.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHORT_TEXT = 2048
+"""Characters or tokens that take well under a millisecond: less than a thread's detour is worth."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -40,10 +47,15 @@ class TextCodec:
         return self._floor.tokens(text)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) <= SHORT_TEXT:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # In a batch of one: only those let other threads have the interpreter.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if len(ids) <= SHORT_TEXT:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
 
     def detokenizer(self, *, skip_special_tokens: bool, prompt_ids: Sequence[int]) -> Detokenizer:
         """A detokenizer for one completion of the prompt."""

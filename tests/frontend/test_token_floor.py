@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from typing import Any
 
 import pytest
@@ -91,6 +92,13 @@ def spoilt(change: str) -> Tokenizer:
 )
 def test_nothing_is_said_where_bytes_may_vanish(change: str):
     assert TextCodec(spoilt(change)).least_tokens("hello " * 500) == 0
+
+
+@pytest.mark.parametrize("pair", ["\U000105d2\u0307", "\U0001611e\U0001611e", "\U00016d67\U00016d67"])
+def test_the_tokenizers_tables_are_no_newer_than_pythons(pair: str):
+    """Of Unicode 16, whose pairs an older Python takes for composed."""
+    is_composed = normalizers.NFC().normalize_str(pair) == pair
+    assert is_composed or not unicodedata.is_normalized("NFC", pair)
 
 
 async def test_a_prompt_that_is_certainly_too_long_is_not_tokenised(monkeypatch: pytest.MonkeyPatch):

@@ -40,6 +40,27 @@ def test_encodes_as_transformers_does(tmp_path: Path):
         assert codec.decode(theirs(text)["input_ids"], skip_special_tokens=False) == text
 
 
+def test_long_texts_are_tokenised_like_short_ones():
+    tokenizer = byte_level_tokenizer()
+    codec, text = TextCodec(tokenizer), f"hello  world, naïve 日本 {EOS}\n" * 300
+    ids = tokenizer.encode(text).ids
+    assert codec.encode(text, add_special_tokens=True) == ids
+    for skip in (True, False):
+        assert codec.decode(ids, skip_special_tokens=skip) == tokenizer.decode(ids, skip_special_tokens=skip)
+
+
+def test_others_go_on_while_a_long_text_is_tokenised():
+    codec, text = TextCodec(byte_level_tokenizer()), "hello  world, naïve 日本 " * 20_000
+    thread = threading.Thread(target=lambda: codec.encode(text, add_special_tokens=True))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        thread.join(0.001)
+        turns += 1
+    # One or two where the interpreter is held all the time.
+    assert turns > 20
+
+
 def test_padding_and_truncation_in_the_file_are_ignored():
     tokenizer = byte_level_tokenizer()
     tokenizer.enable_padding(length=50)
