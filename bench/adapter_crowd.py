@@ -7,7 +7,7 @@ Attention-only adapters of rank 16; the executor's pool has room for `--slots` o
 for `--memory`; the disk has all. The load of `lorikeet bench serve`, Zipf(1.0), beside the same load on one
 adapter. Weights and prompts are random; the adapters are the same numbers with different scalings, stored
 apart like any others. Sources are links to one file, so that the disk holds each adapter once. With
-`--soak-seconds` random traffic runs while they are loaded and goes on afterwards, before anything is timed.
+`--soak-seconds` random traffic runs while they are loaded, and for so long again after what is timed.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import uvloop
 from bench.engine import SHAPES
 from bench.grpc_decode import Client as RandomClient
 from bench.grpc_decode import write_adapters, write_model
-from bench.soak import soak
+from bench.soak import for_seconds, soak
 from cli.benchmark import report
 from cli.benchmark.load import send
 from cli.benchmark.workload import Traffic, plan, random_prompts
@@ -85,6 +86,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     arena = options.arena_dir / f"lorikeet-crowd-{os.getpid()}" if options.arena_dir else folder / "arena"
     services = folder / "services"
     services.mkdir()
+    begun = time.perf_counter()
     async with stack_at(
         services,
         model_dir=model_dir,
@@ -102,17 +104,20 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ],
         store_flags=[f"--arena-bytes={options.memory * size + (64 << 20)}", f"--arena-dir={arena}"],
     ) as stack:
+        started = time.perf_counter() - begun
+        print(f"serving after {started:.1f} s", flush=True)
         names: list[str] = []
-        loading = load_all(stack, folder / "adapters", options.adapters, names)
-        soaking = soak(
+        traffic = partial(
+            soak,
             stack,
             RandomClient(stack, options).one,
-            seconds=options.soak_seconds,
             workers=options.concurrency * 3 // 2,
             longest_prompt=1500,
             names=names,
         )
-        seconds, soaked = await asyncio.gather(loading, soaking)
+        loading = asyncio.create_task(load_all(stack, folder / "adapters", options.adapters, names))
+        soaks = [await traffic(until=loading.done)] if options.soak_seconds else []
+        seconds = await loading
         print(f"{options.adapters} adapters of {size >> 20} MiB loaded in {seconds:.0f} s", flush=True)
         client = Client(Connection(target=stack.frontend.address, timeout=300))
         names.sort()
@@ -128,16 +133,19 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             rows[load]["pool_loads"] = after.pool_loads - before.pool_loads
             print(load, rows[load], flush=True)
         await client.close()
+        if options.soak_seconds:
+            soaks.append(await traffic(until=for_seconds(options.soak_seconds)))
     one, crowd = rows["one adapter"], rows["all adapters"]
     return {
         "options": {name: str(value) for name, value in vars(options).items() if name != "out"},
+        "start_seconds": round(started, 1),
         "loads_per_second": round(options.adapters / seconds, 1),
         "share_of_one_adapters_throughput": round(
             crowd["output_tokens_per_second"] / one["output_tokens_per_second"], 3
         ),
         "times_one_adapters_decode_time": round(crowd["tpot_ms"]["p50"] / one["tpot_ms"]["p50"], 3),
         "rows": rows,
-        "soak": soaked,
+        "soaks": soaks,
     }
 
 
@@ -157,7 +165,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument(
-        "--soak-seconds", type=float, default=0.0, help="of random traffic, from before loading"
+        "--soak-seconds", type=float, default=0.0, help="random traffic while loading, and after"
     )
     parser.add_argument("--step-tokens", type=int, default=8192)
     parser.add_argument("--arena-dir", type=Path, help="a folder in memory; else beside the rest")

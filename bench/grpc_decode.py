@@ -24,7 +24,7 @@ import uvloop
 from safetensors.torch import save_file
 
 from bench.engine import SHAPES
-from bench.soak import soak
+from bench.soak import for_seconds, soak
 from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
 from lorikeet.v1 import generation_pb2
@@ -185,7 +185,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             report["soak"] = await soak(
                 stack,
                 client.one,
-                seconds=options.soak_seconds,
+                until=for_seconds(options.soak_seconds),
                 workers=options.soak_workers,
                 longest_prompt=options.longest_prompt,
                 names=[f"a{index}" for index in range(options.adapters)],

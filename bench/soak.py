@@ -11,12 +11,20 @@ import psutil
 
 from tests.support.execsvc_stack import Stack
 
+_BETWEEN_SAMPLES, _BETWEEN_LOOKS = 10.0, 0.5
+
+
+def for_seconds(seconds: float) -> Callable[[], bool]:
+    """From now on."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
 
 async def soak(
     stack: Stack,
     send: Callable[..., Awaitable[None]],
     *,
-    seconds: float,
+    until: Callable[[], bool],
     workers: int,
     longest_prompt: int,
     names: Sequence[str],
@@ -28,11 +36,10 @@ async def soak(
     random.seed(1)
     done = cancelled = 0
     samples: list[dict[str, Any]] = []
-    end = time.monotonic() + seconds
 
     async def worker() -> None:
         nonlocal done, cancelled
-        while time.monotonic() < end:
+        while not until():
             asks_adapter = names and random.random() < 2 / 3
             adapter = names[int(len(names) ** random.random()) - 1] if asks_adapter else ""
             warm = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "seed": random.randrange(1 << 30)}
@@ -58,9 +65,10 @@ async def soak(
 
     await sample()
     working = [asyncio.create_task(worker()) for _ in range(workers)]
-    while time.monotonic() < end:
-        await asyncio.sleep(min(10.0, seconds / 4))
-        await sample()
+    while not until():
+        await asyncio.sleep(_BETWEEN_LOOKS)
+        if time.monotonic() - samples[-1]["at_seconds"] >= _BETWEEN_SAMPLES:
+            await sample()
     await asyncio.gather(*working)
     await stack.until_empty()
     await sample()
