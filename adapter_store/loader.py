@@ -21,7 +21,7 @@ from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.reports import report_version
 from adapter_store.scan_processes import ScanProcesses
 from adapter_store.sources import SourceReader
-from adapter_store.sources.reader import OutsideReader
+from adapter_store.sources.reader import is_outside
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
@@ -136,7 +136,7 @@ class Loader:
         progress: Callable[[int, int], None],
     ) -> tuple[tuple[str, ...], _Filling]:
         """Copies, and reads the headers; of a large file the rest, too, as it comes."""
-        if not isinstance(reader, OutsideReader):
+        if not is_outside(reader):
             copiers = self._fetchers if reader.is_remote else self._workers
             # As soon as its headers are there: what is refused need not come.
             look = cache(partial(open_adapter, staged, layout))

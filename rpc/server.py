@@ -43,12 +43,13 @@ class Server:
             maximum_concurrent_rpcs=maximum_concurrent_rpcs,
         )
         self._health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._by_name: Any = _ByName(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._by_name)
         self._names: list[str] = []
 
-    def add(self, name: str, register: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
+    def add(self, name: str, register: Callable[[Any, Any], None], servicer: Any) -> None:
         """Adds a servicer under its full service name, with its generated `add_..._to_server`."""
-        register(servicer, self._server)
+        register(servicer, self._by_name)
         self._names.append(name)
 
     async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
@@ -89,6 +90,19 @@ class Server:
         """Health NOT_SERVING, no new calls, calls in flight get `grace_seconds`, then they are cancelled."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
+
+
+class _ByName:
+    """A server that finds all handlers by name.
+
+    Of methods that are registered one by one, grpc.aio watches each one anew for every call that comes.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """Generated code adds them as generic ones, too."""
 
 
 def _remove_stale_socket(path: Path) -> None:

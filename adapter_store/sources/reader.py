@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 
 class SourceReader(Protocol):
@@ -43,7 +43,6 @@ class SourceReader(Protocol):
         ...
 
 
-@runtime_checkable
 class OutsideReader(SourceReader, Protocol):
     """A source on a file system of others."""
 
@@ -51,3 +50,8 @@ class OutsideReader(SourceReader, Protocol):
     def place(self) -> str:
         """What hangs together with it, should that file system not answer."""
         ...
+
+
+def is_outside(reader: SourceReader) -> TypeGuard[OutsideReader]:
+    """Whether a source lies on a file system of others."""
+    return hasattr(type(reader), "place")
