@@ -17,7 +17,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from bench.linears import measure
+from bench.replays import measure
 from kernels.fused import gpu, reference
 from kernels.linear.small_batch import multiply, parts
 from kernels.linear.tiles import Tile, choose

@@ -13,10 +13,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from bench.replays import measure
 from kernels.fused import gpu, reference
 from kernels.linear.tiles import choose
 
@@ -29,26 +29,6 @@ PRODUCTS = {
 }
 _COLD_BYTES = 400 << 20
 _BYTES_PER_MICROSECOND = 3.06e6
-
-
-def measure(run: Callable[[int], object], copies: int) -> float:
-    """The median of replays, microseconds per call."""
-    run(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    calls = max(copies, 8)
-    with torch.cuda.graph(graph):
-        for call in range(calls):
-            run(call % copies)
-    times: list[float] = []
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(9):
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / calls)
-    return float(np.median(times[2:]))
 
 
 def right(found: Tensor, x_TK: Tensor, weight_NK: Tensor, *, gated: bool) -> bool:

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from bench import beside_checks
 from bench.gpu_checks import check_lora
+from bench.replays import LEAST_CALLS, measure
 from kernels import lora
 from kernels.fused import gpu as steps
 from kernels.lora import (
@@ -46,7 +46,6 @@ PROJECTIONS = {
 }
 PEERS = Path(__file__).parent / "results" / "peers_lora_kernels_h100.json"
 _COLD_BYTES = 200 << 20
-_CALLS = 8
 
 
 class Case:
@@ -65,7 +64,7 @@ class Case:
         if tokens <= MOST_TOKENS:
             places, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
             tiles = Tiles(places=torch.from_numpy(places).cuda(), block=BLOCK, rank=rank)
-            self._arrivals = Arrivals(max(self.copies, _CALLS), torch.device("cuda"))
+            self._arrivals = Arrivals(max(self.copies, LEAST_CALLS), torch.device("cuda"))
             self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=self._arrivals)
 
     def base(self, copy: int) -> Tensor:
@@ -103,10 +102,10 @@ class Case:
 def measure(projection: str, rank: int, tokens: int, adapters: int) -> dict[str, float]:
     """Microseconds."""
     case = Case(projection, rank, tokens, adapters)
-    base, both = (time_graph(run, case.copies) for run in (case.base, case.both))
+    base, both = (measure(run, case.copies) for run in (case.base, case.both))
     found = {"base_us": base, "with_base_us": both, "added_us": both - base}
     if tokens > MOST_TOKENS:
-        found["alone_us"] = time_graph(case.ahead, case.copies)
+        found["alone_us"] = measure(case.ahead, case.copies)
     return {name: round(value, 2) for name, value in found.items()}
 
 
@@ -132,25 +131,6 @@ def make_table(
             unit += a_units + b_units
         table.set_row(slot, entries)
     return table
-
-
-def time_graph(run: Callable[[int], Any], copies: int) -> float:
-    """The median of replays, per call."""
-    run(0)  # compiles
-    torch.cuda.synchronize()
-    graph, calls = torch.cuda.CUDAGraph(), max(copies, _CALLS)
-    with torch.cuda.graph(graph):
-        for call in range(calls):
-            run(call % copies)
-    times: list[float] = []
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(9):
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / calls)
-    return float(np.median(times[2:]))
 
 
 def show(rows: list[dict[str, Any]]) -> None:

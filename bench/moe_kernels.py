@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.linears import measure
 from bench.moe_checks import (
     EXPERTS,
     HIDDEN,
@@ -40,6 +39,7 @@ from bench.moe_checks import (
     route,
     slots_of,
 )
+from bench.replays import measure
 from kernels import moe_lora
 from kernels.lora import SlotTable
 from kernels.moe import Routing, gpu, gpu_products, gpu_routing, gpu_vectors

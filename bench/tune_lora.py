@@ -14,7 +14,8 @@ from unittest.mock import patch
 
 import torch
 
-from bench.lora_kernels import PROJECTIONS, Case, time_graph
+from bench.lora_kernels import PROJECTIONS, Case
+from bench.replays import measure
 from kernels import lora
 from kernels.linear.tiles import Tile
 from kernels.lora.beside_tiles import Beside
@@ -47,7 +48,7 @@ def tune(projection: str, tokens: int, adapters: int, rank: int) -> tuple[float,
                 parts = case.both(0)
                 error = ((parts.sum(0) - expected).norm() / expected.norm()).item()
                 if error < _LIMIT:
-                    found.append((time_graph(case.both, case.copies), cut))
+                    found.append((measure(case.both, case.copies), cut))
                 else:
                     print(f"# wrong: {projection} {tokens} {cut}, error {error:.1e}")
             except RuntimeError as problem:  # too much shared memory, say
