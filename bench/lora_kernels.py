@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import beside_checks
+from bench import beside_checks, replays
 from bench.gpu_checks import check_lora
-from bench.replays import LEAST_CALLS, measure
 from kernels import lora
 from kernels.fused import gpu as steps
 from kernels.lora import (
@@ -64,7 +63,7 @@ class Case:
         if tokens <= MOST_TOKENS:
             places, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
             tiles = Tiles(places=torch.from_numpy(places).cuda(), block=BLOCK, rank=rank)
-            self._arrivals = Arrivals(max(self.copies, LEAST_CALLS), torch.device("cuda"))
+            self._arrivals = Arrivals(max(self.copies, replays.LEAST_CALLS), torch.device("cuda"))
             self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=self._arrivals)
 
     def base(self, copy: int) -> Tensor:
@@ -102,10 +101,10 @@ class Case:
 def measure(projection: str, rank: int, tokens: int, adapters: int) -> dict[str, float]:
     """Microseconds."""
     case = Case(projection, rank, tokens, adapters)
-    base, both = (measure(run, case.copies) for run in (case.base, case.both))
+    base, both = (replays.measure(run, case.copies) for run in (case.base, case.both))
     found = {"base_us": base, "with_base_us": both, "added_us": both - base}
     if tokens > MOST_TOKENS:
-        found["alone_us"] = measure(case.ahead, case.copies)
+        found["alone_us"] = replays.measure(case.ahead, case.copies)
     return {name: round(value, 2) for name, value in found.items()}
 
 
