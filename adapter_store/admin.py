@@ -194,8 +194,8 @@ class Admin:
     async def _load_alone(self, request: LoadRequest) -> tuple[AdapterView, bool]:
         name, loading = request.name, self._unfinished(request, State.LOADING)
         # Both are decided again when the name moves; this saves the work.
-        self._catalog.check_expected(name, request.expected_digest)
         self._catalog.check_owner(name, request.tenant, for_everyone=request.for_everyone)
+        self._catalog.check_expected(name, request.expected_digest)
         before = self._catalog.find(name)
         if before is None and request.tenant:
             await self._check_free(name)

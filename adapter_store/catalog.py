@@ -200,8 +200,8 @@ class Catalog:
             LorikeetError: ABORTED (it does not point to what was expected), PERMISSION_DENIED (it is not that
                 tenant's), RESOURCE_EXHAUSTED (a limit).
         """
-        self.check_expected(name, expected)
         tenant = self.check_owner(name, tenant, for_everyone=for_everyone)
+        self.check_expected(name, expected)
         old = self._pointers.get(name)
         if pinned is None:
             pinned = old is not None and old.pinned

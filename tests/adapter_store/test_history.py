@@ -174,9 +174,11 @@ def test_a_name_stays_with_its_owner_until_it_is_unloaded():
     point(catalog, "a", 1, tenant="t")
     point(catalog, "shared", 1)
     for name, tenant in (("a", "u"), ("shared", "t")):
-        error = refusal(point, catalog, name, 2, tenant=tenant)
+        # Whatever is expected: what a name points to is no other tenant's business.
+        error = refusal(point, catalog, name, 2, tenant=tenant, expected="none")
         assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "NAME_TAKEN")
-    # By an admin of all, or a watched folder: it stays as private as it was.
+    assert refusal(point, catalog, "a", 2, for_everyone=True).reason == "NAME_TAKEN"
+    # By an admin of all: it stays as private as it was.
     point(catalog, "a", 2)
     assert catalog.get("a").tenant == "t"
     point(catalog, "a", 2, pinned=True)
