@@ -1,6 +1,7 @@
 """Which digest each adapter name points to, as far as this frontend knows; fed by `catalog_follower`."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from frontend.validation import AdapterRef
@@ -20,7 +21,7 @@ class Catalog:
     def __init__(self, *, has_store: bool) -> None:
         self._has_store = has_store
         self._digests: dict[str, str] = {}
-        self._pointed_to: frozenset[str] = frozenset()
+        self._pointed_to: Counter[str] = Counter()
         self._abort_listeners: list[Callable[[str, str], None]] = []
         self._tenants: dict[str, str] = {}
         self._templated: set[str] = set()
@@ -46,20 +47,26 @@ class Catalog:
         """Acts by a snapshot or a change from now on."""
         if response.snapshot:
             self._digests, self._tenants, self._templated = {}, {}, set()
+            self._pointed_to.clear()
         for pointer in response.pointers:
+            old = self._digests.pop(pointer.name, "")
+            if old:
+                self._pointed_to[old] -= 1
             if pointer.digest:
                 self._digests[pointer.name] = pointer.digest
+                self._pointed_to[pointer.digest] += 1
                 self._tenants[pointer.name] = pointer.tenant
                 if pointer.has_chat_template:
                     self._templated.add(pointer.digest)
             else:
-                old = self._digests.pop(pointer.name, "")
                 self._tenants.pop(pointer.name, None)
-                if pointer.abort_running:
-                    self._tell_aborts(pointer.name, "" if old in self._digests.values() else old)
+            is_gone = not self._pointed_to[old]
+            if is_gone:
+                del self._pointed_to[old]
+                self._templated.discard(old)
+            if not pointer.digest and pointer.abort_running:
+                self._tell_aborts(pointer.name, old if is_gone else "")
         self._revision = response.revision
-        self._pointed_to = frozenset(self._digests.values())
-        self._templated &= self._pointed_to
         for revision, waiter in self._waiters:
             if revision <= response.revision and not waiter.done():
                 waiter.set_result(None)
