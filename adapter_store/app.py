@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 _MAX_CALLS = 4096
 # More threads than this wait for the interpreter and for memory.
 _MAX_CREW = 16
-# With fewer, threads are as fast.
-_CORES_FOR_PROCESSES = 4
+# A single one gains nothing by them.
+_CORES_FOR_PROCESSES = 2
 # Digests that one question about statistics may name.
 _MAX_ASKED = 1000
 # Remote sources read at once; twice what unknown names may take of them.
