@@ -107,12 +107,12 @@ class Engine(Generic[Pending]):
         """One turn, with the step in flight before it; returns the one in flight after it."""
         self._receive()
         plan = self._scheduler.plan()
-        loading = self._load_adapters()
+        gave_up = self._load_adapters()
         self._follow_moves()
         launched = self._launch(plan) if plan is not None else None
         if not self._overlap and launched is not None:
             in_flight, launched = launched, None
-        self._idle = plan is None and in_flight is None and not loading
+        self._idle = plan is None and in_flight is None and not gave_up
         if in_flight is not None:
             self._collect(in_flight)
         self._send(self._scheduler.take_outputs())
@@ -146,7 +146,7 @@ class Engine(Generic[Pending]):
                 self._scheduler.abort_client(client)
 
     def _load_adapters(self) -> bool:
-        """Passes the scheduler's wishes on; returns whether there were any."""
+        """Passes the scheduler's wishes on; returns whether room was given up that others may wait for."""
         loader, actions = self._loader, self._scheduler.take_actions()
         for action in actions:
             match action:
@@ -164,7 +164,7 @@ class Engine(Generic[Pending]):
                     loader.release(digest)
                 case Retired(digest):
                     loader.retired(digest)
-        return bool(actions)
+        return any(isinstance(action, Release) for action in actions)
 
     def _follow_moves(self) -> None:
         moves = self._scheduler.take_moves()
