@@ -28,7 +28,12 @@ def project(
         return lora.product(x_TK, layer.weight, layer.bias, slices=slices, batch=batch, table=adapters)
     if lora.can_be_ahead(batch, adapters):
         y_TN = lora.ahead(x_TK, layer.bias, slices=slices, batch=batch, table=adapters)
-        return y_TN.addmm_(x_TK, layer.weight.t())
+        return add_product(y_TN, x_TK, layer.weight)
     y_TN = steps.linear(x_TK, layer.weight, layer.bias)
     lora.apply(y_TN, x_TK, slices=slices, batch=batch, table=adapters)
     return y_TN
+
+
+def add_product(y_TN: Tensor, x_TK: Tensor, weight_NK: Tensor) -> Tensor:
+    """`y += x @ weight.T`, in place."""
+    return y_TN.addmm_(x_TK, weight_NK.t())

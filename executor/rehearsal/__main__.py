@@ -1,7 +1,7 @@
 """The process that rehearses and has kernels compiled; `ahead` starts it and hears from it.
 
 A pickled `Ask` comes by stdin, which stays open as long as anybody wants the answers: pickled `Compiled` by
-stdout, `USUAL` after those that usual steps launch, the others after that.
+stdout, `USUAL` after those that usual steps launch and after the others; `Failed` says what went wrong.
 """
 
 import os
@@ -9,12 +9,12 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
-from executor.rehearsal.ahead import USUAL, Ask
+from executor.model import projection
+from executor.rehearsal.ahead import USUAL, Ask, Failed
 from executor.rehearsal.stage import Stage
 from kernels.compiling import Compilers
 from kernels.launch import Rehearsal, rehearsing
@@ -25,7 +25,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # others may print
     ask: Ask = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started us
-    lock, _library = threading.Lock(), _hurry()
+    lock = threading.Lock()
+    # On a device that computes nothing, torch takes milliseconds to find out what this returns.
+    projection.add_product = lambda y_TN, *_: y_TN
 
     def tell(answer: Any) -> None:
         with lock:
@@ -34,20 +36,24 @@ def main() -> None:
 
     with Compilers(ask.target, processes=ask.processes) as compilers:
         threading.Thread(target=_end_with_stdin, args=(compilers,), daemon=True).start()
-        with rehearsing(overlaps=ask.overlaps) as rehearsal:
-            stage, pending = Stage(ask.cast), []
-            for steps in (stage.usual(), stage.seldom()):
-                pending.extend(compilers.compile(variant, tell) for variant in _noted(rehearsal, steps))
-                for result in pending:
-                    result.wait()
-                tell(USUAL)
+        try:
+            _rehearse(ask, compilers, tell)
+        except Exception as error:
+            traceback.print_exc()
+            tell(Failed(f"{type(error).__name__}: {error}"))
 
 
-def _hurry() -> torch.library.Library:
-    """Torch's own way to find out what shape a sum has takes milliseconds. In force as long as it is kept."""
-    library = torch.library.Library("aten", "IMPL", "Meta")
-    library.impl("addmm_", lambda total, *_, **__: total)
-    return library
+def _rehearse(ask: Ask, compilers: Compilers, tell: Callable[[Any], None]) -> None:
+    with rehearsing(overlaps=ask.overlaps) as rehearsal:
+        stage, pending = Stage(ask.cast), []
+        for steps in (stage.usual(), stage.seldom()):
+            pending.extend(compilers.compile(variant, tell) for variant in _noted(rehearsal, steps))
+            for result in pending:
+                result.wait()
+            if stage.failures:
+                tell(Failed(f"{len(stage.failures)} steps, first {stage.failures[0]}"))
+                stage.failures.clear()
+            tell(USUAL)
 
 
 def _noted(rehearsal: Rehearsal, steps: Iterator[None]) -> Iterator[Any]:

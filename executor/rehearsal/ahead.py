@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +20,13 @@ log = logging.getLogger(__name__)
 
 USUAL = "usual"
 """What comes after the variants of usual steps, and after the others."""
+
+
+class Failed(NamedTuple):
+    """What could not be rehearsed, and why: nobody has compiled what that would have launched."""
+
+    why: str
+
 
 _MOST_PROCESSES = 32
 _PROGRESS_SECONDS = 5.0
@@ -74,6 +82,9 @@ class Ahead:
                     self._load(answer)
                     loaded, seconds = loaded + 1, seconds + answer.seconds
                     continue
+                if isinstance(answer, Failed):
+                    log.error("the rehearsal of kernels failed, of %s", answer.why)
+                    continue
                 log.info(
                     "%d kernels for %s steps are ready after %.1f s, of %.0f s of all processes",
                     loaded,
@@ -86,8 +97,12 @@ class Ahead:
             pass
         finally:
             self._process.stdin.close()
-            if self._process.wait() != 0 or not self._usual.is_set():
-                log.warning("kernels were not all compiled ahead: the first to need one waits for it")
+            code = self._process.wait()
+            if code != 0 or not self._usual.is_set():
+                log.error(
+                    "kernels were not all compiled ahead (exit code %d): the first to need one waits for it",
+                    code,
+                )
             self._usual.set()
 
     @staticmethod

@@ -41,6 +41,8 @@ class Stage:
 
     def __init__(self, cast: Cast) -> None:
         self._cast = cast
+        self.failures: list[str] = []
+        """Of steps that could not be rehearsed, and why."""
         self._pool = AdapterPool(
             cast.model,
             units=cast.units,
@@ -104,7 +106,10 @@ class Stage:
 
     def _play(self, runner: TorchRunner, steps: Iterator[Sequence[Row]]) -> Iterator[None]:
         for rows in steps:
-            runner.rehearse(plans.step(rows))
+            try:
+                runner.rehearse(plans.step(rows))
+            except Exception as error:  # what it launched until then has been noted
+                self.failures.append(f"{len(rows)} rows, {rows[:2]}...: {type(error).__name__}: {error}")
             yield
 
     def _runner(self, *, graphs: bool) -> TorchRunner:
