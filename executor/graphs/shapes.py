@@ -26,7 +26,8 @@ MOST_TOKENS = TOKENS[-1]
 class LoraShape(NamedTuple):
     """What a graph with adapters is made for: that many tiles of up to `block` tokens, ranks up to `rank`,
     `routers` of experts and `ends` (embedding and head) that adapters change or not, whether adapters are
-    computed `beside` the base's products, and `vectors` (gains and shifts) that they have or not.
+    computed `beside` the base's products, `vectors` (gains and shifts) that they have or not, and whether
+    their experts share matrices.
     """
 
     tiles: int
@@ -36,6 +37,7 @@ class LoraShape(NamedTuple):
     ends: bool
     beside: bool
     vectors: bool = False
+    shares: bool = False
 
 
 class StepShape(NamedTuple):

@@ -214,6 +214,7 @@ class StepGraphs:
             ends=table.changes(lora.slots, self._ends),
             beside=can_be_beside(shape.tokens, rank=rank, table=table) and not vectors,
             vectors=vectors,
+            shares=table.shares(lora.slots),
         )
         return shape._replace(lora=made), tiles
 
@@ -290,6 +291,7 @@ class StepGraphs:
             touches_routers=made.routers,
             touches_ends=made.ends,
             has_vectors=made.vectors,
+            shares=made.shares,
             arrivals=self._arrivals if made.beside else None,
         )
         if not shape.chunks or not made.ends:

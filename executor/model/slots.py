@@ -76,6 +76,7 @@ class AdapterPool:
             batch,
             touches_ends=table.changes(batch.slots, self._ends),
             has_vectors=table.has_vectors(batch.slots),
+            shares=table.shares(batch.slots),
         )
         if not self._routers:
             return batch

@@ -15,6 +15,8 @@ from executor.rehearsal.plans import Limits, Row
 from executor.runner import RunnerConfig, TorchRunner
 from kernels.lora import UNIT_BYTES, SliceEntry
 from kernels.lora.rows import RANK_MULTIPLE
+from kernels.moe_lora.fused import SHARED_RANK
+from kernels.moe_lora.gpu_runs import block_of_ranks
 from kernels.sampling import cut, gpu
 
 _META = torch.device("meta")
@@ -92,6 +94,11 @@ class Stage:
                 self._adapt(rank, everywhere=True, vectors=vectors)
                 yield from self._play_adapted(limits, rank)
                 yield from self._play(kernels, plans.adapted_large(limits, **few))
+            if self._cast.model.experts is not None and block_of_ranks(rank) >= SHARED_RANK:
+                self._adapt(rank, shares=True)
+                yield from self._play(kernels, plans.prompts(limits, slot=0))
+                yield from self._play(self._by_graphs, plans.adapted_graphs(limits))
+                yield from self._play(self._by_graphs, plans.adapted_large(limits))
 
     def _ranks(self) -> list[int]:
         """Of adapters, padded; none where there is no room for any."""
@@ -125,7 +132,9 @@ class Stage:
         )
         return TorchRunner(self._cast.model, self._parameters, pool=self._pool, config=config)
 
-    def _adapt(self, rank: int, *, everywhere: bool = False, vectors: bool = False) -> None:
+    def _adapt(
+        self, rank: int, *, everywhere: bool = False, vectors: bool = False, shares: bool = False
+    ) -> None:
         """Show an adapter of that rank in all slots: on what most adapters change, or `everywhere`."""
         room = self._pool.units * UNIT_BYTES // self._cast.dtype.itemsize
         entries = []
@@ -137,7 +146,7 @@ class Stage:
                 entries.append(
                     SliceEntry(slice=index, rank=rank, scaling=1.0, gain_unit=unit, shift_unit=unit)
                 )
-        row = self._pool.table.row_of(entries)
+        row = self._pool.table.row_of(entries)._replace(shares=shares)
         for slot in range(self._cast.limits.slots):
             self._pool.install_slot(slot, row)
 

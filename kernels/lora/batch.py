@@ -48,8 +48,9 @@ class LoraBatch:
     that the host does not know: tiles are written where a recorded launch reads them. `slots_T`, int32, are
     each token's slot on the device, for those who would otherwise work them out again and again.
     `touches_routers` may be False where no adapter of the batch has LoRA on a router of experts,
-    `touches_ends` where none changes embedding or head, `has_vectors` where none has a gain or a shift. With
-    `arrivals`, linear layers are computed together with their adapters, by `product`.
+    `touches_ends` where none changes embedding or head, `has_vectors` where none has a gain or a shift;
+    `shares` may be True where experts share an adapter's matrices. With `arrivals`, linear layers are
+    computed together with their adapters, by `product`.
     """
 
     slots: tuple[int, ...]
@@ -59,6 +60,7 @@ class LoraBatch:
     touches_routers: bool = True
     touches_ends: bool = True
     has_vectors: bool = True
+    shares: bool = False
     arrivals: Arrivals | None = None
 
     @classmethod

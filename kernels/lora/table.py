@@ -41,7 +41,7 @@ class LoraWeights(NamedTuple):
 class SlotRow(NamedTuple):
     """What `SlotTable.show` needs of one adapter, worked out before; on the host, `fields` int64 `[L, 6]` and
     `scaling` float32 `[L]`. `views` has what was asked for so far, and everything `if has_all_views`;
-    `has_vectors` if any slice has a gain or a shift.
+    `has_vectors` if any slice has a gain or a shift, `shares` if slices have a lora_b in common.
     """
 
     fields: Tensor
@@ -51,6 +51,7 @@ class SlotRow(NamedTuple):
     saved: dict[int, Tensor]
     rank: int
     has_vectors: bool
+    shares: bool
 
 
 class SlotTable:
@@ -128,6 +129,7 @@ class SlotTable:
             },
             rank=int(columns.fields[:, RANK].max(initial=0)),
             has_vectors=bool((columns.fields[:, GAIN_UNIT:WEIGHT_UNIT] >= 0).any()),
+            shares=_has_twins(columns.fields[columns.fields[:, RANK] > 0, B_UNIT]),
         )
 
     def show(self, slot: int, row: SlotRow) -> None:
@@ -168,6 +170,10 @@ class SlotTable:
     def has_vectors(self, slots: Sequence[int]) -> bool:
         """Whether any of these slots has a gain or a shift."""
         return any(row.has_vectors for slot in slots if (row := self._rows[slot]) is not None)
+
+    def shares(self, slots: Sequence[int]) -> bool:
+        """Whether any of these slots has slices with a lora_b in common, as experts may."""
+        return any(row.shares for slot in slots if (row := self._rows[slot]) is not None)
 
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
         """What one slot does to the output of one slice, or None where the adapter leaves it untouched."""
@@ -213,3 +219,7 @@ class SlotTable:
     def _matrix(self, unit: int, shape: tuple[int, int]) -> Tensor:
         first = self._first_element + unit * self._unit_elements
         return self.pool.as_strided(shape, (shape[1], 1), first)
+
+
+def _has_twins(units: np.ndarray) -> bool:
+    return len(np.unique(units)) < len(units)

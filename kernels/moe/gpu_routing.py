@@ -17,9 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import overlapping, quick, wait_for_inputs
+from kernels.moe.gpu_turns import Sharing, store_token_turns, store_turns
 from kernels.moe.routing import RouterForm, Routing
 
 _MOST_PAIRS_AT_ONCE = 2048
+_MANY_PAIRS = 1024
 
 
 class Arrangement(NamedTuple):
@@ -28,10 +30,12 @@ class Arrangement(NamedTuple):
     order int32 `[P]`: pairs, at the end those of expert -1 in no order that counts. tiles int32 `[5, N]`:
     expert, first place in `order`, number of pairs (0 makes a tile that does nothing), at most `block`, and
     zeros for each product's programs to count with. runs int32 `[4, M]`: the first three of pairs that share
-    a slot too, and the slot; at most `run` pairs each.
+    a slot too, and the slot; at most `run` pairs each. Or turns int32 `[P]`, by place: which of the adapter
+    slots that its tile has is the pair's, -1 of none; and met int32 `[N, 1 + S]`: how many slots a tile has,
+    and those.
     Running example: experts [[2, 0], [2, 1]], slots (-1, 5), blocks of 16 make order [1, 3, 0, 2], tiles
     [[0, 1, 2], [0, 1, 2], [1, 1, 2], ...] and runs [[0, 1, 2, 2], [0, 1, 2, 3], [1, 1, 1, 1],
-    [-1, 5, -1, 5]].
+    [-1, 5, -1, 5]], or turns [-1, 0, -1, 0] and met [[0, .], [1, 5], [1, 5]].
     """
 
     order_P: Tensor
@@ -39,6 +43,8 @@ class Arrangement(NamedTuple):
     block: int
     runs_4M: Tensor | None = None
     run: int = 0
+    turns_P: Tensor | None = None
+    met_NS: Tensor | None = None
 
 
 def route(logits_TE: Tensor, *, top_k: int, form: RouterForm, places_T: Tensor | None = None) -> Routing:
@@ -75,19 +81,25 @@ def arrange(
     block: int,
     slots_T: Tensor | None = None,
     slots: int = 0,
-    run: int = 16,
+    run: int = 0,
+    sharing: Sharing | None = None,
 ) -> Arrangement:
-    """Sort pairs and cut tiles; with each token's slot (int32 `[T]`), at most `slots` different ones, -1
-    included, runs too.
+    """Sort pairs and cut tiles; with each token's slot (int32 `[T]`, sorted), at most `slots` different ones,
+    -1 included, runs of up to `run` pairs too, or turns.
     """
     experts_TX = routing.experts_TX
     tokens, top_k = experts_TX.shape
     pairs, device = experts_TX.numel(), experts_TX.device
     tiles = min(pairs, experts + pairs // block)
-    runs = min(pairs, experts * slots + pairs // run) if slots_T is not None else 0
+    runs = min(pairs, experts * slots + pairs // run) if run else 0
+    has_turns = slots_T is not None and not run
     order_P = torch.empty(pairs, dtype=torch.int32, device=device)
-    tiles_5N = torch.empty(5, tiles, dtype=torch.int32, device=device)
+    tiles_5N = torch.empty(5 * tiles + 1, dtype=torch.int32, device=device)[:-1].view(5, tiles)
     runs_4M = torch.empty(4, runs, dtype=torch.int32, device=device)
+    tokens_too = tokens if sharing is not None else 0
+    token_tiles = -(-tokens_too // block)
+    turns_P = torch.empty(pairs + tokens_too if has_turns else 0, dtype=torch.int32, device=device)
+    met_NS = torch.empty(tiles + token_tiles if has_turns else 0, slots, dtype=torch.int32, device=device)
     if not experts_TX.is_contiguous():
         raise ValueError("experts must be contiguous")
     if pairs:
@@ -95,23 +107,34 @@ def arrange(
             order_P,
             tiles_5N,
             runs_4M,
+            turns_P,
+            met_NS,
             experts_TX,
             experts_TX if slots_T is None else slots_T,
+            experts_TX if sharing is None else sharing.rows_SL6,
+            routing.weights_TX if sharing is None else sharing.scaling_SL,
             pairs,
             tiles,
+            token_tiles,
             runs,
             slots,
+            0 if sharing is None else sharing.first_slice,
+            0 if sharing is None else sharing.rows_SL6.shape[1],
             TOP_K=top_k,
             TILE=block,
-            RUN=run,
+            RUN=max(run, 1),
             BLOCK_E=1 << (experts - 1).bit_length(),
             BLOCK_P=max(16, min(_MOST_PAIRS_AT_ONCE, 1 << (pairs - 1).bit_length())),
             BLOCK_T=max(16, min(_MOST_PAIRS_AT_ONCE, 1 << (tokens - 1).bit_length())),
-            HAS_SLOTS=slots_T is not None,
-            num_warps=4,
+            HAS_RUNS=run > 0,
+            HAS_TURNS=has_turns,
+            SHARES=sharing is not None,
+            num_warps=8 if pairs > _MANY_PAIRS and slots_T is None else 4,
             **overlapping(),
         )
-    return Arrangement(order_P, tiles_5N, block, runs_4M if slots_T is not None else None, run)
+    if has_turns:
+        return Arrangement(order_P, tiles_5N, block, turns_P=turns_P, met_NS=met_NS)
+    return Arrangement(order_P, tiles_5N, block, runs_4M if run else None, run)
 
 
 @quick
@@ -160,25 +183,37 @@ def _larger(a, b):
     return tl.maximum(a, b)
 
 
+_NUMBERS = ["pairs", "tiles", "token_tiles", "runs", "slots", "first_slice", "table_slices"]
+
+
 @quick
-@triton.jit(do_not_specialize=["pairs", "tiles", "runs", "slots"])
+@triton.jit(do_not_specialize=_NUMBERS)
 def _arrange_kernel(
     order_ptr,
     tiles_ptr,
     runs_ptr,
+    turns_ptr,
+    met_ptr,
     experts_ptr,
     slots_ptr,
+    rows_ptr,
+    scaling_ptr,
     pairs,
     tiles,
+    token_tiles,
     runs,
     slots,
+    first_slice,
+    table_slices,
     TOP_K: tl.constexpr,
     TILE: tl.constexpr,
     RUN: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    HAS_SLOTS: tl.constexpr,
+    HAS_RUNS: tl.constexpr,
+    HAS_TURNS: tl.constexpr,
+    SHARES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A program has one expert. All count all pairs, so that none waits for another."""
@@ -213,7 +248,23 @@ def _arrange_kernel(
         tl.store(order_ptr + place_P, first + p_P, mask=is_mine_P > 0)
         placed += tl.sum(is_mine_P, 0)
 
-    if HAS_SLOTS:
+    if HAS_TURNS:
+        tl.debug_barrier()  # the order that this program has stored is read back
+        for done in range(0, count, TILE):
+            store_turns(
+                order_ptr, turns_ptr, met_ptr + (tile + done // TILE) * slots, slots_ptr, begin + done,
+                tl.minimum(count - done, TILE), expert, rows_ptr, scaling_ptr, first_slice, table_slices,
+                TOP_K, TILE, SHARES,
+            )  # fmt: skip
+    if SHARES:
+        for index in range(expert, token_tiles, tl.num_programs(0)):
+            store_token_turns(
+                turns_ptr + pairs, met_ptr + (tiles + index) * slots, slots_ptr, index * TILE,
+                pairs // TOP_K, rows_ptr, scaling_ptr, first_slice, table_slices, TILE,
+            )  # fmt: skip
+        if expert == 0:
+            tl.store(tiles_ptr + 5 * tiles, 0)
+    if HAS_RUNS:
         # Each expert has room for as many runs as it can have.
         room_E = tl.minimum(counts_E, slots + counts_E // RUN)
         run = tl.sum(tl.where(e_E < expert, room_E, 0), 0)

@@ -17,11 +17,12 @@ from kernels.launch import overlapping
 from kernels.lora.table import UNIT_BYTES
 from kernels.moe import gpu_products
 from kernels.moe.gpu_routing import Arrangement, arrange
+from kernels.moe.gpu_turns import Sharing
 from kernels.moe.gpu_vectors import MOST_TOKENS
 from kernels.moe.interface import ExpertWeights
 from kernels.moe.routing import Routing
 from kernels.moe.tiles import Tile, Tiles, choose
-from kernels.moe_lora import fused_kernels, fused_vectors
+from kernels.moe_lora import fused_kernels, fused_sum, fused_vectors
 from kernels.moe_lora.gpu import check
 from kernels.moe_lora.gpu_runs import block_of_ranks
 from kernels.moe_lora.hooks import ExpertLora
@@ -31,6 +32,10 @@ _SHRINKS = 2
 """Programs at most that shrink a tile's pairs; each may have several groups of rows of lora_a."""
 _COLUMNS = 64
 """Of lora_b, of several slots side by side."""
+_EARLY_RANK = 16
+"""Up to it, registers do for shrunk numbers during the product, too."""
+_SHARED_PAIRS, SHARED_RANK = 64, 64
+"""From there on, of a tile and an adapter, what experts share is worth finding."""
 _MOST_AHEAD = 1024
 """Shrunk numbers of a tile and slice: where there are more, registers are too few for lora_b, too."""
 _REGISTERS = 168
@@ -46,11 +51,20 @@ def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: Exp
         runs = lora.runs(routing)
         return fused_vectors.experts(x_TD, weights, runs, first_slice=lora.first_slice, table=lora.table)
     tiles = with_lora(choose(*routing.experts_TX.shape, len(weights.down_EDI)))
-    made = arrange(routing, len(weights.down_EDI), block=tiles.down.pairs)
+    slots = 1 + min(lora.slots, tiles.down.pairs)
     slots_T = lora.slots_of(routing)
-    wide_PI = multiply(x_TD, weights.gate_up_E2ID, routing, made, tiles.gate_up, slots_T, lora, is_down=False)
-    y_PD = multiply(wide_PI, weights.down_EDI, routing, made, tiles.down, slots_T, lora, is_down=True)
-    return gpu_products.add_up(y_PD, routing)
+    experts, sharing = len(weights.down_EDI), None
+    is_long = tiles.down.pairs >= _SHARED_PAIRS and block_of_ranks(lora.rank) >= SHARED_RANK
+    if lora.batch.shares and is_long and experts > 1:
+        sharing = Sharing(lora.table.rows_SL6, lora.table.scaling_SL, lora.first_slice)
+    made = arrange(routing, experts, block=tiles.down.pairs, slots_T=slots_T, slots=slots, sharing=sharing)
+    wide_PI, _ = multiply(x_TD, weights.gate_up_E2ID, routing, made, tiles.gate_up, lora, is_down=False)
+    y_PD, shrunk_PR = multiply(wide_PI, weights.down_EDI, routing, made, tiles.down, lora, is_down=True)
+    if sharing is None:
+        return gpu_products.add_up(y_PD, routing)
+    return fused_sum.add_up(
+        y_PD, shrunk_PR, routing, slots_T, first_slice=lora.first_slice + 2, table=lora.table
+    )
 
 
 def with_lora(tiles: Tiles) -> Tiles:
@@ -69,11 +83,10 @@ def multiply(
     routing: Routing,
     made: Arrangement,
     tile: Tile,
-    slots_T: Tensor,
     lora: ExpertLora,
     *,
     is_down: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Gate and up of `x` `[T, D]`, activated: `[P, I]`; or down of those: `[P, D]`; with LoRA. An arrangement
     does for one of each. Raises ValueError for what does not fit.
     """
@@ -85,12 +98,15 @@ def multiply(
         raise ValueError("x and weights must be contiguous")
     slices, block_r = 1 if is_down else 2, block_of_ranks(lora.rank)
     y_PN = x_K.new_empty(pairs, outputs if is_down else outputs // 2)
-    shrunk_PLR = x_K.new_empty((pairs, slices, block_r), dtype=torch.float32)
-    # As many slots as a tile may have.
-    slots = min(lora.slots, tile.pairs)
+    assert made.turns_P is not None
+    assert made.met_NS is not None
+    tokens_too = len(made.turns_P) - pairs
+    shrunk_PLR = x_K.new_empty((pairs + tokens_too, slices, block_r), dtype=torch.float32)
+    slots = made.met_NS.shape[1] - 1
     shrinks = min(_SHRINKS, -(-slots * slices * block_r // tile.rows))
-    tiles = made.tiles_5N.shape[1]
-    fused_kernels.product_kernel[(tiles * (shrinks + -(-outputs // tile.rows)),)](
+    tiles, token_tiles = made.tiles_5N.shape[1], -(-tokens_too // tile.pairs)
+    of_tokens, is_ahead = 0 if is_down else token_tiles, tile.pairs * block_r <= _MOST_AHEAD
+    fused_kernels.product_kernel[(of_tokens * shrinks + tiles * (shrinks + -(-outputs // tile.rows)),)](
         y_PN,
         shrunk_PLR,
         x_K,
@@ -98,18 +114,24 @@ def multiply(
         table.pool,
         table.rows_SL6,
         table.scaling_SL,
-        slots_T,
         made.order_P,
         made.tiles_5N,
+        made.turns_P,
+        made.met_NS,
         tiles,
+        pairs,
+        of_tokens,
         shrinks,
+        slots + 1,
         lora.first_slice + (2 if is_down else 0),
         table.scaling_SL.shape[1],
         outputs,
         IN=inputs,
         TOP_K=top_k,
         IS_DOWN=is_down,
-        AHEAD=tile.pairs * block_r <= _MOST_AHEAD,
+        AHEAD=is_ahead,
+        EARLY=is_ahead and block_r <= _EARLY_RANK and not tokens_too,
+        SHARES=tokens_too > 0,
         ROWS=tile.rows,
         BLOCK_B=tile.pairs,
         BLOCK_K=tile.block_k,
@@ -123,4 +145,4 @@ def multiply(
         maxnreg=_REGISTERS if tile.warps == 4 and tile.rows == 64 else None,
         **overlapping(),
     )
-    return y_PN
+    return y_PN, shrunk_PLR

@@ -48,6 +48,7 @@ KERNELS = {
         "_expand_kernel",
         "_middle_kernel",
         "product_kernel",
+        "_sum_kernel",
     },
 }
 

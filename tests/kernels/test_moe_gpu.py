@@ -51,11 +51,17 @@ def test_route_of_what_is_no_number() -> None:
 def test_arrangement_of_the_running_example() -> None:
     routing = Routing(torch.tensor([[2, 0], [2, 1]], dtype=torch.int32).to(DEVICE), torch.ones(2, 2))
     slots = torch.tensor([-1, 5], dtype=torch.int32, device=DEVICE)
-    made = gpu_routing.arrange(routing, 3, block=16, slots_T=slots, slots=2)
+    made = gpu_routing.arrange(routing, 3, block=16, slots_T=slots, slots=2, run=16)
     assert made.order_P.tolist() == [1, 3, 0, 2]
     assert made.tiles_5N.tolist() == [[0, 1, 2], [0, 1, 2], [1, 1, 2], [0, 0, 0], [0, 0, 0]]
     assert made.runs_4M is not None
     assert made.runs_4M.tolist() == [[0, 1, 2, 2], [0, 1, 2, 3], [1, 1, 1, 1], [-1, 5, -1, 5]]
+    made = gpu_routing.arrange(routing, 3, block=16, slots_T=slots, slots=2)
+    assert made.turns_P is not None
+    assert made.met_NS is not None
+    assert made.turns_P.tolist() == [-1, 0, -1, 0]
+    assert made.met_NS[:, 0].tolist() == [0, 1, 1]
+    assert made.met_NS[1:, 1].tolist() == [5, 5]
 
 
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(2, 3, 2), (77, 5, 3), (300, 4, 2), (130, 1, 1)])

@@ -3,6 +3,7 @@ slices, padding, poisoned memory.
 """
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kernels import moe, moe_lora
 from kernels.lora import LoraBatch, SliceEntry, SliceShape, SlotTable
 from kernels.moe import ExpertWeights, Routing
 from kernels.moe import reference as moe_reference
+from kernels.moe.gpu_routing import arrange
 from kernels.moe.tiles import Tile, Tiles
 from kernels.moe_lora import ExpertLora, fused, gpu, reference
 
@@ -48,18 +50,21 @@ def make_table(dtype: torch.dtype, *, before: int = 0) -> SlotTable:
         return taken
 
     for slot, rank in enumerate(RANKS):
-        outer, entries = take(rank * HIDDEN, HIDDEN**-0.5), []
+        outer, outer_b, entries = take(rank * HIDDEN, HIDDEN**-0.5), take(rank * HIDDEN, rank**-0.5), []
         for expert in range(EXPERTS):
             for j in range(3):
                 if slot == UNTOUCHED or (slot == PARTLY and random.random() < 0.5):
                     continue
                 shape = SHAPES[FIRST + j]
-                is_shared = slot == SHARED and j < 2
+                # One that has another matrix and another rank among those that share.
+                is_odd = expert == 3
+                is_shared = slot == SHARED and j < 2 and not is_odd
+                shares_b = slot == SHARED and j == 2 and not is_odd
                 a_unit = outer if is_shared else take(rank * shape.in_features, shape.in_features**-0.5)
                 entry = SliceEntry(
                     slice=FIRST + 3 * expert + j,
                     a_unit=a_unit,
-                    b_unit=take(rank * shape.out_features, rank**-0.5),
+                    b_unit=outer_b if shares_b else take(rank * shape.out_features, rank**-0.5),
                     rank=rank,
                     scaling=0.5 + 0.1 * slot + 0.2 * j,
                 )
@@ -77,14 +82,18 @@ def make_routing(tokens: int, top_k: int, padding: int) -> Routing:
 class Reference:
     """The hooks as they are defined."""
 
-    def __init__(self, batch: LoraBatch, table: SlotTable) -> None:
-        self._batch, self._table = batch, table
+    def __init__(self, batch: LoraBatch, table: SlotTable, first: int = FIRST) -> None:
+        self._batch, self._table, self._first = batch, table, first
 
     def gate_up(self, y_P2I: torch.Tensor, x_TD: torch.Tensor, routing: Routing) -> None:
-        reference.apply_gate_up(y_P2I, x_TD, routing, first_slice=FIRST, batch=self._batch, table=self._table)
+        reference.apply_gate_up(
+            y_P2I, x_TD, routing, first_slice=self._first, batch=self._batch, table=self._table
+        )
 
     def down(self, y_PD: torch.Tensor, wide_PI: torch.Tensor, routing: Routing) -> None:
-        reference.apply_down(y_PD, wide_PI, routing, first_slice=FIRST, batch=self._batch, table=self._table)
+        reference.apply_down(
+            y_PD, wide_PI, routing, first_slice=self._first, batch=self._batch, table=self._table
+        )
 
 
 MIXED = "mixed, with padding"
@@ -107,6 +116,13 @@ SMALL = Tiles(Tile(16, 32, 64, 4, 2), Tile(16, 32, 64, 4, 2))
 def test_together_with_the_base(dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "choose", lambda *_: SMALL)
     _compare(dtype, *BATCHES[name], together=True)
+
+
+def test_what_experts_share_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As prompts have it; more tokens than a tile holds, beside adapters that share nothing."""
+    monkeypatch.setattr(fused, "choose", lambda *_: SMALL)
+    monkeypatch.setattr(fused, "_SHARED_PAIRS", 16)
+    _compare(torch.float16, [-1] * 3 + [0] * 18 + [1] * 2 + [2] * 2, 2, together=True, shares=True)
 
 
 def test_together_with_weights_loaded_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +151,59 @@ def test_addresses_beyond_32_bits(together: bool) -> None:
     _compare(torch.float16, [-1, 0, 1], 0, together=together, before=(1 << 31) * 2 // 128 + 5)
 
 
-def _compare(dtype: torch.dtype, slots: list[int], padding: int, *, together: bool, before: int = 0) -> None:
+def test_rows_beyond_32_bits() -> None:
+    """Nearly all tokens are padding, so that of 2^31 numbers of x and y few are touched."""
+    torch.manual_seed(0)
+    tokens, hidden, wide, rank, real = (1 << 16) + 5, 1 << 15, 16, 8, 2
+    shapes = [SliceShape(kind="linear", in_features=hidden, out_features=wide)] * 2
+    shapes = [*shapes, SliceShape(kind="linear", in_features=wide, out_features=hidden)] * real
+    units = rank * (hidden + wide) * 2 // 128
+    pool = (torch.randn(len(shapes) * units * 64) * hidden**-0.5).to(DEVICE, torch.float16)
+    table = SlotTable(pool=pool, shapes=shapes, slots=1)
+    factors = {False: rank * hidden * 2 // 128, True: rank * wide * 2 // 128}
+    table.set_row(
+        0,
+        [
+            SliceEntry(
+                slice=i, a_unit=i * units, b_unit=i * units + factors[i % 3 == 2], rank=rank, scaling=9.0
+            )
+            for i in range(len(shapes))
+        ],
+    )
+    batch = LoraBatch.of_tokens([0] * real)
+    lora = ExpertLora(first_slice=0, experts=real, batch=batch.tiled(table), table=table)
+    routing = Routing(torch.full((tokens, 1), -1, dtype=torch.int32, device=DEVICE), torch.ones(tokens, 1))
+    routing.experts_TX[-real:, 0] = torch.arange(real)
+    gate_up = torch.randn(real, 2 * wide, hidden, device=DEVICE, dtype=torch.float16) * hidden**-0.5
+    down = torch.randn(real, hidden, wide, device=DEVICE, dtype=torch.float16) * wide**-0.5
+    x = torch.empty(tokens, hidden, dtype=torch.float16, device=DEVICE)
+    x[-real:] = torch.randn(real, hidden, device=DEVICE)
+    made = arrange(
+        routing, real, block=16, slots_T=torch.zeros(tokens, dtype=torch.int32, device=DEVICE), slots=2
+    )
+    made = made._replace(tiles_5N=made.tiles_5N[:, :real].contiguous())  # all that do anything
+    tile = Tile(16, 32, 8192, 4, 2)
+    wide_PI, _ = fused.multiply(x, gate_up, routing, made, tile, lora, is_down=False)
+    tile = Tile(16, 4096, 16, 4, 2)
+    y = fused.multiply(wide_PI, down, routing, made, tile, lora, is_down=True)[0][-real:]
+    ends = Routing(routing.experts_TX[-real:].cpu(), torch.ones(real, 1))
+    adapt = Reference(batch, table, first=0)
+    few = ExpertWeights(gate_up.cpu(), down.cpu())
+    expected = moe_reference.experts(x[-real:].cpu(), ends, few, adapt=adapt)
+    torch.testing.assert_close(y.cpu(), expected, rtol=5e-3, atol=5e-3)
+    plain = moe_reference.experts(x[-real:].cpu(), ends, few, adapt=None)
+    assert (expected - plain).abs().mean() > 0.05
+
+
+def _compare(
+    dtype: torch.dtype,
+    slots: list[int],
+    padding: int,
+    *,
+    together: bool,
+    before: int = 0,
+    shares: bool = False,
+) -> None:
     """New memory holds NaN, so that what a kernel reads and nobody wrote is seen."""
     slots = slots[: len(slots) - padding]
     table, tokens = make_table(dtype, before=before), len(slots) + padding
@@ -143,9 +211,12 @@ def _compare(dtype: torch.dtype, slots: list[int], padding: int, *, together: bo
     down = torch.randn(EXPERTS, HIDDEN, WIDE) * WIDE**-0.5
     weights = ExpertWeights(gate_up.to(DEVICE, dtype), down.to(DEVICE, dtype))
     batch, routing = LoraBatch.of_tokens(slots), make_routing(tokens, 2, padding)
+    assert table.shares([SHARED])
+    assert not table.shares([1, PARTLY, UNTOUCHED])
+    tiled = replace(batch.tiled(table), shares=shares)
     x = torch.randn(tokens, HIDDEN).to(DEVICE, dtype)
     x[len(slots) :] = float("nan")
-    lora = ExpertLora(first_slice=FIRST, experts=EXPERTS, batch=batch.tiled(table), table=table)
+    lora = ExpertLora(first_slice=FIRST, experts=EXPERTS, batch=tiled, table=table)
     torch.use_deterministic_algorithms(True)
     try:
         if together:

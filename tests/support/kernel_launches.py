@@ -28,6 +28,8 @@ from kernels.moe_lora.fused import MOST_RANK
 from kernels.sampling import cut, gpu
 
 ROWS, COLUMNS = 128, 20
+SHARED = 3
+"""Slot of an adapter whose experts share lora_b, as all of its slices do."""
 OPTIONS = {"num_warps", "num_stages", "launch_pdl", "maxnreg"}
 LAUNCHED: set[str] = set()
 
@@ -73,8 +75,10 @@ def make_runner(shape: dict[str, Any], *, deterministic: bool) -> TorchRunner:
     parameters = dummy_parameters(model, dtype=dtype, device=torch.device("cpu"))
     packs = [
         random_pack(model, rank=rank, dtype=dtype, forms=forms)
-        for rank, forms in ((16, False), (16, True), (MOST_RANK + 8, False))
+        for rank, forms in ((16, False), (16, True), (MOST_RANK + 8, False), (MOST_RANK, False))
     ]
+    for place in packs[SHARED].manifest.slices:
+        place.b_offset = 0
     offsets = np.cumsum([0, *(pack.manifest.total_bytes // UNIT for pack in packs)]).tolist()
     pool = AdapterPool(
         model,
@@ -156,6 +160,7 @@ def main() -> None:
                         slots = [row % (adapters + 1) - 1 for row in range(len(lengths))]
                         for used in ([-1] * len(slots), slots if len(slots) > 1 else [adapters - 1]):
                             step(runner, lengths, used)
+                step(runner, [300], [SHARED])
     print("\n".join(sorted(all_kernels() - LAUNCHED)))
 
 

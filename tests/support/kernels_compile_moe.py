@@ -7,10 +7,19 @@ from typing import Any
 
 from kernels.moe import gpu_products, gpu_routing, gpu_vectors
 from kernels.moe.tiles import Tile, choose
-from kernels.moe_lora import fused, fused_kernels, fused_vectors, gpu, gpu_runs
+from kernels.moe_lora import fused, fused_kernels, fused_sum, fused_vectors, gpu, gpu_runs
 from tests.support.kernels_compile import compile_kernel
 
-INTEGERS = ("experts_ptr", "slots_ptr", "order_ptr", "runs_ptr", "tiles_ptr", "places_ptr")
+INTEGERS = (
+    "experts_ptr",
+    "slots_ptr",
+    "order_ptr",
+    "runs_ptr",
+    "tiles_ptr",
+    "places_ptr",
+    "turns_ptr",
+    "met_ptr",
+)
 HALVES = ("y_ptr", "x_ptr", "weight_ptr", "pool_ptr", "wide_ptr", "out_ptr", "logits_ptr")
 HIDDEN, WIDE, EXPERTS, TOP_K = 2048, 768, 128, 8
 
@@ -32,7 +41,8 @@ def routing() -> None:
     route |= {"NORMALISED": True, "HAS_PLACES": True, "PDL": True}
     compile_kernel(gpu_routing._route_kernel, {"num_warps": 1}, types, **route)
     arrange: dict[str, Any] = {"TOP_K": TOP_K, "TILE": 16, "RUN": 16, "BLOCK_E": 128}
-    arrange |= {"BLOCK_P": 1024, "BLOCK_T": 128, "HAS_SLOTS": True, "PDL": True}
+    arrange |= {"BLOCK_P": 1024, "BLOCK_T": 128, "HAS_RUNS": True, "HAS_TURNS": True, "SHARES": True}
+    arrange |= {"PDL": True}
     compile_kernel(gpu_routing._arrange_kernel, {"num_warps": 4}, types, **arrange)
     compile_kernel(gpu_runs._slots_kernel, {"num_warps": 4}, types, BLOCK_T=128, BLOCK_N=32, PDL=True)
 
@@ -79,7 +89,7 @@ def vectors(rank: int) -> None:
 
 
 def lora(dtype: str, tokens: int, rank: int) -> None:
-    types, tiles, few = types_of(dtype), choose(tokens, TOP_K, EXPERTS), tokens <= 128
+    types, few = types_of(dtype), tokens <= 128
     halves, run = dtype != "fp32", gpu_runs.run_block(tokens, TOP_K, EXPERTS)
     common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "ALONE": tokens == 1, "PDL": True}
     common["PRECISION"] = "tf32" if halves else "ieee"
@@ -92,13 +102,22 @@ def lora(dtype: str, tokens: int, rank: int) -> None:
     compile_kernel(gpu._expand_kernel, few_warps, types, **expand, BLOCK_N=128, **pair)
     if tokens == 1:
         return
-    tiles = fused.with_lora(tiles)
+    together(dtype, tokens, rank, shares=False)
+
+
+def together(dtype: str, tokens: int, rank: int, *, shares: bool) -> None:
+    types, tiles = types_of(dtype), fused.with_lora(choose(tokens, TOP_K, EXPERTS))
+    common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "HALVES": dtype != "fp32", "PDL": True}
+    common |= {"BLOCK_R": rank, "PRECISION": "ieee" if dtype == "fp32" else "tf32"}
     for tile, inputs, is_down in ((tiles.gate_up, HIDDEN, False), (tiles.down, WIDE, True)):
         options, constants = cut(tile)
-        constants |= {"IN": inputs, "IS_DOWN": is_down, "BLOCK_S": max(1, 64 // rank), "BLOCK_R": rank}
+        constants |= {"IN": inputs, "IS_DOWN": is_down, "BLOCK_S": max(1, 64 // rank), "SHARES": shares}
         constants["AHEAD"] = tile.pairs * rank <= 1024
-        common = {"UNIT": 64, "TOP_K": TOP_K, "HALVES": halves, "PRECISION": common["PRECISION"], "PDL": True}
+        constants["EARLY"] = constants["AHEAD"] and rank == 16
         compile_kernel(fused_kernels.product_kernel, options, types, **constants, **common)
+    if shares:
+        sizes = {"HIDDEN": HIDDEN, "BLOCK_T": 16, "BLOCK_D": 128}
+        compile_kernel(fused_sum._sum_kernel, {"num_warps": 4}, types, **sizes, **common)
 
 
 def main() -> None:
@@ -108,6 +127,7 @@ def main() -> None:
     for dtype, tokens, rank in (("bf16", 32, 64), ("bf16", 1024, 16), ("fp32", 40, 16)):
         base(dtype, tokens)
         lora(dtype, tokens, rank)
+    together("bf16", 1024, 64, shares=True)
 
 
 if __name__ == "__main__":
