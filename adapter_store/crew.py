@@ -2,9 +2,8 @@
 
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 from rpc.tuning import give_way
@@ -61,8 +60,8 @@ class Crew:
         """Calls `work` with each part, in any order; returns when all are done.
 
         Nobody helps until it is urgent, so that a hint never takes a thread from a load that is waited for.
-        Pieces that run at once have far fewer helpers each: their callers are threads, too, and many threads
-        wait for one interpreter.
+        Pieces that are helped at once have far fewer helpers each: their callers are threads, too, and many
+        threads wait for one interpreter.
 
         Raises:
             Exception: the first that `work` raised; parts that had not begun are left out.
@@ -82,18 +81,21 @@ class Crew:
                     errors.append(error)
 
         def call_helpers() -> None:
+            nonlocal is_helped
             with lock:
-                if self._pool is not None and not is_done:
-                    count = min(self._threads // self._pieces**2, len(parts) - 1)
+                if self._pool is not None and not is_done and len(parts) > 1:
+                    is_helped = True
+                    count = min(self._threads // self._count(1) ** 2, len(parts) - 1)
                     helpers.extend(self._pool.submit(drain) for _ in range(count))
 
         # Another thread may hurry it: a helper that has begun is listed before anybody stops waiting.
-        lock, is_done = threading.Lock(), False
-        with self._counted():
-            (Urgency() if urgency is None else urgency).when(call_helpers)
-            drain()
-            with lock:
-                is_done = True
+        lock, is_done, is_helped = threading.Lock(), False, False
+        (Urgency() if urgency is None else urgency).when(call_helpers)
+        drain()
+        with lock:
+            is_done = True
+        if is_helped:
+            self._count(-1)
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
@@ -107,15 +109,10 @@ class Crew:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _count(self, change: int) -> int:
         with self._lock:
-            self._pieces += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._pieces -= 1
+            self._pieces += change
+            return self._pieces
 
 
 ALONE = Crew(0)

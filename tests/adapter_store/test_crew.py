@@ -28,6 +28,22 @@ def test_an_error_stops_the_rest_and_is_raised():
     assert done == [0, 1, 2, 3, 4]
 
 
+def test_a_piece_within_a_piece_has_no_helpers():
+    crew = Crew(3)
+    threads: set[str] = set()
+
+    def work(part: int) -> None:
+        if part == 0:
+            crew.run(lambda _: threads.add(threading.current_thread().name), range(100))
+
+    crew.run(work, range(2))
+    # Of two at once each may have a quarter of the helpers.
+    assert len(threads) == 1
+    crew.run(work, range(1, 2))
+    assert crew._pieces == 0
+    crew.close()
+
+
 def test_nobody_helps_with_a_hint_until_somebody_waits_for_it():
     crew, urgency = Crew(1), Urgency(is_urgent=False)
     helped = threading.Event()
