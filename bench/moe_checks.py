@@ -24,7 +24,9 @@ from kernels.moe.tiles import Tile
 from kernels.moe_lora import ExpertLora
 
 Job = tuple[str, tuple[Any, ...]]
-"""`tile` and a Tile, or `case` and rank (0: the base alone), tokens, adapters."""
+"""`tile` and a Tile, or `case` and rank (0: the base alone), tokens, adapters; `shared`, of adapters whose
+experts share matrices.
+"""
 
 TINY = {
     "model_type": "qwen3_moe",
@@ -76,8 +78,10 @@ def random(*shape: int, std: float, make: torch.Generator) -> Tensor:
     return torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_(std=std, generator=make)
 
 
-def make_table(rank: int, adapters: int, copies: int) -> SlotTable:
-    """Every expert of every copy of every adapter has weights of its own."""
+def make_table(rank: int, adapters: int, copies: int, *, shared: bool = False) -> SlotTable:
+    """Every expert of every copy of every adapter has weights of its own; if `shared`, but for lora_a of gate
+    and up and lora_b of down, which are the first expert's.
+    """
     shapes = [
         SliceShape(kind="linear", in_features=inputs, out_features=outputs)
         for inputs, outputs in ((HIDDEN, WIDE), (HIDDEN, WIDE), (WIDE, HIDDEN))
@@ -87,10 +91,16 @@ def make_table(rank: int, adapters: int, copies: int) -> SlotTable:
     pool = torch.empty(total * 64, device="cuda", dtype=torch.bfloat16).normal_(std=0.05)
     table, unit = SlotTable(pool=pool, shapes=shapes, slots=adapters), 0
     for slot in range(adapters):
-        entries = []
+        entries, outer = [], [0, 0]
         for index in range(len(shapes)):
-            first, second = (a_units, b_units) if index % 3 < 2 else (b_units, a_units)
-            entries.append(SliceEntry(slice=index, a_unit=unit, b_unit=unit + first, rank=rank, scaling=0.5))
+            expert, j = index // 3 % EXPERTS, index % 3
+            first, second = (a_units, b_units) if j < 2 else (b_units, a_units)
+            a_unit, b_unit = unit, unit + first
+            if shared and j < 2:
+                a_unit = outer[0] = unit if not expert and not j else outer[0]
+            elif shared:
+                b_unit = outer[1] = unit + first if not expert else outer[1]
+            entries.append(SliceEntry(slice=index, a_unit=a_unit, b_unit=b_unit, rank=rank, scaling=0.5))
             unit += first + second
         table.set_row(slot, entries)
     return table
@@ -104,7 +114,8 @@ def slots_of(tokens: int, adapters: int) -> list[int]:
 def lora_of(slots: list[int], table: SlotTable, copy: int) -> ExpertLora:
     """As the decoder makes it for a layer of a recorded step."""
     batch = LoraBatch.of_tokens(slots).tiled(table)
-    batch = replace(batch, slots_T=torch.tensor(slots, dtype=torch.int32, device="cuda"))
+    slots_T = torch.tensor(slots, dtype=torch.int32, device="cuda")
+    batch = replace(batch, slots_T=slots_T, shares=table.shares(batch.slots))
     return ExpertLora(first_slice=3 * EXPERTS * copy, experts=EXPERTS, batch=batch, table=table)
 
 
@@ -123,7 +134,11 @@ def check_tile(tile: Tile) -> float:
     return _distance(out, _expected(x, routing, weights, None, [-1] * tokens))
 
 
-def check_case(rank: int, tokens: int, adapters: int) -> float:
+def check_shared(rank: int, tokens: int, adapters: int) -> float:
+    return check_case(rank, tokens, adapters, shared=True)
+
+
+def check_case(rank: int, tokens: int, adapters: int, *, shared: bool = False) -> float:
     """The error of the base (rank 0), or of base and LoRA together and by hooks, relative to float32."""
     layers = Layers(1, 1)
     x, logits = layers.inputs(tokens)
@@ -131,7 +146,7 @@ def check_case(rank: int, tokens: int, adapters: int) -> float:
     if not rank:
         out = gpu.experts(x, routing, weights, adapt=None)
         return _distance(out, _expected(x, routing, weights, None, [-1] * tokens))
-    table, slots = make_table(rank, adapters, 1), slots_of(tokens, adapters)
+    table, slots = make_table(rank, adapters, 1, shared=shared), slots_of(tokens, adapters)
     lora = lora_of(slots, table, 0)
     expected = _expected(x, routing, weights, table, slots)
     together = moe_lora.experts(x, routing, weights, lora=lora, triton=True)
@@ -175,7 +190,7 @@ def _checked(job: Job) -> tuple[Job, float, str]:
     try:
         torch.backends.cuda.matmul.allow_tf32 = False
         kind, arguments = job
-        return job, {"tile": check_tile, "case": check_case}[kind](*arguments), ""
+        return job, {"tile": check_tile, "case": check_case, "shared": check_shared}[kind](*arguments), ""
     except Exception as error:
         return job, math.nan, str(error)[-300:]
 
@@ -195,6 +210,7 @@ def run_all() -> Iterator[Check]:
         for tokens, adapters in ((1, 1), (8, 4), (32, 4), (128, 4), (1024, 1))
         for rank in (16, 64)
     ]
+    jobs += [("shared", (rank, 1024, 4)) for rank in (16, 64)]
     yield from (check for _, check in check_kernels(jobs))
     yield from check_engine(TINY, ranks=(8, 16, 64, 24, 8, 16), rigs=("overlapping", "without graphs"))
 
