@@ -101,7 +101,8 @@ class ExecutorClient:
     def abort(self, flight: Flight) -> None:
         """Nobody waits for it any more. Does nothing for a flight that is over."""
         self._flights.abort(flight)
-        self._commands_wait.set()
+        if self._flights.has_commands:
+            self._commands_wait.set()
 
     async def run(self) -> None:
         """Connects and reconnects until cancelled."""
