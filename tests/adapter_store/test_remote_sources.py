@@ -2,39 +2,20 @@
 
 import base64
 import hashlib
-import json
 import ssl
-from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trustme
 
-from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import OpenedAdapter, open_adapter
 from adapter_store.sources import Sources
 from adapter_store.sources.transfers import Patience
 from rpc.errors import LorikeetError
 from tests.support.source_servers import FakeHub, WebServer, put_folder, reach_s3, s3_bucket, serving
-from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
-from tests.support.store_ready import refusal as store_refusal
-from tests.support.store_server import running_store
+from tests.support.store_adapters import lora_tensors, write_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 SOON = Patience(tries=3, first_seconds=0.001)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_adapter(tmp_path / "folder")
-
-
-@pytest.fixture
-def web(folder):
-    server = WebServer(files={f"/adapters/a/{path.name}": path.read_bytes() for path in folder.iterdir()})
-    with serving(server):
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -315,61 +296,6 @@ def test_a_place_that_cannot_be_is_not_gone_to(hub, tmp_path, location):
 def test_what_is_not_on_the_hub_is_said(tmp_path, source, code, reason):
     error = refusal(source, tmp_path / "out", "hf://org")
     assert (error.code.name, error.reason) == (code, reason)
-
-
-@pytest.mark.parametrize("is_refused", [True, False])
-def test_a_large_file_comes_no_further_than_a_header_that_is_refused(
-    web, folder, tmp_path, monkeypatch, is_refused
-):
-    monkeypatch.setattr("adapter_store.sources.remote._LARGE_BYTES", 1)
-    monkeypatch.setattr("adapter_store.sources.http_requests._CHUNK_BYTES", 16)
-    weights = (folder / WEIGHTS).read_bytes()
-    header = weights[: 8 + int.from_bytes(weights[:8], "little")]
-    come: list[bytes] = []
-    told: list[int] = []
-
-    def look() -> None:
-        come.append((tmp_path / WEIGHTS).read_bytes())
-        if is_refused:
-            raise ValueError("refused")
-
-    reader = Sources(roots=(), prefixes=[web.url], patience=SOON).open(f"{web.url}/adapters/a")
-    with pytest.raises(ValueError, match="refused") if is_refused else nullcontext():
-        reader.copy(tmp_path, 1 << 30, lambda done, _: told.append(done), look)
-    (at_header,) = come
-    assert at_header.startswith(header)
-    assert len(at_header) == len(weights)
-    assert not any(at_header[len(header) + 16 :])
-    assert (told[-1] < sum(path.stat().st_size for path in folder.iterdir())) == is_refused
-    assert ((tmp_path / WEIGHTS).read_bytes() == weights) != is_refused
-
-
-async def test_a_store_refuses_a_remote_adapter_by_its_header(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapter_store.sources.remote._LARGE_BYTES", 1)
-    monkeypatch.setattr("adapter_store.sources.http_requests._CHUNK_BYTES", 16)
-    folder = write_adapter(tmp_path / "b", lora_tensors() | {"unknown": np.ones(1, "f4")})
-    web.files |= {f"/adapters/b/{path.name}": path.read_bytes() for path in folder.iterdir()}
-    come: list[bytes] = []
-
-    def look(staged: Path, layout: PackLayout) -> OpenedAdapter:
-        come.append((staged / WEIGHTS).read_bytes())
-        return open_adapter(staged, layout)
-
-    monkeypatch.setattr("adapter_store.loader.open_adapter", look)
-    async with running_store(tmp_path, sources=(web.url,)) as running:
-        await running.register()
-        assert "unknown" in (await store_refusal(running.load("b", f"{web.url}/adapters/b"))).message
-        assert len(come) == 1
-        assert come[0] != (folder / WEIGHTS).read_bytes()
-        assert (await running.load("a", f"{web.url}/adapters/a")).changed
-        assert len(come) == 2
-
-
-def test_of_a_large_adapter_whose_config_is_refused_no_weights_come(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapter_store.sources.remote._LARGE_BYTES", 1)
-    web.files["/adapters/a/adapter_config.json"] = json.dumps(lora_config(use_qalora=True)).encode()
-    assert "QA-LoRA" in refusal(f"{web.url}/adapters/a", tmp_path / "out", web.url).message
-    assert [*content(tmp_path / "out")] == ["adapter_config.json"]
 
 
 def test_a_store_that_stops_does_not_wait_for_a_transfer(web, tmp_path):

@@ -3,19 +3,15 @@
 import asyncio
 import os
 import threading
-import time
 
 import grpc
-import numpy as np
 import pytest
 
-from adapter_store.formats.safetensors_files import SINGLE_NAME, header_bytes
 from adapter_store.sources.folder import copy_source
-from adapter_store.tiers.files import copy_bytes
 from lorikeet.v1 import adapters_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
 from tests.support.store_ready import refusal, toy_adapter
-from tests.support.store_server import WAIT_SECONDS, eventually, running_store
+from tests.support.store_server import eventually, running_store
 
 ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
 
@@ -266,29 +262,3 @@ async def test_a_large_file_that_is_packed_while_it_is_copied(running, monkeypat
         assert (await refusal(running.load("b", folder))).reason == reason
     await eventually(lambda: running.store.statistics().disk.incoming == 0)
     await eventually(lambda: running.store.statistics().arena.packs == 1)
-
-
-async def test_a_copy_stops_once_its_headers_are_refused(running, monkeypatch):
-    monkeypatch.setattr("adapter_store.sources.folder._LARGE_BYTES", 1)
-    folder = write_adapter(running.config.roots[0] / "large", lora_tensors() | {"unknown": np.zeros(1)})
-    size = (folder / SINGLE_NAME).stat().st_size
-    ends: list[str] = []
-
-    def copy(source, target, size_of_part, advance):
-        if size_of_part != size - header_bytes(source):
-            return copy_bytes(source, target, size_of_part, advance)
-        end = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < end:
-            try:
-                threading.Event().wait(0.001)
-                advance(0)
-            except Exception as error:
-                ends.append(type(error).__name__)
-                raise
-        ends.append("copied it all")
-        return size_of_part
-
-    monkeypatch.setattr("adapter_store.sources.folder.copy_bytes", copy)
-    assert "unknown" in (await refusal(running.load("b", folder))).message
-    assert ends == ["_NotWantedError"]
-    assert running.store.statistics().arena.packs == 0

@@ -7,7 +7,7 @@ import pytest
 from adapter_store.sources import Sources
 from adapter_store.sources.folder import copy_source, resolve_source
 from rpc.errors import LorikeetError
-from tests.support.store_adapters import lora_config, write_adapter
+from tests.support.store_adapters import write_adapter
 
 
 @pytest.fixture
@@ -252,11 +252,3 @@ def test_headers_of_a_large_file_are_there_before_the_rest(root, tmp_path, monke
     assert len(seen[0]) == weights.stat().st_size
     assert not any(seen[0][len(header) :])
     assert (target / weights.name).read_bytes() == weights.read_bytes()
-
-
-def test_of_a_large_adapter_whose_config_is_refused_no_weights_are_copied(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapter_store.sources.folder._LARGE_BYTES", 1)
-    folder = write_adapter(root / "a", config=lora_config(use_qalora=True), shards=2)
-    with pytest.raises(LorikeetError, match="QA-LoRA"):
-        copied(folder, root, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter_config.json"]
