@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.support.source_servers import WebServer
-
 from tests.support.store_adapters import write_adapter
 from tests.support.store_server import RunningStore, running_store
+
+if TYPE_CHECKING:
+    from tests.support.source_servers import WebServer
 
 
 @pytest.fixture
