@@ -90,7 +90,8 @@ def _norm(scaling: float, gram_a: np.ndarray, gram_b: np.ndarray) -> float:
 
 def _gram(entry: TensorEntry, files: TensorFiles, *, rank_axis: int) -> np.ndarray:
     """Inner products of the rank's vectors: [rank, rank]."""
-    vectors = np.moveaxis(files.array(entry), rank_axis, 0)
+    matrix = files.array(entry)
+    vectors = matrix.T if rank_axis else matrix
     if entry.dtype != "F32" and vectors.size >= _LARGE_VALUES:
         with np.errstate(over="ignore", invalid="ignore"):
             gram = _products(vectors, np.float32)
