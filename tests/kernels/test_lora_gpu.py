@@ -53,7 +53,7 @@ BATCHES = {
     "mixed": [-1, -1, 0, 0, 0, 1, 3, 4],
     "one token": [2],
     "all slots": [0, 1, 2, 3],
-    "long segments": [-1, *[0] * 70, *[1] * 17, *[2] * 130],
+    "long segments": [-1, *[0] * 70, *[1] * 17, *[2] * 5],
     "middling": [*[1] * 20, *[3] * 3],
     "untouched": [-1, 4, 4],
 }
