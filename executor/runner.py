@@ -44,7 +44,8 @@ class RunnerConfig:
     """`max_rows` run at once; the cache holds `pages` of `page_size` tokens and host memory `host_pages`; no
     sequence exceeds `max_context`. With `graphs`, a GPU computes all but large steps by CUDA graphs.
     `deterministic`: a request's logits have the same bits whatever else is in the batch, in whatever chunks
-    its prompt comes. `rehearses`: it computes no more than one layer of each kind, to see what it launches.
+    its prompt comes. `max_rank`: of adapters; 0 where there are none, or where no graphs need be made for
+    them before they come. `rehearses`: it computes one layer of each kind only, to see what it launches.
     """
 
     max_rows: int
@@ -54,6 +55,7 @@ class RunnerConfig:
     graphs: bool = True
     host_pages: int = 0
     deterministic: bool = False
+    max_rank: int = 0
     rehearses: bool = False
 
 
@@ -122,7 +124,7 @@ class TorchRunner:
         self._one_by_one = config.deterministic and not pool.triton
         self._prompts = PromptScorer(self._decoder, pool, one_by_one=self._one_by_one)
         self._recorder: CudaRecorder | None = None
-        self._graphs = self._record_graphs() if pool.triton and config.graphs else None
+        self._graphs = self._record_graphs(config.max_rank) if pool.triton and config.graphs else None
         self._unsampled: PendingStep | None = None
 
     @torch.inference_mode()
@@ -263,7 +265,7 @@ class TorchRunner:
             return 0
         return self._graphs.room * self._recorder.bytes_of_one
 
-    def _record_graphs(self) -> "StepGraphs":
+    def _record_graphs(self, max_rank: int) -> "StepGraphs":
         from executor.graphs.recorder import CudaRecorder, no_recorder
         from executor.graphs.step_graphs import StepGraphs
         from executor.model.attention_triton import TritonAttention
@@ -279,6 +281,7 @@ class TorchRunner:
             adapters=self._pool.table,
             last_sampled=self._last_sampled,
             record=self._recorder or no_recorder,
+            max_rank=max_rank,
         )
         if self._recorder is not None:
             graphs.capture()

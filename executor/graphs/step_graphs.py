@@ -78,8 +78,9 @@ class StepGraphs:
         adapters: SlotTable,
         last_sampled: Tensor,
         record: Recorder,
+        max_rank: int = 0,
     ) -> None:
-        """For as many rows as `last_sampled` has."""
+        """For as many rows as `last_sampled` has; `max_rank` of adapters, where there are any."""
         self._decoder = decoder
         self._attention = attention
         self._steps = steps
@@ -101,7 +102,7 @@ class StepGraphs:
         self._met: set[StepShape] = set()
         self._refused: set[StepShape] = set()
         self._since = _STEPS_APART  # steps since a recording
-        self._usual = self._usual_shapes()
+        self._usual = self._usual_shapes(max_rank)
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -137,16 +138,16 @@ class StepGraphs:
         self._run(shape)
         return self._record(partial(self._run, shape))
 
-    def _usual_shapes(self) -> tuple[StepShape, ...]:
+    def _usual_shapes(self, max_rank: int) -> tuple[StepShape, ...]:
         """Rows that decode with as many adapters, or with one, which change neither embedding nor head."""
         table = self._adapters
         return tuple(
             decoding(size, LoraShape(tiles, BLOCK, rank, routers=False, ends=False, beside=beside))
-            for rank in _USUAL_RANKS
+            for rank in sorted({rank_of(min(rank, max_rank)) for rank in _USUAL_RANKS})
             for size in self._sizes
             for tiles in sorted({tiles_of(1, size), tiles_of(min(size, table.slots), size)})
             for beside in (can_be_beside(size, rank=rank, table=table),)
-            if table.slots
+            if table.slots and max_rank
         )
 
     def compute(

@@ -55,6 +55,7 @@ class Ahead:
         )
         self._begun = time.monotonic()
         self._usual = threading.Event()
+        self._is_complete = False
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "executor.rehearsal"],
             stdin=subprocess.PIPE,
@@ -66,15 +67,16 @@ class Ahead:
         self._process.stdin.flush()
         threading.Thread(target=self._follow, name="kernels", daemon=True).start()
 
-    def wait(self) -> None:
-        """Until what usual steps launch is ready."""
+    def wait(self) -> bool:
+        """Until what usual steps launch is ready, or will not be. Returns which."""
         while not self._usual.wait(_PROGRESS_SECONDS):
             log.info("kernels are being compiled, %.0f s so far", time.monotonic() - self._begun)
+        return self._is_complete
 
     def _follow(self) -> None:
         assert self._process.stdout is not None
         assert self._process.stdin is not None
-        loaded, seconds = 0, 0.0
+        loaded, seconds, failed = 0, 0.0, False
         try:
             while True:
                 answer = pickle.load(self._process.stdout)  # noqa: S301 - of our own process
@@ -84,6 +86,7 @@ class Ahead:
                     continue
                 if isinstance(answer, Failed):
                     log.error("the rehearsal of kernels failed, of %s", answer.why)
+                    failed = True
                     continue
                 log.info(
                     "%d kernels for %s steps are ready after %.1f s, of %.0f s of all processes",
@@ -92,6 +95,7 @@ class Ahead:
                     time.monotonic() - self._begun,
                     seconds,
                 )
+                self._is_complete = not failed
                 self._usual.set()
         except (EOFError, OSError, pickle.UnpicklingError):
             pass

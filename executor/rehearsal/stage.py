@@ -67,7 +67,9 @@ class Stage:
         yield from self._play(self._by_graphs, plans.graphs(limits))
         yield from self._play(self._by_graphs, plans.large(limits))
         ranks = self._ranks()
-        for rank in [rank for rank in ranks if rank in _USUAL_RANKS] or ranks[:1]:
+        for rank in ranks:
+            if not self._is_usual(rank):
+                continue
             self._adapt(rank)
             yield from self._play_adapted(limits, rank)
 
@@ -81,7 +83,7 @@ class Stage:
         for steps in base:
             yield from self._play(kernels, steps)
         for rank in self._ranks():
-            if rank not in _USUAL_RANKS:
+            if not self._is_usual(rank):
                 self._adapt(rank)
                 yield from self._play_adapted(limits, rank)
         for rank in self._ranks():
@@ -99,6 +101,9 @@ class Stage:
                 yield from self._play(kernels, plans.prompts(limits, slot=0))
                 yield from self._play(self._by_graphs, plans.adapted_graphs(limits))
                 yield from self._play(self._by_graphs, plans.adapted_large(limits))
+
+    def _is_usual(self, rank: int) -> bool:
+        return rank in _USUAL_RANKS or rank == self._cast.max_rank < _USUAL_RANKS[-1]
 
     def _ranks(self) -> list[int]:
         """Of adapters, padded; none where there is no room for any."""

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -54,6 +54,19 @@ class Base:
     """What the runner does while there are no steps."""
 
 
+class _Parts(NamedTuple):
+    """As in `Base`."""
+
+    scheduling: SchedulerConfig
+    runner: Runner[Any]
+    pool: Pool
+    rest: Callable[[], bool]
+
+
+def _nothing() -> bool:
+    return False
+
+
 def build_base(config: ExecutorConfig, progress: Progress) -> Base:
     """Loads a model. `progress` gets bytes done and bytes in all.
 
@@ -64,7 +77,7 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
     if not tokenizer.is_file():
         raise ValueError(f"{config.model_dir} holds no tokenizer.json: frontends and executor both need it")
     dtype = DTYPES[config.dtype]
-    scheduling, runner, pool = (
+    scheduling, runner, pool, rest = (
         _torch(config, model, progress) if config.runner == "torch" else _arithmetic(config, model)
     )
     layout = build_layout(
@@ -82,7 +95,7 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
         pool=pool,
         layout=layout,
         tokenizer_digest=file_digest(tokenizer),
-        rest=runner.rest if isinstance(runner, TorchRunner) and config.device == "cuda" else lambda: False,
+        rest=rest,
     )
 
 
@@ -120,9 +133,7 @@ def _usable_pages(config: ExecutorConfig, model: ModelConfig) -> int:
     return config.max_running * -(-model.context_length // config.page_size)
 
 
-def _torch(
-    config: ExecutorConfig, model: ModelConfig, progress: Progress
-) -> tuple[SchedulerConfig, Runner[Any], Pool]:
+def _torch(config: ExecutorConfig, model: ModelConfig, progress: Progress) -> _Parts:
     dtype, device = DTYPES[config.dtype], torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -163,11 +174,12 @@ def _torch(
             max_context=context,
             host_pages=host_pages,
             deterministic=config.deterministic,
+            max_rank=config.max_lora_rank if scheduling.adapter_slots else 0,
         )
         return TorchRunner(model, parameters, pool=pool, config=runner_config)
 
-    if ahead is not None:
-        ahead.wait()
+    # To record without kernels would compile them while requests wait.
+    can_rest = ahead is not None and ahead.wait()
     if config.measures_kv:
         begun = time.monotonic()
         # One page of host memory brings all that its copies need of the GPU's.
@@ -180,7 +192,7 @@ def _torch(
     begun = time.monotonic()
     runner = make_runner(scheduling.pages, scheduling.longest, scheduling.host_pages)
     log.info("the runner was made in %.1f s", time.monotonic() - begun)
-    return scheduling, runner, pool
+    return _Parts(scheduling, runner, pool, runner.rest if can_rest else _nothing)
 
 
 def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig) -> "Ahead":
@@ -227,7 +239,7 @@ def _measured_pages(
     )
 
 
-def _arithmetic(config: ExecutorConfig, model: ModelConfig) -> tuple[SchedulerConfig, Runner[Any], Pool]:
+def _arithmetic(config: ExecutorConfig, model: ModelConfig) -> _Parts:
     scheduling = _scheduling(config, model, _given_pages(config, model))
     runner = ArithmeticRunner(
         rows=scheduling.max_running,
@@ -241,4 +253,4 @@ def _arithmetic(config: ExecutorConfig, model: ModelConfig) -> tuple[SchedulerCo
     )
     pool = PlainPool(units=scheduling.pool_units)
     seconds = config.arithmetic_step_seconds
-    return scheduling, (PacedRunner(runner, seconds) if seconds else runner), pool
+    return _Parts(scheduling, PacedRunner(runner, seconds) if seconds else runner, pool, _nothing)
