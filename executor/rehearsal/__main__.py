@@ -54,6 +54,7 @@ def _rehearse(ask: Ask, compilers: Compilers, tell: Callable[[Any], None]) -> No
                 tell(Failed(f"{len(stage.failures)} steps, first {stage.failures[0]}"))
                 stage.failures.clear()
             tell(USUAL)
+            os.nice(10)  # nobody waits for the others
 
 
 def _noted(rehearsal: Rehearsal, steps: Iterator[None]) -> Iterator[Any]:
