@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,9 @@ from executor.rehearsal.ahead import USUAL, Ask, Failed
 from executor.rehearsal.stage import Stage
 from kernels.compiling import Compilers
 from kernels.launch import Rehearsal, rehearsing
+
+_PATIENCE_SECONDS = 90.0
+"""With compilers that have few processors, or that were killed. What comes later is still loaded."""
 
 
 def main() -> None:
@@ -48,8 +52,11 @@ def _rehearse(ask: Ask, compilers: Compilers, tell: Callable[[Any], None]) -> No
         stage, pending = Stage(ask.cast), []
         for steps in (stage.usual(), stage.seldom()):
             pending.extend(compilers.compile(variant, tell) for variant in _noted(rehearsal, steps))
+            deadline = time.monotonic() + _PATIENCE_SECONDS
             for result in pending:
-                result.wait()
+                result.wait(max(0.0, deadline - time.monotonic()))
+            if late := sum(not result.ready() for result in pending):
+                tell(Failed(f"{late} kernels, which were not compiled after {_PATIENCE_SECONDS:.0f} s"))
             if stage.failures:
                 tell(Failed(f"{len(stage.failures)} steps, first {stage.failures[0]}"))
                 stage.failures.clear()
@@ -66,7 +73,8 @@ def _noted(rehearsal: Rehearsal, steps: Iterator[None]) -> Iterator[Any]:
 
 
 def _end_with_stdin(compilers: Compilers) -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not by sys.stdin, which an interpreter that ends would wait for
+        pass
     compilers.stop()
     os._exit(0)
 
