@@ -22,7 +22,9 @@ LONG = {"max_tokens": 400, "ignore_eos": True}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    async with stack_at(tmp_path_factory.mktemp("stack")) as stack:
+    # Longer than an executor takes to start where much else runs.
+    patience = ("--patience-seconds", "90")
+    async with stack_at(tmp_path_factory.mktemp("stack"), frontend_flags=patience) as stack:
         for name in PASSWORDS:
             await stack.load(name, DEMO / "adapters" / name)
         yield stack
