@@ -57,6 +57,7 @@ def adapted_graphs(limits: Limits) -> Iterator[list[Row]]:
         most = min(limits.rows - 1, tokens - 2, limits.slots)
         if most > 0:
             yield _with_prompts(limits, tokens, _adapted(most, most))
+            yield _in_most_tiles(limits, tokens)
         for tiles in _counts(tokens // BLOCKS[0]):
             yield _with_prompts(limits, tokens, [], adapted=tiles * BLOCKS[0])
 
@@ -88,16 +89,16 @@ def adapted_large(limits: Limits, *, tokens: int = MOST_TOKENS + 100) -> Iterato
     """Those with adapters, in tiles of each size, as many of them as there can be."""
     if limits.tokens < tokens:
         return
-    for shortest, block in zip((0, *BLOCKS), BLOCKS, strict=False):
-        for tiles in _counts(_MOST_TILES):
-            together = tiles if block == BLOCKS[-1] else 1
-            rows = tiles // together
-            length = tiles * block if together > 1 else max(2, shortest + 1)
-            used = rows * length
-            fits = used <= limits.tokens and length < limits.context
-            if fits and 0 < rows <= min(limits.rows - 1, limits.slots):
-                prompts = [Row(length, slot=slot) for slot in range(rows)]
-                yield _with_prompts(limits, max(tokens, used), prompts)
+    most = min(limits.rows - 1, limits.slots)
+    for length in (2, *(block + 1 for block in BLOCKS[:-2])):  # the shortest that a block is for
+        for tiles in _counts(most):
+            if tiles * length <= limits.tokens and length < limits.context:
+                prompts = [Row(length, slot=slot) for slot in range(tiles)]
+                yield _with_prompts(limits, max(tokens, tiles * length), prompts)
+    block = BLOCKS[-1]
+    for tiles in _counts(min(_MOST_TILES, limits.tokens // block)):
+        yield _with_prompts(limits, max(tokens, tiles * block), [], adapted=tiles * block)
+    yield _in_most_tiles(limits, limits.tokens)
 
 
 def step(rows: Sequence[Row]) -> StepPlan:
@@ -122,6 +123,13 @@ def step(rows: Sequence[Row]) -> StepPlan:
 def _adapted(rows: int, adapters: int) -> list[Row]:
     """Decoding rows that share so many adapters."""
     return [Row(1, slot=row % adapters) for row in range(rows)]
+
+
+def _in_most_tiles(limits: Limits, tokens: int) -> list[Row]:
+    """A step of so many tokens in which all have adapters, and rows that decode one each."""
+    prompts = -(-tokens // (limits.context - 1))
+    rows = max(0, min(limits.rows - prompts, tokens - 2, limits.slots))
+    return _with_prompts(limits, tokens, _adapted(rows, rows), adapted=tokens - rows)
 
 
 def _with_prompts(limits: Limits, tokens: int, rows: list[Row], *, adapted: int = 0) -> list[Row]:

@@ -26,10 +26,15 @@ from executor.runner import RunnerConfig, TorchRunner
 from kernels.fused import reference
 from kernels.launch import rehearsing
 
-ONE_WINDOW = {"intermediate_size": 4096, "use_sliding_window": False, "sliding_window": None}
+WIDE = {
+    "hidden_size": 2048,
+    "intermediate_size": 4096,
+    "use_sliding_window": False,
+    "sliding_window": None,
+}
 CASES = (
     # shape, ranks of plain adapters and of those with all forms, deterministic, rows, tokens
-    (TINY | ONE_WINDOW, (8,), (16,), False, 8, 1200),
+    (TINY | WIDE, (8,), (16,), False, 40, 2100),
     (TINY_EXPERTS, (8, 24), (), False, 4, 80),
     (TINY, (8,), (8,), True, 4, 80),
 )
@@ -75,12 +80,12 @@ def traffic(limits: Limits, draw: random.Random) -> Iterator[list[Row]]:
     for _ in range(STEPS):
         count = draw.randint(1, limits.rows)
         slots = draw.choice((range(-1, 0), range(1), range(-1, 1), range(-1, limits.slots)))
-        longest = draw.choice((1, 1, 20, 70, limits.tokens))
+        longest = draw.choice((1, 1, 20, 70, 1 + 2 * limits.tokens // count, limits.tokens))
         rows, left = [], limits.tokens
-        for _ in range(count):
+        for number in range(count):
             length = 1 if draw.random() < 0.5 else draw.randint(1, min(left, longest, limits.context // 2))
             start = draw.randint(0, limits.context // 2 - 50)
-            rows.append(Row(length, start=start, slot=draw.choice(slots)))
+            rows.append(Row(length, start=start, slot=slots[number % len(slots)]))
             left -= length
             if not left:
                 break
@@ -89,7 +94,7 @@ def traffic(limits: Limits, draw: random.Random) -> Iterator[list[Row]]:
 
 def unforeseen(case: Any, seed: int) -> Iterator[str]:
     shape, ranks, formed, deterministic, rows, tokens = case
-    limits = Limits(rows=rows, tokens=tokens, context=2048, slots=6, page_size=PAGE_SIZE)
+    limits = Limits(rows=rows, tokens=tokens, context=2048, slots=max(6, rows - 2), page_size=PAGE_SIZE)
     cast = Cast(
         model=ModelConfig.parse(shape, {}),
         dtype=torch.bfloat16,
