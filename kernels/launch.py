@@ -7,6 +7,7 @@ program, also in those with nothing to do, is what orders a kernel after the one
 
 import importlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,8 @@ class Quick:
         self._kinds = [_width if param.do_not_specialize else _kind for param in numbers]
         self._constants = [param.name for param in constants]
         self._compiled: dict[Any, tuple[Any, ...]] = {}
+        # While one thread loads a kernel's code, Triton would have another launch what is not there yet.
+        self._loading = threading.Lock()
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, **named: Any) -> None:
@@ -124,8 +127,9 @@ class Quick:
             found = self._compiled.get((device, variant))
             if found is None:
                 begun = time.perf_counter()
-                compiled = self.jit[grid](*args, **named)
-                self._keep((device, variant), compiled, named)
+                with self._loading:
+                    compiled = self.jit[grid](*args, **named)
+                    self._keep((device, variant), compiled, named)
                 if (seconds := time.perf_counter() - begun) > _WORTH_TELLING:
                     name = self.jit.__name__
                     log.info("%s was compiled in %.2f s when it was to be launched: %s", name, seconds, named)
@@ -156,8 +160,9 @@ class Quick:
         )
         driver: Any = triton.runtime.driver.active
         device = driver.get_current_device()
-        if (device, key) not in self._compiled:
-            self._keep((device, key), self.prepare(variant), named)
+        with self._loading:
+            if (device, key) not in self._compiled:
+                self._keep((device, key), self.prepare(variant), named)
 
     def _keep(self, key: Any, compiled: Any, named: dict[str, Any]) -> None:
         constants = [named[name] for name in self._constants]

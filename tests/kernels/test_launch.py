@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import triton
 
-from kernels.launch import Quick
+from kernels.launch import Quick, Variant
 
 
 class Parameter:
@@ -103,6 +104,29 @@ def test_other_code() -> None:
         quick[(1,)](x, 32, 5, 0.5, **named | option)
         assert kernel.compiled == before + 1, option
     assert kernel.launches == []
+
+
+def test_no_launch_while_another_thread_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, quick = make()
+    x, named = torch.zeros(64), {"SIZE": 8, "FLAG": True}
+    loading, loaded, events = threading.Event(), threading.Event(), []
+
+    def prepare(variant: Variant) -> Kernel:
+        loading.set()
+        assert loaded.wait(10)
+        events.append("loaded")
+        return kernel
+
+    monkeypatch.setattr(quick, "prepare", prepare)
+    variant = Variant("module", "kernel", (x.dtype,), (True,), (32, 5, 0.5), tuple(named.items()))
+    loader = threading.Thread(target=quick.load, args=(variant,))
+    loader.start()
+    assert loading.wait(10)
+    threading.Timer(0.05, loaded.set).start()
+    quick[(1,)](x, 32, 5, 0.5, **named)
+    events.append("launched")
+    loader.join()
+    assert events == ["loaded", "launched"]
 
 
 @pytest.mark.parametrize(
