@@ -123,7 +123,7 @@ class StepGraphs:
             return False
         try:
             self._graphs[shape] = self._prepare(shape)
-        except RuntimeError as error:
+        except Exception as error:  # of Triton, too, which would end the engine
             self._refuse(shape, error)
         return True
 
@@ -247,7 +247,7 @@ class StepGraphs:
     def _can_be_recorded(self, shape: StepShape) -> bool:
         return shape not in self._graphs and shape not in self._refused
 
-    def _refuse(self, shape: StepShape, error: RuntimeError) -> None:
+    def _refuse(self, shape: StepShape, error: Exception) -> None:
         """For want of memory, most likely."""
         log.warning("%s could not be recorded and goes without a graph from now on: %s", shape, error)
         self._refused.add(shape)

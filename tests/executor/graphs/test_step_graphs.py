@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from bench.engine_rig import Answer, Ask, Rig, random_pack
 from executor.control.request import SamplingParams
@@ -157,6 +158,23 @@ def test_a_shape_that_finds_no_memory_goes_without_a_graph(
     for one in asks:
         check(graphs.serve([one]), expected.serve([one]))
     assert len(tried) == 1
+
+
+def test_what_fails_at_rest_goes_without_a_graph(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = rig(triton=True, max_running=2)
+    graphs.serve([ask(20, output=1)])
+    runner = graphs.runner._runner
+    assert runner._graphs is not None
+
+    def fail(run: Any) -> Any:
+        raise OutOfResources(2, 1, "shared memory")
+
+    monkeypatch.setattr(runner._graphs, "_record", fail)
+    assert runner.rest()
+    assert not runner.rest()
+    graphs.serve([ask(21, output=1)])
 
 
 def test_what_came_and_what_usual_adapters_want_is_recorded_at_rest(recordings: Recordings) -> None:
