@@ -45,14 +45,15 @@ class Compilers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
         self._pool.terminate()
 
     def compile(self, variant: Variant, done: Callable[[Compiled], None]) -> "AsyncResult[Compiled]":
         """Begin with a variant; `done` is called on another thread."""
-        return self._pool.apply_async(_compile, (variant,), callback=done)
+
+        def failed(error: BaseException) -> None:
+            done(Compiled(variant, 0.0, f"{type(error).__name__}: {error}"))
+
+        return self._pool.apply_async(_compile, (variant,), callback=done, error_callback=failed)
 
 
 class _NoDevice:

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from executor.model import projection
@@ -25,7 +26,8 @@ _PATIENCE_SECONDS = 90.0
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; whoever started us ends us
+    with suppress(PermissionError):  # of who leads a session, and so has a group already
+        os.setpgrp()  # compilers end with us, and what a terminal sends is not for us
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # others may print
     ask: Ask = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started us
@@ -34,12 +36,16 @@ def main() -> None:
     projection.add_product = lambda y_TN, *_: y_TN
 
     def tell(answer: Any) -> None:
+        try:
+            pickled = pickle.dumps(answer)
+        except Exception as error:  # on a thread of the pool, which would end with it
+            pickled = pickle.dumps(Failed(f"an answer: {error}"))
         with lock:
-            pickle.dump(answer, answers)
+            answers.write(pickled)
             answers.flush()
 
     with Compilers(ask.target, processes=ask.processes) as compilers:
-        threading.Thread(target=_end_with_stdin, args=(compilers,), daemon=True).start()
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
         try:
             _rehearse(ask, compilers, tell)
         except Exception as error:
@@ -72,11 +78,11 @@ def _noted(rehearsal: Rehearsal, steps: Iterator[None]) -> Iterator[Any]:
         seen = len(rehearsal.variants)
 
 
-def _end_with_stdin(compilers: Compilers) -> None:
+def _end_with_stdin() -> None:
     while os.read(0, 1):  # not by sys.stdin, which an interpreter that ends would wait for
         pass
-    compilers.stop()
-    os._exit(0)
+    # To end a pool in order waits for ever where one of its processes was killed.
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ class Failed(NamedTuple):
 
 _MOST_PROCESSES = 32
 _PROGRESS_SECONDS = 5.0
+_PATIENCE_SECONDS = 300.0
+"""With a rehearsal that says nothing; it has less with its compilers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,11 @@ class Ahead:
     def wait(self) -> bool:
         """Until what usual steps launch is ready, or will not be. Returns which."""
         while not self._usual.wait(_PROGRESS_SECONDS):
-            log.info("kernels are being compiled, %.0f s so far", time.monotonic() - self._begun)
+            seconds = time.monotonic() - self._begun
+            if seconds > _PATIENCE_SECONDS:
+                log.error("kernels are not all compiled after %.0f s: the first to need one waits", seconds)
+                break
+            log.info("kernels are being compiled, %.0f s so far", seconds)
         return self._is_complete
 
     def _follow(self) -> None:
@@ -81,8 +87,11 @@ class Ahead:
             while True:
                 answer = pickle.load(self._process.stdout)  # noqa: S301 - of our own process
                 if isinstance(answer, Compiled):
-                    self._load(answer)
-                    loaded, seconds = loaded + 1, seconds + answer.seconds
+                    if self._load(answer):
+                        loaded += 1
+                    else:
+                        failed = True
+                    seconds += answer.seconds
                     continue
                 if isinstance(answer, Failed):
                     log.error("the rehearsal of kernels failed, of %s", answer.why)
@@ -110,11 +119,14 @@ class Ahead:
             self._usual.set()
 
     @staticmethod
-    def _load(compiled: Compiled) -> None:
+    def _load(compiled: Compiled) -> bool:
+        """Returns whether it is there."""
         if compiled.error:
             log.warning("%s was not compiled: %s", compiled.variant, compiled.error)
-            return
+            return False
         try:
             find(compiled.variant).load(compiled.variant)
         except Exception as error:
             log.warning("%s was not loaded: %s", compiled.variant, error)
+            return False
+        return True
