@@ -62,8 +62,11 @@ class ScanProcesses:
             process = self._take(is_fresh=is_fresh)
             if process is None:
                 break
-            found = _ask(process, question)
-            self._give_back(process, is_sound=found is not None)
+            found = None
+            try:
+                found = _ask(process, question)
+            finally:  # also where what came was no answer: nothing more is read of it
+                self._give_back(process, is_sound=found is not None)
             if found is not None:
                 return found
             log.warning("a process that looks at tensors has ended unasked")

@@ -1,8 +1,11 @@
 """Processes that look at packs find what a thread finds, and are not needed."""
 
+import pickle
+
 import numpy as np
 import pytest
 
+from adapter_store import scan_processes
 from adapter_store.crew import Crew
 from adapter_store.formats import filling
 from adapter_store.formats.filling import PackFiller, fill_pack
@@ -75,3 +78,19 @@ def test_processes_that_are_killed_are_replaced_and_none_is_needed(arena):
     scanners.close()
     assert look(*ask) == expected
     assert not scanners._idle
+
+
+def test_a_process_that_says_something_else_is_asked_nothing_more(arena, monkeypatch):
+    mapped, scanners = arena
+    mapped[OFFSET : OFFSET + 2] = b"ab"
+    ask = ("BF16", [0], [2])
+    look = scanners.look(OFFSET, mapped[OFFSET:])
+    look(*ask)
+    [(process, _)] = scanners._idle
+    with monkeypatch.context() as patched:
+        patched.setattr(scan_processes, "receive", lambda file: pickle.loads(b"?"))
+        with pytest.raises(pickle.UnpicklingError):
+            look(*ask)
+    assert process.returncode is not None
+    assert (scanners._busy, scanners._idle) == (0, [])
+    assert look(*ask) == scan(mapped[OFFSET:], *ask)
