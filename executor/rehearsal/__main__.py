@@ -23,6 +23,8 @@ from kernels.launch import Rehearsal, rehearsing
 
 _PATIENCE_SECONDS = 90.0
 """With compilers that have few processors, or that were killed. What comes later is still loaded."""
+_MORE_PATIENCE_SECONDS = 900.0
+"""For seldom steps, while nothing waits: compilers end after it."""
 
 
 def main() -> None:
@@ -56,13 +58,14 @@ def main() -> None:
 def _rehearse(ask: Ask, compilers: Compilers, tell: Callable[[Any], None]) -> None:
     with rehearsing(overlaps=ask.overlaps) as rehearsal:
         stage, pending = Stage(ask.cast), []
-        for steps in (stage.usual(), stage.seldom()):
+        parts = (stage.usual(), _PATIENCE_SECONDS), (stage.seldom(), _MORE_PATIENCE_SECONDS)
+        for steps, patience in parts:
             pending.extend(compilers.compile(variant, tell) for variant in _noted(rehearsal, steps))
-            deadline = time.monotonic() + _PATIENCE_SECONDS
+            deadline = time.monotonic() + patience
             for result in pending:
                 result.wait(max(0.0, deadline - time.monotonic()))
             if late := sum(not result.ready() for result in pending):
-                tell(Failed(f"{late} kernels, which were not compiled after {_PATIENCE_SECONDS:.0f} s"))
+                tell(Failed(f"{late} kernels, which were not compiled after {patience:.0f} s"))
             if stage.failures:
                 tell(Failed(f"{len(stage.failures)} steps, first {stage.failures[0]}"))
                 stage.failures.clear()
