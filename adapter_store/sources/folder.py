@@ -144,12 +144,20 @@ def copy_source(
             if name == CONFIG_NAME and total >= _LARGE_BYTES:
                 read_config(target / name)
         # All of them, at the end: one version's config must not come with another's weights.
-        for (name, _, status), (_, path) in zip(opened, source.files, strict=True):
-            if not _is_unchanged(path, status):
-                raise aborted("SOURCE_CHANGED", f"{name} changed while it was copied: load it again")
+        _check_unchanged(source, opened)
+    except Exception:
+        # Half of one version and half of another may be refused for anything.
+        _check_unchanged(source, opened)
+        raise
     finally:
         for _, descriptor, _ in opened:
             os.close(descriptor)
+
+
+def _check_unchanged(source: AdapterSource, opened: Sequence[tuple[str, int, os.stat_result]]) -> None:
+    for (name, _, status), (_, path) in zip(opened, source.files, strict=False):
+        if not _is_unchanged(path, status):
+            raise aborted("SOURCE_CHANGED", f"{name} changed while it was copied: load it again")
 
 
 def _is_unchanged(path: Path, before: os.stat_result) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapter_store.sources import Sources
+from adapter_store.sources import folder as folder_module
 from adapter_store.sources.folder import copy_source, resolve_source
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import write_adapter
@@ -216,6 +217,25 @@ def test_a_source_that_changes_meanwhile_is_refused(root, tmp_path, how, name):
     with pytest.raises(LorikeetError) as caught:
         copy_source(source, tmp_path / "out", 1 << 30, change)
     assert (caught.value.code.name, caught.value.reason) == ("ABORTED", "SOURCE_CHANGED")
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_a_refusal_of_what_changed_meanwhile_says_that_it_changed(root, tmp_path, changes, monkeypatch):
+    """The config is looked at before the weights come: half of it may be anything."""
+    monkeypatch.setattr(folder_module, "_LARGE_BYTES", 1)
+    folder = write_adapter(root / "a")
+    config = folder / "adapter_config.json"
+    config.write_text("{")
+    source = resolve_source(str(folder), [root])
+    (tmp_path / "out").mkdir()
+
+    def write_the_rest(done, total):
+        if changes:
+            config.write_text("{}")
+
+    with pytest.raises(LorikeetError) as caught:
+        copy_source(source, tmp_path / "out", 1 << 30, write_the_rest)
+    assert caught.value.reason == ("SOURCE_CHANGED" if changes else "BAD_CONFIG")
 
 
 def test_a_folder_swapped_for_a_link_after_it_was_resolved_is_not_followed(root, tmp_path):
