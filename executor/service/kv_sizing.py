@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _USUAL_RANK = 16
 _SHORT_CHUNK = 100
+_SHARE_FOR_GRAPHS = 1 / 32
+"""Of a device, kept for graphs to come at most: without them steps are slower, but run."""
 
 # Every option that takes memory.
 _SAMPLING = SamplingParams(
@@ -213,7 +215,8 @@ def measured_pages(
         runner = make_runner(largest.pages)
         _run(runner, largest, pool, max_rank)
         measured = memory.measure((largest.pages + 1) * page_bytes)
-        measured = replace(measured, to_come=runner.bytes_to_come)
+        to_come = min(runner.bytes_to_come, int(measured.total * _SHARE_FOR_GRAPHS))
+        measured = replace(measured, to_come=to_come)
         del runner
     except torch.OutOfMemoryError as error:
         raise ValueError(
