@@ -59,7 +59,7 @@ class AdapterAdmin:
     ) -> adapters_pb2.LoadAdapterResponse:
         """Loads an adapter; when this returns, this frontend serves it."""
         response = await self.unary(self.store.Load, request, remaining_seconds)
-        await self._catch_up(response)
+        await self._catch_up(response.adapter)
         return response
 
     async def upload(
@@ -84,7 +84,7 @@ class AdapterAdmin:
             answer.cancel()
             call.cancel()
             await asyncio.gather(relay, answer, return_exceptions=True)
-        await self._catch_up(response)
+        await self._catch_up(response.adapter)
         return response
 
     async def prefetch(
@@ -98,20 +98,18 @@ class AdapterAdmin:
         # A name that only the store knows so far, or nobody to tell.
         return await self.unary(self.store.Prefetch, request, remaining_seconds)
 
-    async def _catch_up(self, response: adapters_pb2.LoadAdapterResponse) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CATCH_UP_SECONDS):
-                await self._catalog.reach(response.adapter.revision)
-
     async def move(
         self, call: Callable[..., Awaitable[Moved]], request: Message, remaining_seconds: float | None
     ) -> Moved:
         """Passes on what moves or removes a name; when this returns, this frontend acts by it."""
         response = await self.unary(call, request, remaining_seconds)
+        await self._catch_up(response.adapter)
+        return response
+
+    async def _catch_up(self, changed: adapters_pb2.Adapter) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CATCH_UP_SECONDS):
-                await self._catalog.reach(response.adapter.revision)
-        return response
+                await self._catalog.reach(changed.revision)
 
     async def unary(
         self,

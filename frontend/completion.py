@@ -9,11 +9,9 @@ client has not taken waits here, at most `max_tokens` of it, and goes out togeth
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from frontend.detokenizer import Detokenizer
+from frontend.flights import Alternatives
 from frontend.stop_strings import StopMatcher
 from lorikeet.v1 import executor_pb2, generation_pb2
-
-Alternatives = tuple[Sequence[int], Sequence[float]]
-"""Token ids and their log probabilities."""
 
 NO_FINISH = executor_pb2.ENGINE_FINISH_UNSPECIFIED
 ENGINE_STOP = executor_pb2.ENGINE_FINISH_STOP

@@ -18,6 +18,7 @@ from rpc.errors import LorikeetError, from_code, internal, resource_exhausted, u
 log = logging.getLogger(__name__)
 
 Alternatives = tuple[Sequence[int], Sequence[float]]
+"""Token ids and their log probabilities."""
 
 RETRY_SECONDS = 1.0
 # A request that went down with this many executors in a row, without a token in between, may be the cause.

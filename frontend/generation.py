@@ -10,9 +10,9 @@ import grpc
 
 from frontend.adapter_templates import AdapterTemplates
 from frontend.catalog import Catalog
-from frontend.completion import Alternatives, Completion
+from frontend.completion import Completion
 from frontend.executor_client import ExecutorClient
-from frontend.flights import Sink
+from frontend.flights import Alternatives, Sink
 from frontend.model_folder import ModelFolder
 from frontend.prompts import PromptReader
 from frontend.request_stream import Identity, RequestStream

@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from frontend.completion import Alternatives, Completion, add_alternatives
+from frontend.completion import Completion, add_alternatives
+from frontend.flights import Alternatives
 from frontend.usage import Usage
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
