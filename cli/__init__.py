@@ -1,0 +1,1 @@
+"""The `lorikeet` command: starts and watches the services, and is a client of them."""

@@ -1,0 +1,1 @@
+"""The model with its requests and resident adapters: token ids in, tokens out."""
