@@ -149,8 +149,8 @@ class Store:
     async def start(self, layout: layout_pb2.Layout) -> None:
         socket = self.folder / "socket"
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "adapter_store", "--data-dir", str(self.folder / "data")),
-            *("--listen", f"unix:{socket}", "--root", str(self.folder / "sources")),
+            *(sys.executable, "-m", "cli", "store", "--data-dir", str(self.folder / "data")),
+            *("--listen", f"unix:{socket}", "--roots", str(self.folder / "sources")),
             *("--arena-dir", str(self.arena_folder), "--arena-bytes", str(self.arena_bytes)),
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

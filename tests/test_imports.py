@@ -29,11 +29,17 @@ def command(*arguments: str) -> str:
     return f"import sys\nsys.argv = ['lorikeet', *{list(arguments)!r}]\nfrom cli.__main__ import main\nmain()"
 
 
-@pytest.mark.parametrize("package", ["frontend.app", "adapter_store.app"])
-def test_services_without_a_model_leave_torch_out(package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [
+        ("frontend.app", {"numpy", "executor", "adapter_store"}),
+        ("adapter_store.app", {"executor", "frontend"}),
+    ],
+)
+def test_services_without_a_model_leave_torch_and_each_other_out(package: str, others: set[str]) -> None:
     modules = loaded_by(f"import {package}")
     assert package in modules
-    assert modules & HEAVY == set()
+    assert modules & (HEAVY | others) == set()
 
 
 @pytest.mark.parametrize(

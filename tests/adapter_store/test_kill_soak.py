@@ -64,8 +64,8 @@ class World:
 
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "adapter_store", "--data-dir", self.folder / "data"),
-            *("--listen", f"unix:{self.folder / 'socket'}", "--root", self.folder / "adapters"),
+            *(sys.executable, "-m", "cli", "store", "--data-dir", self.folder / "data"),
+            *("--listen", f"unix:{self.folder / 'socket'}", "--roots", self.folder / "adapters"),
             *("--arena-dir", self.folder / "arena", "--arena-bytes", str(1 << 20)),
             cwd=ROOT,
             env=os.environ | {"LORIKEET_LOG_LEVEL": "ERROR"},

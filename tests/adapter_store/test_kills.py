@@ -33,8 +33,8 @@ class Process:
 
     async def start(self) -> store_pb2_grpc.CatalogServiceStub:
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "adapter_store", "--data-dir", self.folder / "data"),
-            *("--listen", f"unix:{self.socket}", "--root", self.folder / "adapters"),
+            *(sys.executable, "-m", "cli", "store", "--data-dir", self.folder / "data"),
+            *("--listen", f"unix:{self.socket}", "--roots", self.folder / "adapters"),
             *("--arena-dir", self.folder / "arena", "--arena-bytes", str(1 << 20)),
             cwd=ROOT,
             env=os.environ | {"LORIKEET_LOG_LEVEL": "ERROR"},

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from executor.__main__ import parse
 from executor.app import run
 from executor.config import ExecutorConfig
 from executor.service.build import build_base
@@ -64,17 +63,6 @@ def test_host_memory_holds_whole_pages(tmp_path: Path) -> None:
     model_dir = write_model(tmp_path)
     config = ExecutorConfig(model_dir=model_dir, runner="arithmetic", kv_host_bytes=5 * 1024 + 100)
     assert build_base(config, lambda done, total: None).scheduling.host_pages == 5
-
-
-def test_the_command_has_a_flag_for_each_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model_dir = write_model(tmp_path)
-    config = parse(
-        ["--model-dir", str(model_dir), "--kv-pages", "9", "--drain-seconds", "0.5", "--dtype", "float16"]
-    )
-    assert config == ExecutorConfig(model_dir=model_dir, kv_pages=9, drain_seconds=0.5, dtype="float16")
-    with pytest.raises(SystemExit):
-        parse(["--model-dir", str(model_dir), "--device", "tpu"])
-    assert "choose one of cpu, cuda" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
