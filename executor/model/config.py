@@ -106,9 +106,7 @@ class ModelConfig:
     dtype: str
     eos_ids: tuple[int, ...]
     unrecognised: tuple[str, ...] = ()
-    """Options of `config.json` that neither this package nor the family's own implementation reads; for the
-    log.
-    """
+    """Options of `config.json` that neither this package nor the family's own implementation reads."""
 
     @property
     def q_size(self) -> int:

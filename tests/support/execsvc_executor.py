@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 
 from executor.app import Executor
+from executor.base.build import build_base
 from executor.config import ExecutorConfig
 from executor.control.plan import StepPlan, StepResult
 from executor.control.runner import Runner
-from executor.service.build import build_base
 from lorikeet.v1 import executor_pb2 as pb
 from lorikeet.v1 import executor_pb2_grpc
 from rpc.channel import open_channel

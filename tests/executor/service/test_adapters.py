@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from executor.app import run
+from executor.base.build import build_base
 from executor.config import ExecutorConfig
-from executor.service.build import build_base
 from lorikeet.v1 import executor_pb2, executor_pb2_grpc
 from rpc.channel import open_channel
 from tests.support.execsvc_executor import Connection, Running, executor_at, submit, write_model

@@ -1,6 +1,7 @@
 """Settings: what is refused, and that the message says what to do."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from executor.app import run
+from executor.base.build import build_base
 from executor.config import ExecutorConfig
-from executor.service.build import build_base
 from tests.support.execsvc_executor import CONTEXT, write_model
 
 BAD = {
@@ -63,6 +64,16 @@ def test_host_memory_holds_whole_pages(tmp_path: Path) -> None:
     model_dir = write_model(tmp_path)
     config = ExecutorConfig(model_dir=model_dir, runner="arithmetic", kv_host_bytes=5 * 1024 + 100)
     assert build_base(config, lambda done, total: None).scheduling.host_pages == 5
+
+
+def test_options_of_the_model_that_nobody_reads_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model_dir = write_model(tmp_path)
+    path = model_dir / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unheard_of": 1}))
+    build_base(ExecutorConfig(model_dir=model_dir, runner="arithmetic", kv_pages=8), lambda done, total: None)
+    assert "what nobody here reads: unheard_of" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

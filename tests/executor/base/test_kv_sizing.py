@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from executor.base.kv_sizing import LargestStep, Measured, affordable_pages, measured_pages
 from executor.control.plan import BASE_SLOT
 from executor.model.config import ModelConfig
 from executor.model.parameters import Parameters
 from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
 from executor.runner import RunnerConfig, TorchRunner
-from executor.service.kv_sizing import LargestStep, Measured, affordable_pages, measured_pages
 from tests.support.oracle_checkpoints import make_checkpoint
 
 MEASURED = Measured(total=1000, peak=500, cache=100, others=50)

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,25 +11,25 @@ import torch
 
 from executor.adapters.manifest import UNIT_BYTES
 from executor.adapters.pool import PlainPool, Pool
+from executor.base.identity import base_digest
+from executor.base.kv_sizing import (
+    CudaMemory,
+    LargestStep,
+    allocate_from_growing_ranges,
+    measured_pages,
+)
 from executor.config import GIB, ExecutorConfig
 from executor.control.arithmetic_runner import ArithmeticRunner
 from executor.control.config import SchedulerConfig
+from executor.control.paced_runner import PacedRunner
 from executor.control.runner import Runner
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
 from executor.model.kv_cache import page_bytes
 from executor.model.layout import build_layout
 from executor.model.slots import AdapterPool
-from executor.model.weights import DTYPES, load_parameters
+from executor.model.weights import DTYPES, Progress, load_parameters
 from executor.runner import RunnerConfig, TorchRunner
-from executor.service.identity import base_digest
-from executor.service.kv_sizing import (
-    CudaMemory,
-    LargestStep,
-    allocate_from_growing_ranges,
-    measured_pages,
-)
-from executor.service.paced_runner import PacedRunner
 from lorikeet.v1 import layout_pb2
 from rpc.digests import file_digest
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from executor.rehearsal.ahead import Ahead
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +72,8 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
     Raises ValueError or OSError, naming the file or setting, when it cannot be served.
     """
     model = ModelConfig.load(config.model_dir)
+    if model.unrecognised:
+        log.warning("config.json says what nobody here reads: %s", ", ".join(model.unrecognised))
     tokenizer = config.model_dir / "tokenizer.json"
     if not tokenizer.is_file():
         raise ValueError(f"{config.model_dir} holds no tokenizer.json: frontends and executor both need it")
@@ -150,12 +151,13 @@ def _torch(config: ExecutorConfig, model: ModelConfig, progress: Progress) -> _P
     if device.type == "cuda":
         allocate_from_growing_ranges()
         ahead = _compile_ahead(config, model, scheduling)
-    begun = time.monotonic()
-    if config.load_format == "dummy":
-        parameters = dummy_parameters(model, dtype=dtype, device=device)
-    else:
-        parameters = load_parameters(config.model_dir, model, dtype=dtype, device=device, progress=progress)
-    log.info("weights are on the device after %.1f s", time.monotonic() - begun)
+    with _timed("reading the weights"):
+        if config.load_format == "dummy":
+            parameters = dummy_parameters(model, dtype=dtype, device=device)
+        else:
+            parameters = load_parameters(
+                config.model_dir, model, dtype=dtype, device=device, progress=progress
+            )
     pool = AdapterPool(
         model,
         units=scheduling.pool_units,
@@ -181,18 +183,23 @@ def _torch(config: ExecutorConfig, model: ModelConfig, progress: Progress) -> _P
     # To record without kernels would compile them while requests wait.
     can_rest = ahead is not None and ahead.wait()
     if config.measures_kv:
-        begun = time.monotonic()
         # One page of host memory brings all that its copies need of the GPU's.
         host_pages = min(1, scheduling.host_pages)
-        pages = _measured_pages(
-            config, model, lambda pages: make_runner(pages, model.context_length, host_pages), pool
-        )
+        with _timed("sizing the KV cache"):
+            pages = _measured_pages(
+                config, model, lambda pages: make_runner(pages, model.context_length, host_pages), pool
+            )
         scheduling = _scheduling(config, model, pages)
-        log.info("the KV cache was sized in %.1f s", time.monotonic() - begun)
-    begun = time.monotonic()
-    runner = make_runner(scheduling.pages, scheduling.longest, scheduling.host_pages)
-    log.info("the runner was made in %.1f s", time.monotonic() - begun)
+    with _timed("making the runner"):
+        runner = make_runner(scheduling.pages, scheduling.longest, scheduling.host_pages)
     return _Parts(scheduling, runner, pool, runner.rest if can_rest else _nothing)
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    log.info("%s took %.1f s", what, time.monotonic() - begun)
 
 
 def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig) -> "Ahead":

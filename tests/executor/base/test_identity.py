@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from executor.service import identity
-from executor.service.identity import base_digest
+from executor.base import identity
+from executor.base.identity import base_digest
 
 TENSORS = {"a": bytes(range(64)), "b": bytes(200_000)}
 
