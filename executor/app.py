@@ -13,11 +13,10 @@ from typing import Any
 from executor.adapters.base_only import BaseOnlyLoader
 from executor.adapters.lease_client import LeaseClient
 from executor.adapters.loader import StoreLoader
-from executor.adapters.manifest import UNIT_BYTES
 from executor.base.build import Base, build_base
 from executor.config import ExecutorConfig
 from executor.control.engine import Engine
-from executor.control.loader import AdapterLoader
+from executor.control.loader import UNIT_BYTES, AdapterLoader
 from executor.control.mailbox import Mailbox
 from executor.control.scheduler import Scheduler
 from executor.model.weights import Progress

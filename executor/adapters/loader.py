@@ -15,9 +15,8 @@ import grpc
 
 from executor.adapters.arena_view import ArenaView, StalePackError
 from executor.adapters.lease_client import Lease, LeaseClient
-from executor.adapters.manifest import UNIT_BYTES
 from executor.adapters.pool import Pool, Row
-from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
+from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
 from rpc.errors import LorikeetError, code_number, failed_precondition, internal, unavailable
 

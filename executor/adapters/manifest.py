@@ -3,9 +3,8 @@
 import numpy as np
 
 from executor.adapters.placements import PARTS, Placements, placements_of
+from executor.control.loader import UNIT_BYTES
 from lorikeet.v1 import layout_pb2
-
-UNIT_BYTES = 128
 
 _ELEMENT_BYTES = {
     layout_pb2.TENSOR_TYPE_FLOAT32: 4,

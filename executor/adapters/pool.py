@@ -4,8 +4,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from executor.adapters.manifest import UNIT_BYTES
 from executor.adapters.placements import Placements
+from executor.control.loader import UNIT_BYTES
 from lorikeet.v1 import layout_pb2
 
 Row = TypeVar("Row")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from executor.adapters.manifest import UNIT_BYTES
 from executor.adapters.pool import PlainPool, Pool
 from executor.base.identity import base_digest
 from executor.base.kv_sizing import (
@@ -21,6 +20,7 @@ from executor.base.kv_sizing import (
 from executor.config import GIB, ExecutorConfig
 from executor.control.arithmetic_runner import ArithmeticRunner
 from executor.control.config import SchedulerConfig
+from executor.control.loader import UNIT_BYTES
 from executor.control.paced_runner import PacedRunner
 from executor.control.runner import Runner
 from executor.model.config import ModelConfig

@@ -19,10 +19,13 @@ from typing import Protocol
 
 from executor.control.request import Code
 
+UNIT_BYTES = 128
+"""What the pool's ranges are counted in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """The pack is leased and takes `units` units of 128 bytes in the pool."""
+    """The pack is leased and takes `units` in the pool."""
 
     digest: str
     units: int
@@ -56,7 +59,7 @@ LoaderEvent = Granted | Copied | LoadFailed | Retire
 
 
 class AdapterLoader(Protocol):
-    """Brings packs into the GPU pool. Speaks of digests and units of 128 bytes."""
+    """Brings packs into the GPU pool. Speaks of digests and units of `UNIT_BYTES`."""
 
     def prefetch(self, digest: str) -> None:
         """A request for this digest waits, or is likely to come. May be ignored."""

@@ -16,15 +16,13 @@ from executor.control.accounts import Accounts
 from executor.control.config import SchedulerConfig
 from executor.control.foresight import Foresight
 from executor.control.kv_cache import KvCache
-from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
+from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.queue_policy import QueuePolicy
 from executor.control.request import BASE_DIGEST, Code
 from executor.control.request_queue import RequestQueue
 from executor.control.residency import Adapter, Residency
 from executor.control.roster import Roster
 from executor.control.slots import AdapterSlots
-
-_UNIT_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class Placement:
         if event.units > self._slots.units:
             self._foresight.forget(event.digest)
             self._slots.release(event.digest)
-            sizes = f"{event.units * _UNIT_BYTES} bytes, the pool has {self._slots.units * _UNIT_BYTES}"
+            sizes = f"{event.units * UNIT_BYTES} bytes, the pool has {self._slots.units * UNIT_BYTES}"
             message = f"the adapter takes {sizes}: enlarge the executor's adapter pool, or use a lower rank"
             self._sync(event.digest)
             self._fail_waiting(event.digest, Code.FAILED_PRECONDITION, "ADAPTER_TOO_LARGE", message)
