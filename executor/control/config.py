@@ -13,9 +13,9 @@ class SchedulerConfig:
     """Limits of one executor's scheduler. Raises ValueError, naming the setting, where one makes no sense.
 
     context: most tokens of prompt and output together. pages, page_size: the KV pool. host_pages: pages of
-    host memory for prefixes that left it. max_running: rows of
-    a batch. max_waiting: most requests in the queue. max_step_tokens: most tokens fed to the model in one
-    step. chunk: most prompt tokens of one request in one step; None leaves it to max_step_tokens.
+    host memory for prefixes that left it. max_running: rows of a batch. max_waiting: most requests in the
+    queue. max_step_tokens: most tokens fed to the model in one step. chunk: most prompt tokens of one request
+    in one step; None leaves it to max_step_tokens.
     adapter_slots, pool_units: adapters on the GPU and their room, in units of 128 bytes; no slots turn
     adapters off. max_leases: adapters on their way in at once. slot_quantum: tokens that an adapter is
     served before it must make room for one that waits, so that adapters are not reloaded for every request.

@@ -45,9 +45,9 @@ Command = Submit | Finish | Abort | Hint | ClientGone
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxStatistics:
+    """Commands that wait; those refused since the start."""
+
     waiting: int
-    capacity: int
-    taken: int
     refused: int
 
 
@@ -60,7 +60,6 @@ class Mailbox:
         self._commands: list[Command] = []
         self._woken = False
         self._closed = False
-        self._taken = 0
         self._refused = 0
 
     def post(self, commands: Sequence[Command]) -> bool:
@@ -100,7 +99,6 @@ class Mailbox:
         with self._changed:
             commands, self._commands = self._commands, []
             self._woken = False
-            self._taken += len(commands)
             return commands
 
     def wait(self, timeout: float) -> None:
@@ -109,6 +107,4 @@ class Mailbox:
             self._changed.wait_for(lambda: bool(self._commands) or self._woken, timeout)
 
     def statistics(self) -> MailboxStatistics:
-        return MailboxStatistics(
-            waiting=len(self._commands), capacity=self._capacity, taken=self._taken, refused=self._refused
-        )
+        return MailboxStatistics(waiting=len(self._commands), refused=self._refused)

@@ -12,10 +12,9 @@ from executor.model.config import ModelConfig
 class KvCache:
     """One tensor `[P + 1, S, 2, H, D]` per layer: a token's keys and values lie together.
 
-    They are gathered by one copy, and a slice `[:, :, 0]` is a paged key cache for
-    kernels that take strides. The last page belongs to nobody and stays zero: reads past a sequence's end
-    go there, so that what a page's former owner left behind, even NaN, is never multiplied by a weight of
-    zero.
+    They are gathered by one copy, and a slice `[:, :, 0]` is a paged key cache for kernels that take strides.
+    The last page belongs to nobody and stays zero: reads past a sequence's end go there, so that what a
+    page's former owner left behind, even NaN, is never multiplied by a weight of zero.
     """
 
     def __init__(

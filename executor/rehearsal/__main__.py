@@ -1,7 +1,7 @@
 """The process that rehearses and has kernels compiled; `ahead` starts it and hears from it.
 
 A pickled `Ask` comes by stdin, which stays open as long as anybody wants the answers: pickled `Compiled` by
-stdout, `USUAL` after those that usual steps launch and after the others; `Failed` says what went wrong.
+stdout, `PLAYED` after those that usual steps launch and after the others; `Failed` says what went wrong.
 """
 
 import os
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from executor.model import projection
-from executor.rehearsal.ahead import USUAL, Ask, Failed
+from executor.rehearsal.ahead import PLAYED, Ask, Failed
 from executor.rehearsal.stage import Stage
 from kernels.compiling import Compilers
 from kernels.launch import Rehearsal, rehearsing
@@ -69,7 +69,7 @@ def _rehearse(ask: Ask, compilers: Compilers, tell: Callable[[Any], None]) -> No
             if stage.failures:
                 tell(Failed(f"{len(stage.failures)} steps, first {stage.failures[0]}"))
                 stage.failures.clear()
-            tell(USUAL)
+            tell(PLAYED)
             os.nice(10)  # nobody waits for the others
 
 

@@ -18,20 +18,19 @@ from kernels.launch import find, overlaps
 
 log = logging.getLogger(__name__)
 
-USUAL = "usual"
-"""What comes after the variants of usual steps, and after the others."""
+PLAYED = "played"
+"""What comes after the variants of usual steps, and again after those of the others."""
+
+_MOST_PROCESSES = 32
+_PROGRESS_SECONDS = 5.0
+_PATIENCE_SECONDS = 300.0
+"""With a rehearsal that says nothing; it has less with its compilers."""
 
 
 class Failed(NamedTuple):
     """What could not be rehearsed, and why: nobody has compiled what that would have launched."""
 
     why: str
-
-
-_MOST_PROCESSES = 32
-_PROGRESS_SECONDS = 5.0
-_PATIENCE_SECONDS = 300.0
-"""With a rehearsal that says nothing; it has less with its compilers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

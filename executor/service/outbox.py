@@ -18,7 +18,6 @@ class OutboxStatistics:
     """Of all frontends together; bytes as `size_of` counts them."""
 
     frontends: int
-    queued_shares: int
     queued_bytes: int
 
 
@@ -74,10 +73,10 @@ class Outbox:
         """Returns when the queue has overflowed."""
         await self._overflowed.wait()
 
-    def pending(self) -> tuple[int, int]:
-        """Shares and bytes that wait."""
-        with self._lock:
-            return len(self._shares), self._bytes
+    @property
+    def queued_bytes(self) -> int:
+        """What waits; may be read by any thread."""
+        return self._bytes
 
 
 class Outboxes:
@@ -109,12 +108,8 @@ class Outboxes:
             self._loop.call_soon_threadsafe(_wake, filled)
 
     def statistics(self) -> OutboxStatistics:
-        pending = [box.pending() for box in self._boxes.values()]
-        return OutboxStatistics(
-            frontends=len(pending),
-            queued_shares=sum(shares for shares, _ in pending),
-            queued_bytes=sum(size for _, size in pending),
-        )
+        queued = [box.queued_bytes for box in self._boxes.values()]
+        return OutboxStatistics(frontends=len(queued), queued_bytes=sum(queued))
 
 
 def _wake(boxes: list[Outbox]) -> None:
