@@ -16,6 +16,7 @@ from adapter_store.crew import Crew
 from adapter_store.formats.filling import PackFiller
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, identify_adapter, open_adapter
+from adapter_store.formats.recipe import Recipe, recipe_of
 from adapter_store.formats.safetensors_files import SINGLE_NAME
 from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.reports import report_version
@@ -41,6 +42,13 @@ class _Filling(NamedTuple):
     opened: OpenedAdapter
     filler: PackFiller
     pack: ArenaPack | None
+
+
+class _Kept(NamedTuple):
+    """A version that is durable, and how its pack is made again: None where it was here before."""
+
+    version: Version
+    recipe: Recipe | None
 
 
 class Loader:
@@ -119,8 +127,10 @@ class Loader:
                 report(Progress(stage=Stage.PUBLISH, bytes_done=0, bytes_total=0))
                 async with self._digests.hold(checked.digest):
                     with clock.stage("keep"):
-                        version = await self._keep(staged, checked, notes)
+                        version, recipe = await self._keep(staged, checked, notes)
                 is_kept = True
+                if recipe is not None:
+                    self._warm.remember(checked.digest, layout, recipe)
                 self._counters.disk.loads += 1
                 log.info("%s is %s (%s)", reader.source, checked.digest, clock)
                 yield version
@@ -238,22 +248,23 @@ class Loader:
         if filling.pack is not None:
             self._warm.abandon(filling.pack)
 
-    async def _keep(self, staged: Path, checked: CheckedAdapter, notes: tuple[str, ...]) -> Version:
+    async def _keep(self, staged: Path, checked: CheckedAdapter, notes: tuple[str, ...]) -> _Kept:
         """Makes it durable, and reports on it."""
         must = False
-        while (version := await self._workers.run(self._try_to_keep, staged, checked, notes, must)) is None:
+        while (kept := await self._workers.run(self._try_to_keep, staged, checked, notes, must)) is None:
             missing = await self._workers.run(self._disk.missing_bytes, staged, checked.digest)
             must = self._make_room is None or (missing > 0 and not await self._make_room(missing))
-        return version
+        return kept
 
     def _try_to_keep(
         self, staged: Path, checked: CheckedAdapter, notes: tuple[str, ...], must: bool
-    ) -> Version | None:
+    ) -> _Kept | None:
         """None where there is no room, which is an error if it `must`. All in one visit to a thread."""
         if not must and self._disk.missing_bytes(staged, checked.digest):
             return None
-        self._disk.commit_object(staged, checked.digest)
-        return report_version(checked, notes, crew=self._crew)
+        is_new = self._disk.commit_object(staged, checked.digest)
+        version = report_version(checked, notes, crew=self._crew)
+        return _Kept(version, recipe_of(checked.plan) if is_new else None)
 
 
 class _NotWantedError(Exception):

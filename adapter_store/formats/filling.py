@@ -5,11 +5,9 @@ A pack that was filled without an error may be served.
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.identity import TensorScan
-from adapter_store.formats.packing import copy_group, pack_group, pack_stack
+from adapter_store.formats.packing import lies_in_place, pack_group, pack_stack
 from adapter_store.formats.plan import PackPlan, PlacedTensor
 from adapter_store.formats.safetensors_files import TensorFiles
 from adapter_store.formats.scanning import Look
@@ -82,10 +80,11 @@ class PackFiller:
 
         waiting = self._waiting
         if waiting is None:
-            waiting = _groups_of(self._plan, _LOOK_BYTES if look else _GROUP_BYTES)
+            waiting = groups_of(self._plan, _LOOK_BYTES if look else _GROUP_BYTES)
             self._total = sum(map(_read_bytes, waiting))
             if target is not None:
-                _clear_gaps(self._plan, target)
+                for begin, end in gaps_of(self._plan):
+                    target[begin:end] = bytes(end - begin)
         groups = [group for group in waiting if ready is None or _end(group) <= ready]
         self._waiting = [group for group in waiting if ready is not None and _end(group) > ready]
         self._crew.run(work, groups, self._urgency)
@@ -98,23 +97,8 @@ def fill_pack(plan: PackPlan, files: TensorFiles, target: memoryview | None) -> 
     return filler.scans
 
 
-def refill_pack(
-    plan: PackPlan,
-    files: TensorFiles,
-    target: memoryview,
-    *,
-    crew: Crew = ALONE,
-    urgency: Urgency | None = None,
-) -> None:
-    """Writes a pack again and looks at nothing: for who knows what it must hash to.
-
-    Raises LorikeetError, INVALID_ARGUMENT, where the files are not what they were.
-    """
-    _clear_gaps(plan, target)
-    crew.run(lambda group: copy_group(group, files, target), _groups_of(plan, _GROUP_BYTES), urgency)
-
-
-def _groups_of(plan: PackPlan, most_bytes: int) -> list[_Group]:
+def groups_of(plan: PackPlan, most_bytes: int = _GROUP_BYTES) -> list[_Group]:
+    """Tensors that one thread takes at a time: what lies behind each other in a file, or the cuts of one."""
     groups = list(_runs([placed for placed in plan.tensors if placed.cut is None], most_bytes))
     return groups + _stacks([placed for placed in plan.tensors if placed.cut is not None])
 
@@ -156,11 +140,13 @@ def _read_bytes(group: Sequence[PlacedTensor]) -> int:
     return sum(placed.entry.nbytes for placed in group)
 
 
-def _clear_gaps(plan: PackPlan, target: memoryview) -> None:
+def gaps_of(plan: PackPlan) -> Iterator[tuple[int, int]]:
+    """(begin, end) of what belongs to no tensor, or is the padding of one that is read to its place."""
     position = 0
     for placed in plan.tensors:
         if placed.offset > position:
-            np.frombuffer(target, np.uint8, placed.offset - position, position)[:] = 0
-        position = placed.offset + placed.nbytes
-    if position < len(target):
-        np.frombuffer(target, np.uint8, len(target) - position, position)[:] = 0
+            yield position, placed.offset
+        nbytes = placed.entry.nbytes if placed.cut is None and lies_in_place(placed) else placed.nbytes
+        position = placed.offset + nbytes
+    if position < plan.manifest.total_bytes:
+        yield position, plan.manifest.total_bytes

@@ -6,6 +6,7 @@ What a pack looks like is plan.py's, what is packed when filling.py's.
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import blake3
@@ -84,21 +85,10 @@ def pack_group(
     return found
 
 
-def copy_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memoryview) -> None:
-    """Brings tensors, or one tensor's cuts, to their places and looks at nothing."""
-    if group[0].cut is not None:
-        copy_cuts(_read_whole(files, group[0].entry).data, group, target)
-        return
-    reads, buffer = _read_group(group, files, target)
-    for read in reads:
-        if not read.is_in_place:
-            _convert(read, buffer, target)
-
-
 def _read_whole(files: TensorFiles, entry: TensorEntry) -> np.ndarray:
     """The bytes of a tensor that has no place as it is."""
     data = np.empty(entry.nbytes, np.uint8)
-    _read(files, entry, [data.data])
+    read_scattered(files.path_of(entry), entry.begin, [data.data])
     return data
 
 
@@ -106,22 +96,25 @@ def _read_group(group: Sequence[PlacedTensor], files: TensorFiles, target: memor
     reads: list[_Read] = []
     size = 0
     for placed in group:
-        if target is not None and _is_same(placed):
+        if target is not None and lies_in_place(placed):
             reads.append(_Read(placed, placed.offset, is_in_place=True))
         else:
             reads.append(_Read(placed, size, is_in_place=False))
             size += placed.entry.nbytes
     buffer = np.empty(size, np.uint8).data
-    _read(files, group[0].entry, list(_destinations(reads, buffer, target)))
+    first = group[0].entry
+    read_scattered(files.path_of(first), first.begin, list(_destinations(reads, buffer, target)))
     return _Group(reads, buffer)
 
 
-def _is_same(placed: PlacedTensor) -> bool:
-    """True when a tensor's bytes are those of its place."""
-    entry, place = placed.entry, (placed.rows, placed.columns)
+def lies_in_place(placed: PlacedTensor) -> bool:
+    """True when a tensor's bytes are those that its place begins with: no more rows than there, and alike."""
+    entry = placed.entry
+    if entry.dtype != placed.dtype or placed.is_transposed:
+        return False
     # A vector counts as one row.
-    is_same = entry.shape == place or (1, *entry.shape)[-2:] == place
-    return is_same and entry.dtype == placed.dtype and not placed.is_transposed
+    rows, columns = (1, *entry.shape)[-2:]
+    return columns == placed.columns and rows <= placed.rows
 
 
 def _destinations(
@@ -137,14 +130,14 @@ def _destinations(
     yield (target if target is not None and is_in_place else buffer)[begin:end]
 
 
-def _read(files: TensorFiles, first: TensorEntry, buffers: list[memoryview]) -> None:
-    """One read scatters the whole group: no map, no page faults, no interpreter lock."""
+def read_scattered(path: str | Path, begin: int, buffers: list[memoryview]) -> None:
+    """One read scatters them all: no map, no page faults, no interpreter lock. Raises BAD_FILE, OSError."""
     wanted = sum(map(len, buffers))
-    descriptor = os.open(files.path_of(first), os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        got = os.preadv(descriptor, buffers, first.begin)
+        got = os.preadv(descriptor, buffers, begin)
         if got != wanted:  # rare: a signal, or more than one call may read
-            _read_slowly(descriptor, first.begin, buffers)
+            _read_slowly(descriptor, begin, buffers)
     finally:
         os.close(descriptor)
 

@@ -12,6 +12,7 @@ from adapter_store.tiers.arena_file import HEADER_BYTES, ArenaFile, PackRecord
 from adapter_store.tiers.eviction import EvictionPolicy, GreedyDualSizeFrequency
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.pack import NEXT, ArenaPack, ArenaStatistics, PackState
+from adapter_store.tiers.ranking import Ranking
 from adapter_store.tiers.room import Range, cheapest_window, compaction
 from lorikeet.v1 import layout_pb2
 from rpc.errors import failed_precondition
@@ -31,6 +32,7 @@ class Arena:
         self._by_key: dict[PackKey, ArenaPack] = {}
         self._all: set[ArenaPack] = set()
         self._pinned: frozenset[str] = frozenset()
+        self._ranking = Ranking(self._all, self._is_evictable)
         self._evictions = self._evicted_bytes = 0
         for record in list(file.scan()):
             self._adopt(record)
@@ -53,7 +55,9 @@ class Arena:
 
     def set_pinned(self, digests: Set[str]) -> None:
         """Says whose packs are never evicted; they may be moved while nobody holds them."""
-        self._pinned = frozenset(digests)
+        if digests != self._pinned:
+            self._pinned = frozenset(digests)
+            self._ranking.rebuild()
 
     def begin_unnamed(self, layout: str, pack_bytes: int) -> ArenaPack | None:
         """Like `begin`, for a pack whose digest is known once it is written; then `name` it."""
@@ -114,6 +118,7 @@ class Arena:
         pack.manifest = manifest
         pack.reload_seconds = pack.reload_seconds if seconds is None else seconds
         self._touch(pack)
+        self._ranking.enter(pack)
         self._file.publish_pack(pack.slot, pack.header_offset, pack.generation)
 
     def abandon(self, pack: ArenaPack) -> None:
@@ -147,7 +152,7 @@ class Arena:
         assert pack.leases > 0, "released more often than leased"
         pack.leases -= 1
         self._note_holders(pack)
-        self._free_if_done(pack)
+        self._let_go(pack)
 
     def claim(self, key: PackKey, header_offset: int, generation: int) -> ArenaPack | None:
         """Turns a lease granted before a restart into one of this life; None when there is no such pack."""
@@ -166,7 +171,7 @@ class Arena:
         for pack in [pack for pack in self._all if pack.unclaimed]:
             pack.unclaimed = 0
             self._note_holders(pack)
-            self._free_if_done(pack)
+            self._let_go(pack)
 
     def drop(self, key: PackKey) -> None:
         """Takes a pack out of the tier; its room follows when nobody holds it any more."""
@@ -231,6 +236,7 @@ class Arena:
         )
         self._by_key[record.key] = pack
         self._all.add(pack)
+        self._ranking.enter(pack)
 
     def _make_room(self, size: int) -> int | None:
         """Finds, or else makes, room; changes nothing when that is not possible."""
@@ -238,7 +244,7 @@ class Arena:
         if offset is not None:
             return offset
         # The cheapest of all, where its place is large enough: no window of neighbours costs less.
-        cheapest = self._cheapest()
+        cheapest = self._ranking.least()
         if cheapest is not None and self._allocator.rounded(HEADER_BYTES + cheapest.pack_bytes) >= size:
             self._evict(cheapest)
             return self._allocator.allocate(size)
@@ -257,13 +263,6 @@ class Arena:
         for move in moves:
             self._relocate(move.item, move.start)
         return self._allocator.allocate(size)
-
-    def _cheapest(self) -> ArenaPack | None:
-        best: ArenaPack | None = None
-        for pack in self._all:
-            if best is None or (pack.worth, pack.header_offset) < (best.worth, best.header_offset):
-                best = pack if self._is_evictable(pack) else best
-        return best
 
     def _ranges(self) -> list[Range[ArenaPack]]:
         ranges = []
@@ -309,9 +308,12 @@ class Arena:
         if pack.checksum:
             self._file.set_checksum(pack.slot, pack.checksum)
 
-    def _free_if_done(self, pack: ArenaPack) -> None:
+    def _let_go(self, pack: ArenaPack) -> None:
+        """A holder has gone, perhaps the last one."""
         if pack.state is PackState.DOOMED and not pack.is_held:
             self._free(pack)
+        elif not pack.is_held:
+            self._ranking.enter(pack)
 
     def _free(self, pack: ArenaPack) -> None:
         assert not pack.is_held, "a held pack stays where it is"

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 import blake3
 
 from adapter_store.crew import Crew, Urgency
-from adapter_store.formats.filling import refill_pack
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import OpenedAdapter, check_adapter, open_adapter
+from adapter_store.formats.recipe import Recipe, recipe_of
 from adapter_store.formats.scanning import Look
 from adapter_store.tiers.disk import DiskTier
-from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, data_loss
 
 # What was checked when the adapter was loaded, whatever the layout was.
@@ -41,33 +40,44 @@ def fill_from_object(
     target: memoryview,
     crew: Crew,
     urgency: Urgency,
-    checksum: bytes = b"",
     look: Look | None = None,
-) -> layout_pb2.PackManifest:
+) -> Recipe:
     """Packs an opened object, checking that it still is what its digest says. Raises LorikeetError.
 
-    Args:
-        checksum: of the pack, where it was made before: what hashes to that needs no other check.
-        look: see `PackFiller.fill`.
+    Returns how to do so again; `look`: see `PackFiller.fill`.
     """
     with _damage_said(disk, digest):
-        if checksum:
-            refill_pack(opened.plan, opened.files, target, crew=crew, urgency=urgency)
-            if checksum_of(target, opened.plan.manifest, urgency) == checksum:
-                return opened.plan.manifest
         checked = check_adapter(opened, target, crew=crew, urgency=urgency, look=look)
     if checked.digest != digest:
         raise _set_aside(disk, digest)
-    return checked.manifest
+    return recipe_of(checked.plan)
 
 
-def checksum_of(pack: memoryview, manifest: layout_pb2.PackManifest, urgency: Urgency | None = None) -> bytes:
-    """BLAKE3 of a pack and of what is said of it, such as scalings; by many threads where it is large and
-    somebody waits for it.
+def refill_from_object(
+    disk: DiskTier,
+    digest: str,
+    recipe: Recipe,
+    checksum: bytes,
+    target: memoryview,
+    crew: Crew,
+    urgency: Urgency,
+) -> bool:
+    """Packs an object by a recipe. False where the pack has not this checksum: it is worth nothing then.
+
+    Raises LorikeetError, DATA_LOSS, where a file is gone or has become shorter.
+    """
+    with _damage_said(disk, digest):
+        recipe.fill(disk.object_path(digest), target, crew=crew, urgency=urgency)
+    return checksum_of(target, recipe.manifest, urgency) == checksum
+
+
+def checksum_of(pack: memoryview, manifest: bytes, urgency: Urgency | None = None) -> bytes:
+    """BLAKE3 of a pack and of what is said of it, such as scalings, serialised by `manifest_bytes`; by many
+    threads where it is large and somebody waits for it.
     """
     is_large = len(pack) >= _LARGE_BYTES and urgency
     hasher = blake3.blake3(pack, max_threads=blake3.blake3.AUTO if is_large else 1)
-    return hasher.update(manifest.SerializeToString(deterministic=True)).digest()
+    return hasher.update(manifest).digest()
 
 
 @contextmanager

@@ -110,8 +110,9 @@ class DiskTier:
         with self._mutex:
             return max(0, sum(self._sizes.values()) + folder_bytes(staged) - self._quota)
 
-    def commit_object(self, staged: Path, digest: str) -> None:
-        """Gives a staged object its name, durably. The same content may be there already.
+    def commit_object(self, staged: Path, digest: str) -> bool:
+        """Gives a staged object its name, durably. False where the same content is there already, perhaps in
+        other files.
 
         Raises:
             LorikeetError: RESOURCE_EXHAUSTED when the disk or the quota is full.
@@ -119,7 +120,7 @@ class DiskTier:
         target = self.object_path(digest)
         if target.is_dir():
             self.discard(staged)
-            return
+            return False
         size = folder_bytes(staged)
         self._take(digest, size)
         try:
@@ -134,6 +135,7 @@ class DiskTier:
             raise
         with self._mutex:
             self._moving.discard(staged)
+        return True
 
     def set_aside(self, digest: str) -> Path:
         """Takes an object out of the tier, at once; `discard` of the result frees the bytes."""

@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from adapter_store.crew import Urgency
+from adapter_store.formats.recipe import manifest_bytes
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.building import checksum_of
-from adapter_store.tiers.opened import OpenedObjects
 from adapter_store.tiers.pack import ArenaPack, PackState
+from adapter_store.tiers.recipes import Recipes
 from lorikeet.v1 import layout_pb2
 
 # A little later and several at once: what came is wanted first, and some will have left by then.
@@ -30,12 +31,12 @@ class Sealer:
         self,
         *,
         arena: Arena,
-        opened: OpenedObjects,
+        recipes: Recipes,
         run: Callable[..., Awaitable[Any]],
         released: Callable[[], None],
     ) -> None:
         self._arena = arena
-        self._opened = opened
+        self._recipes = recipes
         self._thread = run
         self._released = released
         self._waiting: list[ArenaPack] = []
@@ -71,7 +72,7 @@ class Sealer:
                 try:
                     for pack, checksum in await self._thread(_checksums, self._arena, batch):
                         self._arena.set_checksum(pack, checksum)
-                        self._opened.note_checksum(pack.key, checksum)
+                        self._recipes.note_checksum(pack.key, checksum)
                 finally:
                     for pack in batch:
                         self._arena.release(pack)
@@ -94,7 +95,7 @@ def pack_checksum(
 ) -> bytes:
     """Of a pack that somebody holds: for a worker thread."""
     with arena.view(pack) as view:
-        return checksum_of(view, manifest, urgency)
+        return checksum_of(view, manifest_bytes(manifest), urgency)
 
 
 def _checksums(arena: Arena, packs: list[ArenaPack]) -> list[tuple[ArenaPack, bytes]]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Iterator, Set
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from adapter_store.concurrency import SingleFlight, Workers
@@ -10,15 +11,16 @@ from adapter_store.counters import Counters, Stopwatch
 from adapter_store.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter
+from adapter_store.formats.recipe import Recipe, recipe_of
 from adapter_store.scan_processes import ScanProcesses
 from adapter_store.tiers.arena import Arena
-from adapter_store.tiers.building import fill_from_object, open_object
+from adapter_store.tiers.building import fill_from_object, open_object, refill_from_object
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.hints import Hints, Way
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.key import PackKey
-from adapter_store.tiers.opened import OpenedObjects
 from adapter_store.tiers.pack import ArenaPack, PackState
+from adapter_store.tiers.recipes import Recipes
 from adapter_store.tiers.sealing import Sealer, pack_checksum
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, resource_exhausted
@@ -69,11 +71,13 @@ class WarmTier:
         self._layout = layout
         self._room_seconds = room_seconds
         self._flights: SingleFlight[None] = SingleFlight()
-        self._opened = OpenedObjects()
+        self._recipes = Recipes()
         self._hints = Hints()
         self._ways: dict[PackKey, Way] = {}
         self._freed = asyncio.Event()
-        self._sealer = Sealer(arena=arena, opened=self._opened, run=self._hints.run, released=self._freed.set)
+        self._sealer = Sealer(
+            arena=arena, recipes=self._recipes, run=self._hints.run, released=self._freed.set
+        )
 
     async def acquire(self, digest: str, layout: PackLayout) -> tuple[ArenaPack, layout_pb2.PackManifest]:
         """Leases a pack; `release` it once it was copied.
@@ -123,13 +127,19 @@ class WarmTier:
     def arrive(self, pack: ArenaPack, checked: CheckedAdapter, seconds: float) -> None:
         """A pack that was begun unnamed is written: it can be leased from now on."""
         key = PackKey(layout=pack.key.layout, digest=checked.digest)
-        # An object that was lost and is loaded again may lie in other files than before.
-        self._opened.forget_digest(checked.digest)
         if self._arena.find(key) is not None:
             self.abandon(pack)
         else:
             self._arena.name(pack, key)
             self._publish(pack, checked.manifest, seconds)
+
+    def remember(self, digest: str, layout: PackLayout, recipe: Recipe) -> None:
+        """How the pack of a new object was made, which has been checked."""
+        # One that was lost and is loaded again may lie in other files than before.
+        self._recipes.forget_digest(digest)
+        key = PackKey(layout=layout.digest, digest=digest)
+        pack = self._arena.find(key)
+        self._recipes.keep(key, recipe, b"" if pack is None else pack.checksum)
 
     def abandon(self, pack: ArenaPack) -> None:
         """A pack that was begun could not be written."""
@@ -155,7 +165,7 @@ class WarmTier:
         for pack in self._arena.packs:
             if pack.key.digest == digest:
                 self._arena.drop(pack.key)
-        self._opened.forget_digest(digest)
+        self._recipes.forget_digest(digest)
         self._wake()
 
     def end_grace(self) -> None:
@@ -202,57 +212,84 @@ class WarmTier:
             return  # evicted meanwhile
         sound = bool(pack.checksum) and opened.pack_bytes == pack.pack_bytes
         if sound:
-            manifest = opened.plan.manifest
             self._arena.lease(pack)
             try:
-                found = await self._run(way, pack_checksum, self._arena, pack, manifest, way.urgency)
+                found = await self._run(
+                    way, pack_checksum, self._arena, pack, opened.plan.manifest, way.urgency
+                )
                 sound = found == pack.checksum
             finally:
                 self.release(pack)
         if sound:
             self._arena.mark_verified(pack, opened.plan.manifest)
-            self._opened.note_checksum(pack.key, pack.checksum)
+            self._recipes.keep(pack.key, await self._run(way, recipe_of, opened.plan), pack.checksum)
         elif self._arena.find(pack.key) is pack:
             log.warning("the pack of %s in the arena is not what it should be: made anew", pack.key.digest)
             self._arena.drop(pack.key)
 
     async def _bring_in(self, key: PackKey, layout: PackLayout, way: Way) -> None:
         clock = Stopwatch(self._counters)
+        known = self._recipes.find(key)
+        if known is None or not await self._bring_back(key, way, clock, *known):
+            await self._bring_checked(key, layout, way, clock)
+
+    async def _bring_back(
+        self, key: PackKey, way: Way, clock: Stopwatch, recipe: Recipe, checksum: bytes
+    ) -> bool:
+        """By a recipe; False where that does not bring what it did before."""
+        self._counters.disk.hits += 1
+        pack = await self._room(key, recipe.pack_bytes, way)
+        if pack is None:
+            return True
+        with self._abandoned_unless_filled(pack), clock.stage("fill_object"):
+            is_same = await self._run(way, self._refill, pack, recipe, checksum, way.urgency)
+        if not is_same:
+            self._recipes.forget(key)
+            self.abandon(pack)
+            return False
+        self._publish(pack, recipe.read_manifest(), clock.seconds, checksum)
+        return True
+
+    async def _bring_checked(self, key: PackKey, layout: PackLayout, way: Way, clock: Stopwatch) -> None:
+        """Reads the headers, and looks at every tensor."""
         with clock.stage("open_object"):
             opened = await self._open(key, layout, way)
         pack = await self._room(key, opened.pack_bytes, way)
         if pack is None:
             return
-        checksum = self._opened.checksum(key)
+        with self._abandoned_unless_filled(pack), clock.stage("fill_object"):
+            recipe = await self._run(way, self._fill, pack, opened, way.urgency)
+        self._recipes.keep(key, recipe, b"")
+        self._publish(pack, opened.plan.manifest, clock.seconds)
+
+    @contextmanager
+    def _abandoned_unless_filled(self, pack: ArenaPack) -> Iterator[None]:
         try:
-            with clock.stage("fill_object"):
-                manifest = await self._run(way, self._fill, pack, opened, way.urgency, checksum)
+            yield
         except Exception:
             # Not when cancelled: the thread goes on writing then, and the room stays its own.
-            self._opened.forget(key)
+            self._recipes.forget(pack.key)
             self.abandon(pack)
             raise
-        self._publish(pack, manifest, clock.seconds, checksum)
 
     async def _open(self, key: PackKey, layout: PackLayout, way: Way) -> OpenedAdapter:
-        opened = self._opened.find(key)
-        if opened is None:
-            try:
-                opened = await self._run(way, open_object, self._disk, key.digest, layout)
-            except LorikeetError:
-                self._counters.disk.misses += 1
-                raise
-            self._opened.keep(key, opened)
+        try:
+            opened = await self._run(way, open_object, self._disk, key.digest, layout)
+        except LorikeetError:
+            self._counters.disk.misses += 1
+            raise
         self._counters.disk.hits += 1
         return opened
 
-    def _fill(
-        self, pack: ArenaPack, opened: OpenedAdapter, urgency: Urgency, checksum: bytes
-    ) -> layout_pb2.PackManifest:
+    def _fill(self, pack: ArenaPack, opened: OpenedAdapter, urgency: Urgency) -> Recipe:
         with self._arena.view(pack) as view:
             look = self._scanners and self._scanners.look(pack.pack_offset, view)
-            return fill_from_object(
-                self._disk, pack.key.digest, opened, view, self._crew, urgency, checksum, look
+            return fill_from_object(self._disk, pack.key.digest, opened, view, self._crew, urgency, look)
+
+    def _refill(self, pack: ArenaPack, recipe: Recipe, checksum: bytes, urgency: Urgency) -> bool:
+        with self._arena.view(pack) as view:
+            return refill_from_object(
+                self._disk, pack.key.digest, recipe, checksum, view, self._crew, urgency
             )
 
     def _publish(

@@ -9,7 +9,8 @@ import pytest
 from adapter_store.crew import ALONE, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import read_adapter
-from adapter_store.tiers.building import checksum_of, fill_from_object, open_object
+from adapter_store.formats.recipe import Recipe
+from adapter_store.tiers.building import checksum_of, fill_from_object, open_object, refill_from_object
 from adapter_store.tiers.disk import DiskTier, folder_bytes
 from adapter_store.tiers.files import copy_bytes, disk_errors
 from rpc.errors import LorikeetError
@@ -32,17 +33,18 @@ def put(disk: DiskTier, seed: int = 0) -> str:
     return checked.digest
 
 
-def make(disk: DiskTier, digest: str, layout: PackLayout = LAYOUT) -> bytes:
+def make(disk: DiskTier, digest: str, layout: PackLayout = LAYOUT) -> tuple[bytes, Recipe]:
     opened = open_object(disk, digest, layout)
-    data = bytearray(opened.pack_bytes)
-    manifest = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency())
-    assert manifest.digest == digest
-    return bytes(data)
+    data = bytearray(b"\xff" * opened.pack_bytes)
+    recipe = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency())
+    assert recipe.read_manifest().digest == digest
+    return bytes(data), recipe
 
 
-def sealed_by(disk: DiskTier, digest: str, layout: PackLayout = LAYOUT) -> bytes:
-    manifest = open_object(disk, digest, layout).plan.manifest
-    return checksum_of(memoryview(make(disk, digest, layout)), manifest)
+def make_again(disk: DiskTier, digest: str, recipe: Recipe, checksum: bytes) -> tuple[bytes, bool]:
+    data = bytearray(b"\xff" * recipe.pack_bytes)
+    is_same = refill_from_object(disk, digest, recipe, checksum, memoryview(data), ALONE, Urgency())
+    return bytes(data), is_same
 
 
 def test_objects_have_their_places(disk, tmp_path):
@@ -82,36 +84,33 @@ def test_a_damaged_object_is_said_and_put_out_of_the_way(disk, damage):
     assert (caught.value.code.name, caught.value.reason) == ("DATA_LOSS", "ADAPTER_LOST")
     assert "load it again from its source" in caught.value.message
     assert put(disk) == digest
-    assert make(disk, digest)
+    assert make(disk, digest)[0]
 
 
 @pytest.mark.parametrize("dtype", ["TENSOR_TYPE_FLOAT32", "TENSOR_TYPE_BFLOAT16"])
 def test_a_pack_whose_checksum_is_known_is_made_again_the_same(disk, dtype):
-    digest, layout = put(disk), toy_pack_layout(dtype=dtype)
-    first = make(disk, digest, layout)
-    opened, data = open_object(disk, digest, layout), bytearray(b"\xff" * len(first))
-    sealed = sealed_by(disk, digest, layout)
-    manifest = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency(), sealed)
-    assert (manifest.digest, data) == (digest, first)
-    # A checksum that is wrong costs a second look, and nothing else.
-    manifest = fill_from_object(disk, digest, opened, memoryview(data), ALONE, Urgency(), bytes(32))
-    assert (manifest.digest, data) == (digest, first)
+    digest = put(disk)
+    first, recipe = make(disk, digest, toy_pack_layout(dtype=dtype))
+    checksum = checksum_of(memoryview(first), recipe.manifest)
+    assert make_again(disk, digest, recipe, checksum) == (first, True)
+    assert make_again(disk, digest, recipe, bytes(32)) == (first, False)
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_damage_is_found_by_the_checksum_too(disk, damage):
     digest = put(disk)
-    sealed = sealed_by(disk, digest)
-    opened = open_object(disk, digest, LAYOUT)
+    first, recipe = make(disk, digest)
+    checksum = checksum_of(memoryview(first), recipe.manifest)
     weights = disk.object_path(digest) / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-2] ^= 1
     weights.unlink()
     if damage != "gone":
         weights.write_bytes(data if damage == "bit" else data[:-100])
-    target = memoryview(bytearray(opened.pack_bytes))
+    if damage == "bit":
+        assert make_again(disk, digest, recipe, checksum)[1] is False
     with pytest.raises(LorikeetError) as caught:
-        fill_from_object(disk, digest, opened, target, ALONE, Urgency(), sealed)
+        _ = make(disk, digest) if damage == "bit" else make_again(disk, digest, recipe, checksum)
     assert (caught.value.code.name, caught.value.reason) == ("DATA_LOSS", "ADAPTER_LOST")
 
 

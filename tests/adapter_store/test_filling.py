@@ -9,8 +9,9 @@ from adapter_store import arrival
 from adapter_store.arrival import Arrival
 from adapter_store.crew import Crew
 from adapter_store.formats import filling
-from adapter_store.formats.filling import PackFiller, fill_pack, refill_pack
+from adapter_store.formats.filling import PackFiller, fill_pack
 from adapter_store.formats.reading import OpenedAdapter, open_adapter
+from adapter_store.formats.recipe import recipe_of
 from lorikeet.v1 import layout_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_pack_layout, write_adapter
 
@@ -39,7 +40,7 @@ def test_a_pack_that_is_filled_in_parts_is_the_same(tmp_path, monkeypatch, dtype
     filler.fill(memoryview(parts), progress=lambda done, total: told.append((done, total)))
     assert (filler.scans, parts) == (scans, whole)
     assert told[-1][0] == told[-1][1]
-    refill_pack(opened.plan, opened.files, memoryview(again), crew=crew)
+    recipe_of(opened.plan).fill(tmp_path / "a", memoryview(again), crew=crew)
     assert again == whole
     crew.close()
 
