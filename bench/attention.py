@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bench.replays import measure
 from bench.versions import versions
 from kernels.attention import paged
 from kernels.attention.paged import Blocks
@@ -37,6 +39,10 @@ DECODE_BLOCKS = (
     Blocks(16, 32, 1, 4),
     Blocks(16, 128, 4, 2),
 )
+
+Heads = dict[str, int]
+"""heads, kv_heads, head_dim."""
+Line = dict[str, Any]
 
 
 class Case:
@@ -71,30 +77,65 @@ class Case:
         places = places[:, ::-1].copy()
         return QueryTiles(places=torch.from_numpy(places).cuda(), queries=queries)
 
-    def launch(self, tiles: QueryTiles, **options: Any) -> Callable[[], None]:
-        def run() -> None:
-            for kv in self.caches:
-                paged.attend(self.out, self.q, kv, self.table, tiles, scale=self.head_dim**-0.5, **options)
+    def launch(self, tiles: QueryTiles, **options: Any) -> Callable[[int], None]:
+        """Attention over one of `caches`, for `measure`."""
+
+        def run(copy: int) -> None:
+            kv, scale = self.caches[copy], self.head_dim**-0.5
+            paged.attend(self.out, self.q, kv, self.table, tiles, scale=scale, **options)
 
         return run
 
 
-def microseconds(run: Callable[[], None], calls: int) -> float:
-    """The median time of one of `calls` calls that `run` makes."""
-    run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    times = []
-    for _ in range(9):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return float(np.median(times)) * 1e3 / calls
+def few_splits(rows: int, kv_heads: int) -> int:
+    """So many that 256 programs run, and no more than 32."""
+    return 1 << max(0, min(256 // (rows * kv_heads), 32).bit_length() - 1)
+
+
+def prompts(heads: Heads, *, tune: bool) -> Iterator[Line]:
+    group = heads["heads"] // heads["kv_heads"]
+    queries = paged.queries_per_tile(group, heads["head_dim"], torch.bfloat16)
+    chosen = Blocks.choose(group, heads["head_dim"], queries, torch.bfloat16)
+    for rows, tokens, start in PROMPTS:
+        case = Case(rows, tokens, start, **heads)
+        for blocks in (chosen, *(other for other in PROMPT_BLOCKS if tune and other != chosen)):
+            run = case.launch(case.tiles(blocks.m // group), blocks=blocks)
+            try:
+                spent = measure(run, len(case.caches))
+            except Exception as error:  # too much shared memory, say
+                print(blocks, repr(error)[:120])
+                continue
+            speed = case.flops / spent / 1e6
+            yield {
+                "prompt": f"{rows} x {tokens} after {start}",
+                "blocks": list(blocks),
+                "us": round(spent, 1),
+                "tflops": round(speed),
+                "share": round(speed / PEAK_TFLOPS, 3),
+            }
+
+
+def decodes(heads: Heads, *, tune: bool) -> Iterator[Line]:
+    chosen = Blocks.choose(heads["heads"] // heads["kv_heads"], heads["head_dim"], 1, torch.bfloat16)
+    for rows, context in DECODES:
+        case = Case(rows, 1, context - 1, **heads)
+        usual = few_splits(rows, heads["kv_heads"])
+        trials = [(usual, chosen)]
+        if tune:
+            trials += [(splits, chosen) for splits in (1, 4, 8, 16) if splits != usual]
+            trials += [(usual, blocks) for blocks in DECODE_BLOCKS if blocks != chosen]
+        for splits, blocks in trials:
+            run = case.launch(case.tiles(1), splits=splits, blocks=blocks)
+            spent = measure(run, len(case.caches))
+            rate = case.bytes / spent / 1e6
+            yield {
+                "decode": f"{rows} x {context}",
+                "splits": splits,
+                "blocks": list(blocks),
+                "us": round(spent, 1),
+                "tb_s": round(rate, 2),
+                "share": round(rate / PEAK_TBS, 3),
+            }
 
 
 def main() -> None:
@@ -103,59 +144,11 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="also blocks that were not chosen")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    heads, kv_heads, head_dim = options.heads
-    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-    group, lines = heads // kv_heads, []
-
-    def add(line: dict[str, Any]) -> None:
+    heads: Heads = dict(zip(("heads", "kv_heads", "head_dim"), options.heads, strict=True))
+    lines: list[Line] = []
+    for line in chain(prompts(heads, tune=options.tune), decodes(heads, tune=options.tune)):
         lines.append(line)
         print(line, flush=True)
-
-    for rows, tokens, start in PROMPTS:
-        case = Case(rows, tokens, start, **sizes)
-        queries = paged.queries_per_tile(group, head_dim, torch.bfloat16)
-        chosen = Blocks.choose(group, head_dim, queries, torch.bfloat16)
-        for blocks in (chosen, *(other for other in PROMPT_BLOCKS if options.tune and other != chosen)):
-            tiles = case.tiles(blocks.m // group)
-            try:
-                spent = microseconds(case.launch(tiles, blocks=blocks), len(case.caches))
-            except Exception as error:
-                print(blocks, repr(error)[:120])
-                continue
-            speed = case.flops / spent / 1e6
-            name = f"{rows} x {tokens} after {start}"
-            share = round(speed / PEAK_TFLOPS, 3)
-            add(
-                {
-                    "prompt": name,
-                    "blocks": list(blocks),
-                    "us": round(spent, 1),
-                    "tflops": round(speed),
-                    "share": share,
-                }
-            )
-    for rows, context in DECODES:
-        case = Case(rows, 1, context - 1, **sizes)
-        tiles = case.tiles(1)
-        static = 1 << max(0, min(256 // (rows * kv_heads), 32).bit_length() - 1)
-        chosen = Blocks.choose(group, head_dim, 1, torch.bfloat16)
-        trials = [(static, chosen)]
-        if options.tune:
-            trials += [(splits, chosen) for splits in (1, 4, 8, 16) if splits != static]
-            trials += [(static, blocks) for blocks in DECODE_BLOCKS if blocks != chosen]
-        for splits, blocks in trials:
-            spent = microseconds(case.launch(tiles, splits=splits, blocks=blocks), len(case.caches))
-            rate = case.bytes / spent / 1e6
-            add(
-                {
-                    "decode": f"{rows} x {context}",
-                    "splits": splits,
-                    "blocks": list(blocks),
-                    "us": round(spent, 1),
-                    "tb_s": round(rate, 2),
-                    "share": round(rate / PEAK_TBS, 3),
-                }
-            )
     if options.out:
         options.out.write_text(json.dumps(versions() | {"heads": options.heads, "lines": lines}, indent=1))
 

@@ -3,7 +3,7 @@ rotation, KV and attention in one launch, or in two or three.
 
     PYTHONPATH=. python -m bench.attention_chain --out attention_chain.json
 
-Each line is a CUDA graph of 36 layers, over as many caches and weights in turn as make both cold; the same
+Each line is a CUDA graph of such layers, over as many caches and weights in turn as make both cold; the same
 graph without attention is subtracted.
 """
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from bench import decode_checks
-from bench.attention import PAGE, PEAK_TBS, Case, microseconds
+from bench.attention import PAGE, PEAK_TBS, Case, few_splits
+from bench.replays import measure
 from bench.versions import versions
 from kernels.attention import QueryTiles, decode, paged
 from kernels.fused import gpu
@@ -35,7 +36,7 @@ class Layer:
     def __init__(self, rows: int, tokens: int) -> None:
         self.case = case = Case(rows, 1, tokens - 1, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
         self.tiles, self.rows = case.tiles(1), rows
-        self.splits = 1 << max(0, min(256 // (rows * KV_HEADS), 32).bit_length() - 1)
+        self.splits = few_splits(rows, KV_HEADS)
         row, token, position = (part.long() for part in self.tiles.places[:3])
         self.positions = torch.empty(rows, dtype=torch.int32, device="cuda")
         self.kv_tokens = torch.empty(rows, dtype=torch.int32, device="cuda")
@@ -49,14 +50,15 @@ class Layer:
         self.rotary, self.norms = (cos, sin), (norms[0], norms[1])
         self.arrived = torch.zeros(rows * KV_HEADS, dtype=torch.int32, device="cuda")
 
-    def chain(self, attend: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            for index in range(LAYERS):
-                qkv = gpu.linear(self.x, self.qkv[index % COLD], None)
-                out = attend(qkv, self.case.caches[index % len(self.case.caches)])
-                gpu.linear_to_add(out, self.o[index % COLD], None)
+    def chain(self, attend: Callable[[Tensor, Tensor], Tensor]) -> None:
+        for index in range(LAYERS):
+            qkv = gpu.linear(self.x, self.qkv[index % COLD], None)
+            out = attend(qkv, self.case.caches[index % len(self.case.caches)])
+            gpu.linear_to_add(out, self.o[index % COLD], None)
 
-        return run
+    def time(self, attend: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """Microseconds a layer."""
+        return measure(lambda _: self.chain(attend), 1) / LAYERS
 
     def nothing(self, qkv: Tensor, kv: Tensor) -> Tensor:
         return self.case.out
@@ -105,8 +107,7 @@ def main() -> None:
         for tokens in options.tokens:
             layer = Layer(rows, tokens)
             base, apart, together = (
-                microseconds(layer.chain(attend), LAYERS)
-                for attend in (layer.nothing, layer.apart, layer.together)
+                layer.time(attend) for attend in (layer.nothing, layer.apart, layer.together)
             )
             lines.append(
                 {

@@ -14,7 +14,7 @@ import torch
 
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
-from executor.control.loader import Copied, Granted, LoaderEvent
+from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent
 from executor.control.mailbox import Mailbox, Submit
 from executor.control.outputs import Failed, Outputs
 from executor.control.plan import StepPlan, StepResult
@@ -28,7 +28,6 @@ from executor.runner import PendingStep, RunnerConfig, TorchRunner
 from kernels.lora import SlotRow
 from lorikeet.v1 import layout_pb2
 
-UNIT = 128
 PAGE_SIZE = 16
 
 # Of DoRA with a bias: part of a pack, and the range of its values; the executor works out the shift.
@@ -69,7 +68,7 @@ def random_pack(
             values = torch.randn(rank * features, generator=generator, device=device).mul_(std).to(dtype)
             raw = values.view(torch.uint8).cpu().numpy().tobytes()
             offsets.append(offset)
-            parts.append(raw + bytes(-len(raw) % UNIT))
+            parts.append(raw + bytes(-len(raw) % UNIT_BYTES))
             offset += len(parts[-1])
         vectors: dict[str, int] = {}
         is_formed = forms and named.shape.kind == "linear" and not named.is_plain
@@ -77,7 +76,7 @@ def random_pack(
             values = torch.empty(named.shape.out_features, device=device)
             raw = values.uniform_(low, high, generator=generator).cpu().numpy().tobytes()
             vectors[f"{name}_offset"] = offset
-            parts.append(raw + bytes(-len(raw) % UNIT))
+            parts.append(raw + bytes(-len(raw) % UNIT_BYTES))
             offset += len(parts[-1])
         places.append(
             layout_pb2.SlicePlacement(
@@ -136,8 +135,7 @@ class Rig:
         """With fewer `slots` than packs, adapters come and go. `triton` as in `AdapterPool`."""
         packs = packs or {}
         slots = len(packs) if slots is None else slots
-        sizes = sorted(pack.manifest.total_bytes // UNIT for pack in packs.values())
-        units = sum(sizes[len(sizes) - slots :])
+        units = _units_of_largest(packs, slots)
         pool = AdapterPool(
             model,
             units=units,
@@ -160,27 +158,21 @@ class Rig:
             pool_units=units,
         )
         self.scheduler = Scheduler(config)
-        self.runner = TimedRunner(
-            TorchRunner(
-                model,
-                parameters,
-                pool=pool,
-                config=RunnerConfig(
-                    max_rows=max_running,
-                    pages=pages,
-                    page_size=PAGE_SIZE,
-                    max_context=config.longest,
-                    graphs=graphs,
-                    host_pages=host_pages,
-                    deterministic=deterministic,
-                ),
-            )
+        of_runner = RunnerConfig(
+            max_rows=max_running,
+            pages=pages,
+            page_size=PAGE_SIZE,
+            max_context=config.longest,
+            graphs=graphs,
+            host_pages=host_pages,
+            deterministic=deterministic,
         )
+        self.runner = TimedRunner(TorchRunner(model, parameters, pool=pool, config=of_runner))
         self._mailbox = Mailbox()
         self._engine: Engine[PendingStep] = Engine(
             scheduler=self.scheduler,
             runner=self.runner,
-            loader=_PackLoader(pool, packs),
+            loader=PackLoader(pool, packs),
             mailbox=self._mailbox,
             publish=self._take,
             overlap=overlap,
@@ -249,10 +241,16 @@ class TimedRunner:
         return result
 
 
-class _PackLoader:
-    """Grants and copies packs at once."""
+def _units_of_largest(packs: Mapping[str, Pack], slots: int) -> int:
+    sizes = sorted(pack.manifest.total_bytes // UNIT_BYTES for pack in packs.values())
+    return sum(sizes[len(sizes) - slots :])
+
+
+class PackLoader:
+    """Grants and copies packs at once; `installs` counts those that came into a slot."""
 
     def __init__(self, pool: AdapterPool, packs: Mapping[str, Pack]) -> None:
+        self.installs = 0
         self._pool, self._packs = pool, packs
         self._rows: dict[str, SlotRow] = {}
         self._events: list[LoaderEvent] = []
@@ -261,7 +259,7 @@ class _PackLoader:
         pass
 
     def acquire(self, digest: str) -> None:
-        units = self._packs[digest].manifest.total_bytes // UNIT
+        units = self._packs[digest].manifest.total_bytes // UNIT_BYTES
         self._events.append(Granted(digest=digest, units=units))
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
@@ -270,6 +268,7 @@ class _PackLoader:
         self._events.append(Copied(digest=digest))
 
     def install(self, slot: int, digest: str) -> None:
+        self.installs += 1
         self._pool.install_slot(slot, self._rows[digest])
 
     def clear(self, slot: int) -> None:

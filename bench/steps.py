@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from bench.engine import SHAPES
-from bench.engine_rig import PAGE_SIZE, UNIT, Pack, random_pack
+from bench.engine_rig import PAGE_SIZE, Pack, random_pack
 from bench.versions import versions
+from executor.control.loader import UNIT_BYTES
 from executor.control.plan import BASE_SLOT, LAST_SAMPLED, RowInstall, StepPlan
 from executor.control.request import SamplingParams, no_ids
 from executor.model.config import ModelConfig
@@ -88,7 +89,7 @@ class Bench:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.parameters = dummy_parameters(model, dtype=dtype, device=device)
         pack = random_pack(model, rank=rank, dtype=dtype) if adapters else None
-        units = pack.manifest.total_bytes // UNIT if pack else 0
+        units = pack.manifest.total_bytes // UNIT_BYTES if pack else 0
         self.pool = AdapterPool(
             model,
             units=units,

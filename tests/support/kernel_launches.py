@@ -14,9 +14,10 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 import executor.model.decoder
-from bench.engine_rig import PAGE_SIZE, UNIT, random_pack
+from bench.engine_rig import PAGE_SIZE, random_pack
 from bench.gpu_checks import TINY
 from bench.moe_checks import TINY as TINY_EXPERTS
+from executor.control.loader import UNIT_BYTES
 from executor.control.plan import RowInstall, StepPlan
 from executor.control.request import SamplingParams, no_ids
 from executor.model.config import ModelConfig
@@ -79,7 +80,7 @@ def make_runner(shape: dict[str, Any], *, deterministic: bool) -> TorchRunner:
     ]
     for place in packs[SHARED].manifest.slices:
         place.b_offset = 0
-    offsets = np.cumsum([0, *(pack.manifest.total_bytes // UNIT for pack in packs)]).tolist()
+    offsets = np.cumsum([0, *(pack.manifest.total_bytes // UNIT_BYTES for pack in packs)]).tolist()
     pool = AdapterPool(
         model,
         units=offsets[-1],

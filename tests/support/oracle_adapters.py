@@ -1,6 +1,5 @@
 """Random adapters of many forms, made and written by PEFT itself, and packed by the adapter store."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from adapter_store.formats.filling import fill_pack
 from adapter_store.formats.layout import read_layout
 from adapter_store.formats.reading import read_adapter
+from bench.engine_rig import Pack
 from lorikeet.v1 import layout_pb2
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -105,14 +105,6 @@ def make_adapters(checkpoint: Path, folder: Path, names: list[str] | None = None
         made[name] = folder / name
         model.save_pretrained(made[name])
     return made
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
-    """An adapter in pool layout."""
-
-    data: bytes
-    manifest: layout_pb2.PackManifest
 
 
 def pack_adapter(folder: Path, layout: layout_pb2.Layout) -> Pack:

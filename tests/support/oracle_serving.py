@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.engine_rig import PackLoader
 from executor.adapters.manifest import ManifestChecker
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
-from executor.control.loader import Copied, Granted, LoaderEvent
 from executor.control.mailbox import Mailbox, Submit
 from executor.control.outputs import Admitted, Failed, Finished, Outputs, PromptLogprobsReady
 from executor.control.plan import StepPlan
@@ -21,9 +21,8 @@ from executor.model.layout import build_layout
 from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
 from executor.runner import PendingStep, RunnerConfig, TorchRunner
-from kernels.lora import SlotRow
 from rpc.digests import layout_digest
-from tests.support.oracle_adapters import Pack, pack_adapter
+from tests.support.oracle_adapters import pack_adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,45 +45,6 @@ class Answer:
     prompt_logprobs: dict[int, float] = field(default_factory=dict)
     cached_tokens: int = -1
     finish: FinishReason = FinishReason.NONE
-
-
-class PoolLoader:
-    """Grants and copies packs at once."""
-
-    def __init__(self, pool: AdapterPool, packs: Mapping[str, Pack]) -> None:
-        self._pool, self._packs = pool, packs
-        self._rows: dict[str, SlotRow] = {}
-        self._events: list[LoaderEvent] = []
-        self.installs = 0
-
-    def prefetch(self, digest: str) -> None:
-        pass
-
-    def acquire(self, digest: str) -> None:
-        self._events.append(Granted(digest=digest, units=len(self._packs[digest].data) // 128))
-
-    def copy(self, digest: str, unit_offset: int, slot: int) -> None:
-        pack = self._packs[digest]
-        self._pool.write(unit_offset, pack.data)
-        self._rows[digest] = self._pool.prepare(unit_offset, pack.manifest)
-        self._events.append(Copied(digest=digest))
-
-    def install(self, slot: int, digest: str) -> None:
-        self.installs += 1
-        self._pool.install_slot(slot, self._rows[digest])
-
-    def clear(self, slot: int) -> None:
-        self._pool.clear_slot(slot)
-
-    def release(self, digest: str) -> None:
-        pass
-
-    def retired(self, digest: str) -> None:
-        pass
-
-    def poll(self) -> Sequence[LoaderEvent]:
-        events, self._events = self._events, []
-        return events
 
 
 class _WatchedRunner:
@@ -152,7 +112,7 @@ class Server:
             )
         )
         self.runner = _WatchedRunner(TorchRunner(self.model, parameters, pool=pool, config=config))
-        self.loader = PoolLoader(pool, packs)
+        self.loader = PackLoader(pool, packs)
         self._mailbox = Mailbox()
         self._engine = Engine(
             scheduler=self.scheduler,

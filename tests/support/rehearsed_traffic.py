@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 import executor.model.decoder
-from bench.engine_rig import PAGE_SIZE, UNIT, random_pack
+from bench.engine_rig import PAGE_SIZE, random_pack
 from bench.gpu_checks import TINY
 from bench.moe_checks import TINY as TINY_EXPERTS
+from executor.control.loader import UNIT_BYTES
 from executor.model import projection
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
@@ -47,7 +48,7 @@ def make_runners(cast: Cast, ranks: tuple[int, ...], formed: tuple[int, ...]) ->
     parameters = dummy_parameters(model, dtype=dtype, device=torch.device("cpu"))
     packs = [random_pack(model, rank=rank, dtype=dtype, forms=False) for rank in ranks]
     packs += [random_pack(model, rank=rank, dtype=dtype, forms=True) for rank in formed]
-    offsets = np.cumsum([0, *(pack.manifest.total_bytes // UNIT for pack in packs)]).tolist()
+    offsets = np.cumsum([0, *(pack.manifest.total_bytes // UNIT_BYTES for pack in packs)]).tolist()
     pool = AdapterPool(
         model,
         units=offsets[-1],
