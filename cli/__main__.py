@@ -1,10 +1,16 @@
 """`lorikeet ...` and `python -m cli ...`."""
 
-from cli.app import app
+from cli.interrupts import leave_at_once
 
 
 def main() -> None:
-    app(prog_name="lorikeet")
+    leave_at_once()
+    from cli.app import app
+
+    try:
+        app(prog_name="lorikeet")
+    finally:
+        leave_at_once()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`lorikeet chat`: a conversation in the terminal."""
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cli.errors import CliError
+from cli.interrupts import end_in_order, waking
 from cli.options import ConfigFile, Target, Timeout, connection
 from cli.output import print_error, print_line, printable, reporting, write
 
@@ -88,13 +90,17 @@ class _Session:
         async def connect() -> Client:
             return Client(self.where)
 
-        self._runner.__enter__()
-        self.client = self._runner.run(connect())
+        end_in_order()
+        with contextlib.ExitStack() as opened:
+            runner = opened.enter_context(self._runner)
+            opened.enter_context(waking(runner.get_loop()))
+            self.client = runner.run(connect())
+            opened.callback(lambda: runner.run(self.client.close()))
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self.client.close())
-        self._runner.close()
+        self._opened.close()
 
     def call(self, body: "Callable[[Client], Coroutine[Any, Any, T]]") -> T:
         """Raises CliError; KeyboardInterrupt cancels the call first."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from cli.errors import CliError, usage_error
+from cli.interrupts import end_in_order, waking
 from lorikeet.v1 import adapters_pb2_grpc, generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import LorikeetError, from_rpc
@@ -93,11 +94,13 @@ def run(connection: Connection, body: Callable[[Client], Coroutine[Any, Any, T]]
 
     async def main() -> T:
         client = Client(connection)
-        try:
-            return await body(client)
-        finally:
-            await client.close()
+        with waking(asyncio.get_running_loop()):
+            try:
+                return await body(client)
+            finally:
+                await client.close()
 
+    end_in_order()
     try:
         return asyncio.run(main())
     except grpc.RpcError as error:

@@ -71,7 +71,8 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
                 yield response
                 if self.state.hold:
                     context.add_callback(self.state.cancelled.set)
-                    self.state.cancelled.wait(timeout=30)
+                    # Longer than any test waits: a client that does not leave must not see an end.
+                    self.state.cancelled.wait(timeout=120)
                     return
 
     def GetModel(self, request: generation.GetModelRequest, context: grpc.ServicerContext):

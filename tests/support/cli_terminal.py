@@ -10,8 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# Forking a process that runs gRPC is not safe: the terminal is made by a process in between.
-_SPAWN = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+# Forking a process that runs gRPC is not safe: the terminal is made by a process in between. In a terminal
+# nothing ignores Ctrl-C, whatever the tests were started by: a shell's job in the background ignores it.
+_SPAWN = """
+import os, pty, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+"""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 CTRL_C = "\x03"

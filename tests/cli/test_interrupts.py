@@ -1,0 +1,56 @@
+"""Ctrl-C ends a process that has nothing to end in order, and wakes a loop that sleeps."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from cli.interrupts import waking
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("", "", 130),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "", 0),
+        ("", "interrupts.end_in_order()", -signal.SIGINT),
+    ],
+    ids=["quietly", "ignored by who started it", "in order"],
+)
+def test_ctrl_c_before_a_command_has_begun(before: str, after: str, code: int) -> None:
+    lines = [
+        "import signal",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        before,
+        "from cli import interrupts",
+        "interrupts.leave_at_once()",
+        after,
+        "signal.raise_signal(signal.SIGINT)",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], stderr=subprocess.PIPE, timeout=60)
+    assert ended.returncode == code
+    assert (b"KeyboardInterrupt" in ended.stderr) == (code < 0)
+
+
+def test_a_loop_that_sleeps_is_woken() -> None:
+    async def wait() -> None:
+        with waking(asyncio.get_running_loop()):
+            await asyncio.sleep(60)
+
+    # Python's handler runs in the main thread, which a signal that another thread gets does not wake.
+    timer = threading.Timer(0.05, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(wait())
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - begun < 30
+    assert signal.set_wakeup_fd(-1) == -1
