@@ -32,6 +32,7 @@ from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.eviction import POLICIES
 from adapter_store.tiers.holds import Holds
+from adapter_store.tiers.making import PackMaker
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers
@@ -118,12 +119,11 @@ class AdapterStore:
         self._recover()
 
     def _make_warm(self) -> WarmTier:
+        maker = PackMaker(arena=self.arena, disk=self._disk, crew=self._crew, scanners=self._scanners)
         return WarmTier(
             arena=self.arena,
-            disk=self._disk,
+            maker=maker,
             workers=self._pack_workers,
-            crew=self._crew,
-            scanners=self._scanners,
             holds=self._holds,
             counters=self.counters,
             layout=lambda: self.layouts.latest,

@@ -1,10 +1,13 @@
 """Threads for what blocks, and what keeps concurrent calls out of each other's way."""
 
 import asyncio
+import queue
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from adapter_store.crew import be_nice
@@ -13,16 +16,37 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[T]):
+    """What a thread is to do, and who waits for it, on which loop."""
+
+    function: Callable[[], T]
+    loop: asyncio.AbstractEventLoop
+    result: asyncio.Future[T]
+
+    def tell(self, listener: Callable[..., None], *outcome: object) -> None:
+        """Calls `listener` on the loop, if it still runs."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(listener, self.result, *outcome)
+
+
 class Workers:
     """A bounded pool of threads. What is handed in waits its turn; callers bound how much that is.
+
+    A visit costs a third of one through an executor of concurrent.futures, most of which is its own futures.
 
     Args:
         is_nice: they let every other thread of the machine go first.
     """
 
     def __init__(self, threads: int, name: str, *, is_nice: bool = False) -> None:
-        self._pool = ThreadPoolExecutor(threads, name, be_nice if is_nice else None)
+        self._most = threads
+        self._name = name
+        self._is_nice = is_nice
+        self._threads: list[threading.Thread] = []
+        self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._running = 0
+        self._is_closed = False
 
     @property
     def running(self) -> int:
@@ -30,33 +54,65 @@ class Workers:
         return self._running
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs a blocking function to its end, even when the caller is cancelled meanwhile."""
+        """Runs a blocking function to its end, even when the caller is cancelled meanwhile.
+
+        Raises RuntimeError once closed.
+        """
+        if self._is_closed:
+            raise RuntimeError(f"the {self._name} threads have ended")
         loop = asyncio.get_running_loop()
-        # Of our own, not chained to the thread's: that costs a quarter of a small visit.
         result: asyncio.Future[T] = loop.create_future()
-
-        def tell(done: Future[T]) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._done, result, done)
-
         self._running += 1
-        self._pool.submit(function, *args, **kwargs).add_done_callback(tell)
+        if self._running > len(self._threads) < self._most:
+            self._start()
+        self._calls.put(_Call(partial(function, *args, **kwargs), loop, result))
         return await result
 
     def close(self) -> None:
-        """Waits for what runs."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Waits for what runs; what has not begun is cancelled."""
+        self._is_closed = True
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _done(self, result: asyncio.Future[T], done: Future[T]) -> None:
-        self._running -= 1
-        if result.cancelled():
-            return  # nobody waits for it any more
-        if done.cancelled():
-            result.cancel()
-        elif (error := done.exception()) is not None:
-            result.set_exception(error)
+    def _start(self) -> None:
+        # Whoever does not close them does not wait for them at the process's end either.
+        thread = threading.Thread(target=self._work, name=f"{self._name}_{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        if self._is_nice:
+            be_nice()
+        while (call := self._calls.get()) is not None:
+            self._do(call)
+            del call  # and what its result holds
+
+    def _do(self, call: _Call[Any]) -> None:
+        if self._is_closed:
+            call.tell(self._cancelled)
+            return
+        try:
+            value = call.function()
+        except BaseException as error:
+            call.tell(self._failed, error)
         else:
-            result.set_result(done.result())
+            call.tell(self._done, value)
+
+    def _done(self, result: asyncio.Future[T], value: T) -> None:
+        self._running -= 1
+        if not result.done():  # else nobody waits for it any more
+            result.set_result(value)
+
+    def _failed(self, result: asyncio.Future[Any], error: BaseException) -> None:
+        self._running -= 1
+        if not result.done():
+            result.set_exception(error)
+
+    def _cancelled(self, result: asyncio.Future[Any]) -> None:
+        self._running -= 1
+        result.cancel()
 
 
 class SingleFlight(Generic[T]):

@@ -88,7 +88,11 @@ class LeaseSession:
             )
             self.outbox.put(Refusal(lease=lease, error=error))
             return
-        self._asked[lease] = asyncio.ensure_future(self._acquire(lease, digest))
+        pack = self._warm.lease_if_there(digest, self.layout) if self._catalog.knows(digest) else None
+        if pack is None:
+            self._asked[lease] = asyncio.ensure_future(self._acquire(lease, digest))
+        else:
+            self._lend(lease, pack)
 
     def release(self, lease: int) -> None:
         """Ends a lease, or takes a question back. A number that is not known was of an earlier stream."""
@@ -134,7 +138,7 @@ class LeaseSession:
         try:
             if not is_digest(digest) or not self._catalog.knows(digest):
                 raise _not_loaded(digest)
-            pack, manifest = await self._warm.acquire(digest, self.layout)
+            pack = await self._warm.acquire(digest, self.layout)
         except LorikeetError as error:
             if error.reason == "ADAPTER_LOST" and not self._catalog.is_pointed_to(digest):
                 # Not damage: its retirement ended meanwhile, or with an earlier life of the store.
@@ -145,13 +149,18 @@ class LeaseSession:
             error = internal("INTERNAL", "the store failed to bring the adapter in; its log has the reason")
             self.outbox.put(Refusal(lease=lease, error=error))
         else:
-            self._held[lease] = pack
-            self.outbox.put(Grant(lease=lease, pack=pack, manifest=manifest))
-            self._retirement.lent(self, digest)
+            self._lend(lease, pack)
         finally:
             # The number may be in use again, if this question was taken back.
             if self._asked.get(lease) is asyncio.current_task():
                 del self._asked[lease]
+
+    def _lend(self, lease: int, pack: ArenaPack) -> None:
+        """A pack that was leased is the executor's."""
+        assert pack.manifest is not None
+        self._held[lease] = pack
+        self.outbox.put(Grant(lease=lease, pack=pack, manifest=pack.manifest))
+        self._retirement.lent(self, pack.key.digest)
 
 
 def _not_loaded(digest: str) -> LorikeetError:

@@ -38,14 +38,16 @@ class PackChunks:
                 raises.
         """
         self._check_known(digest)
-        pack, manifest = await self._warm.acquire(digest, layout)
+        pack = await self._warm.acquire(digest, layout)
+        manifest = pack.manifest
+        assert manifest is not None
         self._warm.release(pack)
         yield manifest, self._read(digest, layout, manifest.total_bytes)
 
     async def _read(self, digest: str, layout: PackLayout, total: int) -> AsyncIterator[bytes]:
         for start in range(0, total, _CHUNK_BYTES):
             self._check_known(digest)
-            pack, _ = await self._warm.acquire(digest, layout)
+            pack = await self._warm.acquire(digest, layout)
             try:
                 with self._arena.view(pack) as view:
                     chunk = bytes(view[start : start + _CHUNK_BYTES])

@@ -1,8 +1,8 @@
 """Hints: work that nobody waits for yet, done one after another beside what somebody does wait for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from adapter_store.concurrency import Workers
@@ -17,14 +17,22 @@ class Way:
 
     def __init__(self, *, is_urgent: bool) -> None:
         self.urgency = Urgency(is_urgent=is_urgent)
-        self.hurried = asyncio.Event()
-        if is_urgent:
-            self.hurried.set()
+        self._waiter: asyncio.Future[None] | None = None
 
     def hurry(self) -> None:
         """Somebody waits for it now."""
-        self.urgency.raise_()
-        self.hurried.set()
+        if not self.urgency:
+            self.urgency.raise_()
+            self.go_on()
+
+    async def wait(self) -> None:
+        """Until it may go on."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def go_on(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Hints:
@@ -32,28 +40,41 @@ class Hints:
 
     def __init__(self) -> None:
         self._worker = Workers(1, "store-hint", is_nice=True)
-        self._turn = asyncio.Lock()
+        self._turn_of: Way | None = None
+        self._line: deque[Way] = deque()
 
     @property
     def running(self) -> int:
         """Calls that run or wait."""
         return self._worker.running
 
-    @asynccontextmanager
-    async def turn(self, way: Way) -> AsyncIterator[None]:
-        """Waits until no other hint is followed, or until somebody waits for this one."""
-        if way.hurried.is_set():
-            yield
+    def turn(self, way: Way) -> "_Turn":
+        """A context: waits until no other hint is followed, or until somebody waits for this one."""
+        return _Turn(self, way)
+
+    async def begin(self, way: Way) -> None:
+        """Of a turn."""
+        if way.urgency:
             return
-        mine = asyncio.ensure_future(self._turn.acquire())
-        hurried = asyncio.ensure_future(way.hurried.wait())
+        if self._turn_of is None:
+            self._turn_of = way
+            return
+        self._line.append(way)
         try:
-            await asyncio.wait({mine, hurried}, return_when=asyncio.FIRST_COMPLETED)
-            yield
+            await way.wait()
+        except BaseException:
+            self.end(way)
+            raise
         finally:
-            hurried.cancel()
-            if not mine.cancel() and not mine.cancelled():
-                self._turn.release()
+            if way in self._line:
+                self._line.remove(way)
+
+    def end(self, way: Way) -> None:
+        """Of a turn, which may have been nobody's."""
+        if self._turn_of is way:
+            self._turn_of = self._line.popleft() if self._line else None
+            if self._turn_of is not None:
+                self._turn_of.go_on()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a blocking function on the hints' thread."""
@@ -62,3 +83,15 @@ class Hints:
     def close(self) -> None:
         """Waits for what runs."""
         self._worker.close()
+
+
+class _Turn:  # a generator's context costs several times as much
+    def __init__(self, hints: Hints, way: Way) -> None:
+        self._hints = hints
+        self._way = way
+
+    async def __aenter__(self) -> None:
+        await self._hints.begin(self._way)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._hints.end(self._way)

@@ -8,20 +8,17 @@ from typing import ParamSpec, TypeVar
 
 from adapter_store.concurrency import SingleFlight, Workers
 from adapter_store.counters import Counters, Stopwatch
-from adapter_store.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter
-from adapter_store.formats.recipe import Recipe, recipe_of
-from adapter_store.scan_processes import ScanProcesses
+from adapter_store.formats.recipe import Recipe
 from adapter_store.tiers.arena import Arena
-from adapter_store.tiers.building import fill_from_object, open_object, refill_from_object
-from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.hints import Hints, Way
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.key import PackKey
+from adapter_store.tiers.making import PackMaker
 from adapter_store.tiers.pack import ArenaPack, PackState
 from adapter_store.tiers.recipes import Recipes
-from adapter_store.tiers.sealing import Sealer, pack_checksum
+from adapter_store.tiers.sealing import Sealer
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, resource_exhausted
 
@@ -39,10 +36,8 @@ class WarmTier:
 
     Args:
         arena: where packs go.
-        disk: where the objects lie that packs are made from.
+        maker: makes them.
         workers: threads for what is waited for.
-        crew: helps them.
-        scanners: help them with very many tensors.
         holds: keeps the files of a digest while they are read here.
         layout: what pinned packs are made for, if anything yet.
         room_seconds: how long to wait while everything in the arena is leased.
@@ -52,20 +47,16 @@ class WarmTier:
         self,
         *,
         arena: Arena,
-        disk: DiskTier,
+        maker: PackMaker,
         workers: Workers,
-        crew: Crew,
         holds: Holds,
         counters: Counters,
-        scanners: ScanProcesses | None = None,
         layout: Callable[[], PackLayout | None] = lambda: None,
         room_seconds: float = 30.0,
     ) -> None:
         self._arena = arena
-        self._disk = disk
+        self._maker = maker
         self._workers = workers
-        self._crew = crew
-        self._scanners = scanners
         self._holds = holds
         self._counters = counters
         self._layout = layout
@@ -79,24 +70,28 @@ class WarmTier:
             arena=arena, recipes=self._recipes, run=self._hints.run, released=self._freed.set
         )
 
-    async def acquire(self, digest: str, layout: PackLayout) -> tuple[ArenaPack, layout_pb2.PackManifest]:
+    async def acquire(self, digest: str, layout: PackLayout) -> ArenaPack:
         """Leases a pack; `release` it once it was copied.
 
         Raises:
             LorikeetError: the adapter does not fit the layout, is lost, or the arena has no room for it.
         """
+        pack = self.lease_if_there(digest, layout)
+        if pack is not None:
+            return pack
+        self._counters.memory.misses += 1
         key = PackKey(layout=layout.digest, digest=digest)
-        for attempt in range(_MAX_ATTEMPTS):
-            pack = self._arena.find(key)
-            is_hit = pack is not None and pack.manifest is not None
-            if attempt == 0:
-                self._counters.memory.hits += is_hit
-                self._counters.memory.misses += not is_hit
-            if pack is not None and pack.manifest is not None:
-                self._arena.lease(pack)
-                return pack, pack.manifest
+        for _ in range(_MAX_ATTEMPTS):
             await asyncio.shield(self._start(key, layout, is_urgent=True))
+            if (pack := self._lease(key)) is not None:
+                return pack
         raise self._no_room()
+
+    def lease_if_there(self, digest: str, layout: PackLayout) -> ArenaPack | None:
+        """Leases a pack that is in memory, at once."""
+        pack = self._lease(PackKey(layout=layout.digest, digest=digest))
+        self._counters.memory.hits += pack is not None
+        return pack
 
     def release(self, pack: ArenaPack) -> None:
         """Ends a lease."""
@@ -178,6 +173,13 @@ class WarmTier:
         await self._sealer.close()
         self._hints.close()
 
+    def _lease(self, key: PackKey) -> ArenaPack | None:
+        pack = self._arena.find(key)
+        if pack is None or pack.manifest is None:
+            return None
+        self._arena.lease(pack)
+        return pack
+
     def _hint(self, key: PackKey, layout: PackLayout) -> None:
         pack = self._arena.find(key)
         if pack is None or pack.manifest is None:
@@ -210,19 +212,16 @@ class WarmTier:
         opened = await self._open(pack.key, layout, way)
         if self._arena.find(pack.key) is not pack:
             return  # evicted meanwhile
-        sound = bool(pack.checksum) and opened.pack_bytes == pack.pack_bytes
-        if sound:
+        recipe = None
+        if pack.checksum and opened.pack_bytes == pack.pack_bytes:
             self._arena.lease(pack)
             try:
-                found = await self._run(
-                    way, pack_checksum, self._arena, pack, opened.plan.manifest, way.urgency
-                )
-                sound = found == pack.checksum
+                recipe = await self._run(way, self._maker.verify, pack, opened, way.urgency)
             finally:
                 self.release(pack)
-        if sound:
+        if recipe is not None:
             self._arena.mark_verified(pack, opened.plan.manifest)
-            self._recipes.keep(pack.key, await self._run(way, recipe_of, opened.plan), pack.checksum)
+            self._recipes.keep(pack.key, recipe, pack.checksum)
         elif self._arena.find(pack.key) is pack:
             log.warning("the pack of %s in the arena is not what it should be: made anew", pack.key.digest)
             self._arena.drop(pack.key)
@@ -242,7 +241,7 @@ class WarmTier:
         if pack is None:
             return True
         with self._abandoned_unless_filled(pack), clock.stage("fill_object"):
-            is_same = await self._run(way, self._refill, pack, recipe, checksum, way.urgency)
+            is_same = await self._run(way, self._maker.fill_again, pack, recipe, checksum, way.urgency)
         if not is_same:
             self._recipes.forget(key)
             self.abandon(pack)
@@ -258,7 +257,7 @@ class WarmTier:
         if pack is None:
             return
         with self._abandoned_unless_filled(pack), clock.stage("fill_object"):
-            recipe = await self._run(way, self._fill, pack, opened, way.urgency)
+            recipe = await self._run(way, self._maker.fill, pack, opened, way.urgency)
         self._recipes.keep(key, recipe, b"")
         self._publish(pack, opened.plan.manifest, clock.seconds)
 
@@ -274,23 +273,12 @@ class WarmTier:
 
     async def _open(self, key: PackKey, layout: PackLayout, way: Way) -> OpenedAdapter:
         try:
-            opened = await self._run(way, open_object, self._disk, key.digest, layout)
+            opened = await self._run(way, self._maker.open, key.digest, layout)
         except LorikeetError:
             self._counters.disk.misses += 1
             raise
         self._counters.disk.hits += 1
         return opened
-
-    def _fill(self, pack: ArenaPack, opened: OpenedAdapter, urgency: Urgency) -> Recipe:
-        with self._arena.view(pack) as view:
-            look = self._scanners and self._scanners.look(pack.pack_offset, view)
-            return fill_from_object(self._disk, pack.key.digest, opened, view, self._crew, urgency, look)
-
-    def _refill(self, pack: ArenaPack, recipe: Recipe, checksum: bytes, urgency: Urgency) -> bool:
-        with self._arena.view(pack) as view:
-            return refill_from_object(
-                self._disk, pack.key.digest, recipe, checksum, view, self._crew, urgency
-            )
 
     def _publish(
         self, pack: ArenaPack, manifest: layout_pb2.PackManifest, seconds: float, checksum: bytes = b""

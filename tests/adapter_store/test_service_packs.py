@@ -136,7 +136,7 @@ async def test_a_load_may_bring_what_a_lease_was_about_to(ready, monkeypatch):
         go.wait(20)
         return open_object(*arguments)
 
-    monkeypatch.setattr("adapter_store.tiers.warm.open_object", slowly)
+    monkeypatch.setattr("adapter_store.tiers.making.open_object", slowly)
     executor = await ready.executor()
     await executor.ask(1, digest)
     await asyncio.to_thread(begun.wait, 20)
@@ -286,7 +286,7 @@ async def test_a_demand_that_comes_with_its_hint_waits_for_room_all_the_same(rea
     layout = ready.store.layouts.get(ready.layout)
     warm.prefetch(wanted, layout)
     # At once: the hint has not had its first turn yet.
-    pack, _ = await warm.acquire(wanted, layout)
+    pack = await warm.acquire(wanted, layout)
     warm.release(pack)
     await releasing
 
