@@ -30,11 +30,16 @@ from lorikeet.v1 import executor_pb2
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTES = sorted((ROOT / "bench").rglob("*.md"))
 SECTIONS = {"frontend": FrontendConfig, "executor": ExecutorConfig, "store": StoreConfig}
 
-each_document = pytest.mark.parametrize(
-    "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)) if isinstance(path, Path) else None
-)
+
+def _each(documents: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("document", documents, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+each_document = _each(DOCUMENTS)
+each_document_or_note = _each(DOCUMENTS + NOTES)
 
 
 def pieces_of_code(text: str) -> Iterator[str]:
@@ -124,7 +129,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@each_document
+@each_document_or_note
 def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         if "://" not in link:
@@ -169,12 +174,21 @@ def source_files() -> list[Path]:
     return [path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py")]
 
 
-@each_document
+@each_document_or_note
 def test_files_that_are_named_exist(document: Path) -> None:
     for code in pieces_of_code(document.read_text()):
         if re.fullmatch(r"(?:[a-z_]+/)*[a-z_]+\.py", code):
             # By the end of its path, as documents shorten them.
             assert any(path.match(code) for path in source_files()), code
+
+
+def test_every_benchmark_is_listed_and_every_result_explained() -> None:
+    listed = (ROOT / "bench" / "README.md").read_text()
+    for module in (ROOT / "bench").glob("*.py"):
+        assert f"`{module.stem}`" in listed, module.name
+    explained = "".join(document.read_text() for document in DOCUMENTS + NOTES)
+    for result in (ROOT / "bench" / "results").iterdir():
+        assert result.name in explained, result.name
 
 
 def metric_names() -> set[str]:
