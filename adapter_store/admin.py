@@ -18,7 +18,8 @@ from adapter_store.sources import SourceReader
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.versions import Version
-from adapter_store.watchers import AdapterView, Event, Progress, Stage, State, Watcher, Watchers
+from adapter_store.views import AdapterView, Event, Progress, Stage, State
+from adapter_store.watchers import Watcher, Watchers
 from rpc.errors import LorikeetError, data_loss, resource_exhausted
 
 MAY_PASS = (

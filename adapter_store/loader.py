@@ -29,7 +29,7 @@ from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.pack import ArenaPack
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.versions import Version
-from adapter_store.watchers import Progress, Stage
+from adapter_store.views import Progress, Stage
 
 log = logging.getLogger(__name__)
 

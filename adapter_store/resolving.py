@@ -14,7 +14,7 @@ from adapter_store.outside_reads import OutsideReads
 from adapter_store.sources import Sources
 from adapter_store.sources.folder import FolderReader
 from adapter_store.sources.remote import RemoteReader
-from adapter_store.watchers import AdapterView
+from adapter_store.views import AdapterView
 from rpc.errors import LorikeetError, not_found, permission_denied, resource_exhausted
 
 # Anybody who may generate can ask for any name: what that costs is bounded.

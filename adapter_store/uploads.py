@@ -12,7 +12,7 @@ from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.files import disk_errors
 from adapter_store.upload_protocol import DATA_START, Chunk, UploadProtocol
-from adapter_store.watchers import AdapterView
+from adapter_store.views import AdapterView
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, aborted, invalid_argument, resource_exhausted
 from rpc.refusing import read_to_end
