@@ -11,6 +11,7 @@ import grpc
 
 from rpc.auth_file import AuthFile
 from rpc.errors import LorikeetError, permission_denied, unauthenticated
+from rpc.handlers import WrappedHandlers
 from rpc.tokens import MAX_TENANT_CHARACTERS, Caller, Role, TokenTable
 
 _HEALTH = "grpc.health.v1.Health"
@@ -75,16 +76,20 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, rules: AccessRules, auth: AuthFile | None) -> None:
         self._rules = rules
         self._auth = auth
+        self._handlers = WrappedHandlers(self._wrap)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler: Any = await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
         if handler is None:
             return None
         method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
+        return self._handlers.get(method, handler)
+
+    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler:
         service = method.split("/")[1]
         requests = "stream" if handler.request_streaming else "unary"
         responses = "stream" if handler.response_streaming else "unary"

@@ -11,10 +11,9 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from rpc.errors import LorikeetError, internal, invalid_argument, to_status, unimplemented
+from rpc.handlers import WrappedHandlers
 
 log = logging.getLogger(__name__)
-
-_MOST_METHODS = 256
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -25,8 +24,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self) -> None:
-        # By method: its handler as it was found, and wrapped.
-        self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler]] = {}
+        self._handlers = WrappedHandlers(_wrap)
 
     async def intercept_service(
         self,
@@ -37,12 +35,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
-        known = self._wrapped.get(method)
-        if known is None or known[0] is not handler:
-            if len(self._wrapped) >= _MOST_METHODS:
-                self._wrapped.clear()  # other interceptors may refuse whatever a client makes up
-            known = self._wrapped[method] = handler, _wrap(method, handler)
-        return known[1]
+        return self._handlers.get(method, handler)
 
 
 def _wrap(method: str, handler: Any) -> grpc.RpcMethodHandler:

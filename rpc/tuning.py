@@ -2,10 +2,13 @@
 
 import contextlib
 import gc
+import math
 import os
 import sys
 import threading
 from pathlib import Path
+
+from rpc.cgroups import processor_quota
 
 
 def tune_process() -> None:
@@ -33,10 +36,10 @@ def _calm_the_poller() -> None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; a machine may have more."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and a container's quota; a machine may have more."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = processor_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def share_no_products() -> None:

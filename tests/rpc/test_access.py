@@ -1,11 +1,20 @@
 """Who may call what."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from rpc.access import AccessRules, bearer_token, check_tenant, is_local, may_change, may_use
+from rpc.access import (
+    AccessInterceptor,
+    AccessRules,
+    bearer_token,
+    check_tenant,
+    is_local,
+    may_change,
+    may_use,
+)
 from rpc.errors import LorikeetError
 from rpc.tokens import Caller, Role, TokenTable, new_token
 
@@ -137,3 +146,16 @@ def test_what_belongs_to_whom() -> None:
     assert [may_use(tenant, bound) for tenant in ("", "acme", "other")] == [True, True, False]
     assert [may_change(tenant, bound) for tenant in ("", "acme", "other")] == [False, True, False]
     assert all(check(tenant, unbound) for check in (may_use, may_change) for tenant in ("", "acme"))
+
+
+async def test_a_method_is_wrapped_once() -> None:
+    interceptor = AccessInterceptor(AccessRules(), auth=None)
+    details: Any = SimpleNamespace(method=f"/{PUBLIC_SERVICE}/GetModel")
+    inner = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+
+    async def handler(details: grpc.HandlerCallDetails) -> Any:
+        return inner
+
+    first = await interceptor.intercept_service(handler, details)
+    assert first is not inner
+    assert await interceptor.intercept_service(handler, details) is first
