@@ -1,4 +1,4 @@
-"""What an adapter may be called."""
+"""What an adapter may be called, and what is answered where it is not there."""
 
 import re
 
@@ -27,3 +27,8 @@ def unknown_name(name: str) -> LorikeetError:
         f"no adapter is loaded as {printable(name, 150)!r}: load it, or list what there is",
         adapter=printable(name),
     )
+
+
+def unknown_digest(digest: str) -> LorikeetError:
+    """The error for a digest that no name points to."""
+    return not_found("UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)!r} is loaded")

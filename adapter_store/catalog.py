@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from adapter_store.adapter_names import unknown_name
-from adapter_store.formats.strict_json import printable
+from adapter_store.adapter_names import unknown_digest, unknown_name
 from adapter_store.history import Pointer, check_expected, roll_back, succeed
 from adapter_store.page_tokens import read_token, write_token
 from adapter_store.quota import Limits, check_limits
 from adapter_store.versions import Version
 from rpc.digests import is_digest
-from rpc.errors import invalid_argument, not_found, permission_denied
+from rpc.errors import invalid_argument, permission_denied
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 
@@ -128,7 +127,7 @@ class Catalog:
             digest = adapter.removeprefix("b3:")
             if is_digest(digest) and self.knows(digest):
                 return digest
-            raise not_found("UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)} is loaded")
+            raise unknown_digest(digest)
         return self.get(adapter).digest
 
     def page(self, size: int, token: str) -> tuple[list[Pointer], str]:

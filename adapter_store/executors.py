@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from adapter_store.adapter_names import unknown_digest
 from adapter_store.catalog import Catalog
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.strict_json import printable
 from adapter_store.retirement import Retirement
 from adapter_store.streams import Outbox
 from adapter_store.tiers.arena import Arena
@@ -16,7 +16,7 @@ from adapter_store.tiers.pack import ArenaPack
 from adapter_store.tiers.warm import WarmTier
 from lorikeet.v1 import layout_pb2
 from rpc.digests import is_digest
-from rpc.errors import LorikeetError, internal, invalid_argument, not_found, resource_exhausted
+from rpc.errors import LorikeetError, internal, invalid_argument, resource_exhausted
 
 log = logging.getLogger(__name__)
 
@@ -137,12 +137,12 @@ class LeaseSession:
     async def _acquire(self, lease: int, digest: str) -> None:
         try:
             if not is_digest(digest) or not self._catalog.knows(digest):
-                raise _not_loaded(digest)
+                raise unknown_digest(digest)
             pack = await self._warm.acquire(digest, self.layout)
         except LorikeetError as error:
             if error.reason == "ADAPTER_LOST" and not self._catalog.is_pointed_to(digest):
                 # Not damage: its retirement ended meanwhile, or with an earlier life of the store.
-                error = _not_loaded(digest)
+                error = unknown_digest(digest)
             self.outbox.put(Refusal(lease=lease, error=error))
         except Exception:
             log.exception("adapter %s could not be leased", digest)
@@ -161,10 +161,6 @@ class LeaseSession:
         self._held[lease] = pack
         self.outbox.put(Grant(lease=lease, pack=pack, manifest=pack.manifest))
         self._retirement.lent(self, pack.key.digest)
-
-
-def _not_loaded(digest: str) -> LorikeetError:
-    return not_found("UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)!r} is loaded")
 
 
 class Executors:

@@ -3,14 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from adapter_store.adapter_names import unknown_digest
 from adapter_store.catalog import Catalog
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.strict_json import printable
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.warm import WarmTier
 from lorikeet.v1 import layout_pb2
 from rpc.digests import is_digest
-from rpc.errors import not_found
 
 _CHUNK_BYTES = 512 << 10
 
@@ -57,4 +56,4 @@ class PackChunks:
 
     def _check_known(self, digest: str) -> None:
         if not is_digest(digest) or not self._catalog.knows(digest):
-            raise not_found("UNKNOWN_DIGEST", f"no adapter with digest {printable(digest, 80)!r} is loaded")
+            raise unknown_digest(digest)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from adapter_store.admin import MAY_PASS, LoadRequest
+from adapter_store.formats.prompt_files import PROMPT_FILES
 from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.formats.strict_json import printable
 from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.sources import SourceReader
-from adapter_store.sources.files import PROMPT_NAMES
 from rpc.errors import LorikeetError
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _look_into(folder: str) -> Look:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if name in (CONFIG_NAME, *PROMPT_NAMES) or name.startswith("adapter_model"):
+                if name in (CONFIG_NAME, *PROMPT_FILES) or name.startswith("adapter_model"):
                     status = entry.stat()
                     found.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
     except OSError:

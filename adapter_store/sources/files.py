@@ -2,13 +2,10 @@
 
 from collections.abc import Callable, Collection
 
-from adapter_store.formats.prompt_files import PROMPT_FILES
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, parse_index
 from adapter_store.formats.strict_json import printable
 from rpc.errors import invalid_argument, not_found
 
-PROMPT_NAMES = PROMPT_FILES
-"""Files that a trainer may save beside an adapter and that change how prompts are made."""
 _UNUSED_NAMES = ("chat_template.json",)
 
 PICKLE_NAME = "adapter_model.bin"

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter_store.formats.prompt_files import PROMPT_FILES
 from adapter_store.formats.reading import read_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
-    PROMPT_NAMES,
     check_config,
     check_size,
     prompt_notes,
@@ -96,7 +96,7 @@ def resolve_source(source: str, roots: Sequence[Path]) -> AdapterSource:
     weights = weight_files(
         source, names, lambda: _read_small(_real_file(folder / INDEX_NAME, source, roots), roots)
     )
-    prompts = [name for name in PROMPT_NAMES if name in names]
+    prompts = [name for name in PROMPT_FILES if name in names]
     files = tuple(
         (name, _real_file(folder / name, source, roots)) for name in (CONFIG_NAME, *prompts, *weights)
     )

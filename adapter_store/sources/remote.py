@@ -5,12 +5,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from adapter_store.formats.prompt_files import PROMPT_FILES
 from adapter_store.formats.reading import read_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
     PICKLE_NAME,
-    PROMPT_NAMES,
     check_config,
     check_size,
     prompt_notes,
@@ -59,7 +59,7 @@ class RemoteReader:
         remote = self._connect()
         attempts = Attempts(self.source, self._patience, self._stop)
         found = find_files(
-            remote, (CONFIG_NAME, SINGLE_NAME, INDEX_NAME, PICKLE_NAME, *PROMPT_NAMES), attempts
+            remote, (CONFIG_NAME, SINGLE_NAME, INDEX_NAME, PICKLE_NAME, *PROMPT_FILES), attempts
         )
         check_config(self.source, found)
 
@@ -73,7 +73,7 @@ class RemoteReader:
         found |= find_files(remote, shards, attempts) if shards else {}
         if missing := [name for name in shards if name not in found]:
             raise not_found("NO_FILE", f"{self.source}: {missing[0]} is missing")
-        prompts = [name for name in PROMPT_NAMES if name in found]
+        prompts = [name for name in PROMPT_FILES if name in found]
         files = [found[name] for name in (CONFIG_NAME, *prompts, *weights)]
         for file in files:
             if file.name not in weights:

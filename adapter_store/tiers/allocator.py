@@ -31,10 +31,6 @@ class RangeAllocator:
     def used_bytes(self) -> int:
         return sum(self._used.values())
 
-    @property
-    def largest_hole(self) -> int:
-        return max((end - start for start, end in self.holes()), default=0)
-
     def holes(self) -> Iterator[tuple[int, int]]:
         """(start, end) of each free range, ascending."""
         return zip(self._starts, self._ends, strict=True)

@@ -33,7 +33,7 @@ class Arena:
         self._all: set[ArenaPack] = set()
         self._pinned: frozenset[str] = frozenset()
         self._ranking = Ranking(self._all, self._is_evictable)
-        self._evictions = self._evicted_bytes = 0
+        self._evictions = 0
         for record in list(file.scan()):
             self._adopt(record)
         taken = {pack.slot for pack in self._all}
@@ -192,9 +192,7 @@ class Arena:
             unclaimed=sum(pack.unclaimed for pack in self._all),
             used_bytes=self._allocator.used_bytes,
             capacity_bytes=self._allocator.capacity,
-            largest_hole_bytes=self._allocator.largest_hole,
             evictions=self._evictions,
-            evicted_bytes=self._evicted_bytes,
             pinned_bytes=sum(p.pack_bytes for p in self._by_key.values() if p.key.digest in self._pinned),
         )
 
@@ -287,7 +285,6 @@ class Arena:
     def _evict(self, pack: ArenaPack) -> None:
         self._policy.evicted(pack)
         self._evictions += 1
-        self._evicted_bytes += pack.pack_bytes
         self._free(pack)
 
     def _relocate(self, pack: ArenaPack, header_offset: int) -> None:

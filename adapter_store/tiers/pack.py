@@ -65,7 +65,5 @@ class ArenaStatistics:
     unclaimed: int
     used_bytes: int
     capacity_bytes: int
-    largest_hole_bytes: int
     evictions: int
-    evicted_bytes: int
     pinned_bytes: int
