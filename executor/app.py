@@ -46,6 +46,10 @@ class EngineFailedError(RuntimeError):
     """The engine cannot go on; the process should end and be started again."""
 
 
+class _StoppedError(Exception):
+    """The end was asked for while the start was under way."""
+
+
 async def run(
     config: ExecutorConfig,
     *,
@@ -61,8 +65,16 @@ async def run(
     Raises ValueError or OSError when the model cannot be served, EngineFailedError when steps keep failing.
     """
     stop = stop or asyncio.Event()
-    base = await asyncio.to_thread(build_base, config, progress or _log_progress())
-    if stop.is_set():
+
+    def check() -> None:
+        if stop.is_set():
+            raise _StoppedError
+
+    try:
+        base = await asyncio.to_thread(build_base, config, progress or _log_progress(), check)
+        check()
+    except _StoppedError:
+        log.info("stopped before it was ready")
         return
     executor = Executor(config, base)
     async with executor.running(stop) as address:

@@ -66,11 +66,20 @@ def _nothing() -> bool:
     return False
 
 
-def build_base(config: ExecutorConfig, progress: Progress) -> Base:
-    """Loads a model. `progress` gets bytes done and bytes in all.
+def _go_on() -> None:
+    pass
+
+
+def build_base(config: ExecutorConfig, progress: Progress, check: Callable[[], None] = _go_on) -> Base:
+    """Loads a model. `progress` gets bytes done and bytes in all; what `check` raises ends the work.
 
     Raises ValueError or OSError, naming the file or setting, when it cannot be served.
     """
+
+    def read(done: int, total: int) -> None:
+        check()
+        progress(done, total)
+
     model = ModelConfig.load(config.model_dir)
     if model.unrecognised:
         log.warning("config.json says what nobody here reads: %s", ", ".join(model.unrecognised))
@@ -79,7 +88,7 @@ def build_base(config: ExecutorConfig, progress: Progress) -> Base:
         raise ValueError(f"{config.model_dir} holds no tokenizer.json: frontends and executor both need it")
     dtype = DTYPES[config.dtype]
     scheduling, runner, pool, rest = (
-        _torch(config, model, progress) if config.runner == "torch" else _arithmetic(config, model)
+        _torch(config, model, read, check) if config.runner == "torch" else _arithmetic(config, model)
     )
     layout = build_layout(
         model,
@@ -134,7 +143,9 @@ def _usable_pages(config: ExecutorConfig, model: ModelConfig) -> int:
     return config.max_running * -(-model.context_length // config.page_size)
 
 
-def _torch(config: ExecutorConfig, model: ModelConfig, progress: Progress) -> _Parts:
+def _torch(
+    config: ExecutorConfig, model: ModelConfig, progress: Progress, check: Callable[[], None]
+) -> _Parts:
     dtype, device = DTYPES[config.dtype], torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -181,7 +192,7 @@ def _torch(config: ExecutorConfig, model: ModelConfig, progress: Progress) -> _P
         return TorchRunner(model, parameters, pool=pool, config=runner_config)
 
     # To record without kernels would compile them while requests wait.
-    can_rest = ahead is not None and ahead.wait()
+    can_rest = ahead is not None and ahead.wait(check)
     if config.measures_kv:
         # One page of host memory brings all that its copies need of the GPU's.
         host_pages = min(1, scheduling.host_pages)
@@ -203,7 +214,8 @@ def _timed(what: str) -> Iterator[None]:
 
 
 def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig) -> "Ahead":
-    from executor.rehearsal.ahead import Ahead  # imports Triton
+    from executor.rehearsal.ahead import Ahead, ask_for_this_gpu  # imports Triton
+    from executor.rehearsal.kept import keep_what_is_compiled
     from executor.rehearsal.plans import Limits
     from executor.rehearsal.stage import Cast
 
@@ -214,16 +226,16 @@ def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: Sched
         slots=scheduling.adapter_slots,
         page_size=config.page_size,
     )
-    return Ahead(
-        Cast(
-            model=model,
-            dtype=DTYPES[config.dtype],
-            limits=limits,
-            units=scheduling.pool_units,
-            max_rank=config.max_lora_rank,
-            deterministic=config.deterministic,
-        )
+    cast = Cast(
+        model=model,
+        dtype=DTYPES[config.dtype],
+        limits=limits,
+        units=scheduling.pool_units,
+        max_rank=config.max_lora_rank,
+        deterministic=config.deterministic,
     )
+    keep_what_is_compiled()
+    return Ahead(ask_for_this_gpu(cast))
 
 
 def _measured_pages(

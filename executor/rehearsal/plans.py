@@ -36,6 +36,11 @@ class Limits:
     slots: int
     page_size: int
 
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest; one is left to generate, where there is room for it."""
+        return max(1, self.context - 1)
+
 
 def graphs(limits: Limits) -> Iterator[list[Row]]:
     """Steps of the base that have graphs."""
@@ -74,7 +79,7 @@ def large(limits: Limits, *, tokens: int = MOST_TOKENS + 100) -> Iterator[list[R
 
 def prompts(limits: Limits, slot: int = BASE_SLOT) -> Iterator[list[Row]]:
     """By themselves, of any length."""
-    for tokens in _counts(min(limits.tokens, limits.context - 1)):
+    for tokens in _counts(min(limits.tokens, limits.prompt)):
         yield [Row(tokens, start=0, slot=slot)]
 
 
@@ -127,7 +132,7 @@ def _adapted(rows: int, adapters: int) -> list[Row]:
 
 def _in_most_tiles(limits: Limits, tokens: int) -> list[Row]:
     """A step of so many tokens in which all have adapters, and rows that decode one each."""
-    prompts = -(-tokens // (limits.context - 1))
+    prompts = -(-tokens // limits.prompt)
     rows = max(0, min(limits.rows - prompts, tokens - 2, limits.slots))
     return _with_prompts(limits, tokens, _adapted(rows, rows), adapted=tokens - rows)
 
@@ -138,7 +143,7 @@ def _with_prompts(limits: Limits, tokens: int, rows: list[Row], *, adapted: int 
     spans = [(adapted, 0), (left - adapted, BASE_SLOT)]
     for span, slot in spans:
         while span > 0:
-            length = min(span, limits.context - 1)
+            length = min(span, limits.prompt)
             rows = [*rows, Row(length, start=0, slot=slot)]
             span -= length
     return rows[: limits.rows]
