@@ -8,6 +8,7 @@ cheapest goes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from operator import itemgetter
 from typing import Protocol
 
 from executor.control.residency import Adapter
@@ -110,6 +111,13 @@ EVICTION_POLICIES: dict[str, type[GdsfEviction] | type[LruEviction]] = {
     "gdsf": GdsfEviction,
     "lru": LruEviction,
 }
+
+
+def cheapest(expendable: Iterable[Adapter], policy: EvictionPolicy) -> Adapter | None:
+    """The one that costs least; where it makes enough room, no window costs less."""
+    worths = ((policy.worth(adapter), adapter.unit_offset, adapter) for adapter in expendable)
+    best = min(worths, key=itemgetter(0, 1), default=None)
+    return None if best is None else best[2]
 
 
 def cheapest_window(

@@ -8,6 +8,7 @@ running requests of others take, however busy those others are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,11 @@ class _Victims:
     unwanted: list[Adapter]
     idle: list[Adapter]
     busy: list[tuple[int, Adapter]]
+
+    def without(self, gone: Sequence[str]) -> _Victims:
+        """Those that are left when idle ones have gone."""
+        unwanted = [adapter for adapter in self.unwanted if adapter.digest not in gone]
+        return _Victims(unwanted, [adapter for adapter in self.idle if adapter.digest not in gone], self.busy)
 
 
 class Placement:
@@ -122,10 +128,10 @@ class Placement:
     def _place(self) -> None:
         accounts = self._accounts
         staged = (accounts.waiting > 0) & (accounts.residency == Residency.STAGED)
-        while staged.any():
+        victims = self._victims() if staged.any() else None
+        while victims is not None and staged.any():
             account = self._policy.choose(accounts, staged)
             digest = accounts.digest(account)
-            victims = self._victims()
             evicted = self._slots.place(digest, victims.unwanted)
             if evicted is None:
                 evicted = self._slots.place(digest, victims.unwanted + victims.idle)
@@ -133,6 +139,7 @@ class Placement:
                 self._drain_for(digest, victims)
                 return
             staged[account] = False
+            victims = victims.without(evicted)
             for gone in (digest, *evicted):
                 self._sync(gone)
         accounts.draining[:] = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from executor.control.eviction import EvictionPolicy, GdsfEviction, cheapest_window
+from executor.control.eviction import EvictionPolicy, GdsfEviction, cheapest, cheapest_window
 from executor.control.ranges import RangeAllocator
 from executor.control.residency import NO_SLOT, Adapter, Residency, Trigger
 
@@ -171,11 +171,16 @@ class AdapterSlots:
         has_room = self._ranges.fits(units)
         if has_room and self._free_slots:
             return []
+        best = cheapest(expendable, self._eviction)
+        if best is None:
+            return None
+        if has_room or best.units >= units:
+            return [best]
         placed = [*self._resident.values(), *(a for a in self._arriving.values() if a.slot != NO_SLOT)]
         return cheapest_window(
             placed,
             {adapter.digest for adapter in expendable},
-            units=0 if has_room else units,
+            units=units,
             pool_units=self.units,
             policy=self._eviction,
         )
