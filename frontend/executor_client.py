@@ -91,7 +91,8 @@ class ExecutorClient:
     def hint(self, digest: str) -> bool:
         """An adapter will be asked for soon: the executor may begin to bring it. Never fails.
 
-        Returns whether the executor will hear of it, and has not only just done so.
+        Returns whether it is to be told, and was not told only just; with a connection that breaks before it
+        is, it is lost.
         """
         is_told = self._refusal is None and self._hints.add(digest, time.monotonic())
         if is_told:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from frontend.prompts import PromptReader
+from frontend.token_floor import is_composed
 from frontend.tokenizer import TextCodec, TextWorkers
 from lorikeet.v1 import generation_pb2
 from rpc.errors import LorikeetError
@@ -99,6 +100,18 @@ def test_the_tokenizers_tables_are_no_newer_than_pythons(pair: str):
     """Of Unicode 16, whose pairs an older Python takes for composed."""
     is_composed = normalizers.NFC().normalize_str(pair) == pair
     assert is_composed or not unicodedata.is_normalized("NFC", pair)
+
+
+@settings(max_examples=300)
+@given(
+    text=st.text("a\u00e9e\u0301\u0327\u0323\u1100\u1161\u11a8\uac00\uac01\u09c7\u09be\u65e5", max_size=20)
+)
+def test_composed_by_pieces_is_composed(text: str):
+    whole = unicodedata.is_normalized("NFC", text)
+    for piece in (1, 2, 3):
+        told = is_composed(text, piece=piece)
+        runs_on = any(all(map(unicodedata.combining, text[at : at + piece])) for at in range(len(text)))
+        assert told == whole or (runs_on and not told)
 
 
 async def test_a_prompt_that_is_certainly_too_long_is_not_tokenised(monkeypatch: pytest.MonkeyPatch):
