@@ -3,8 +3,12 @@
 import numpy as np
 
 from executor.adapters.placements import PARTS, Placements, placements_of
+from executor.adapters.recent import Recent
 from executor.control.loader import UNIT_BYTES
 from lorikeet.v1 import layout_pb2
+
+# Some 120 bytes each.
+_MOST_SLICES = 100_000
 
 _ELEMENT_BYTES = {
     layout_pb2.TENSOR_TYPE_FLOAT32: 4,
@@ -31,9 +35,22 @@ class ManifestChecker:
         self._has_bias_L = np.array([spec.has_bias for spec in layout.slices], bool)
         self._is_replaceable_L = np.array([spec.is_replaceable for spec in layout.slices], bool)
         self._element_bytes = _ELEMENT_BYTES[layout.compute_dtype]
+        self._known: Recent[tuple[bytes, Placements]] = Recent(_MOST_SLICES)
 
     def check(self, manifest: layout_pb2.PackManifest, digest: str) -> Placements:
-        """Raises ManifestError unless this is one of `digest` in the layout with all tensors in the pack."""
+        """Raises ManifestError unless this is one of `digest` in the layout with all tensors in the pack.
+
+        A manifest that was good not long ago is only compared: the answer is the same object then.
+        """
+        said = manifest.SerializeToString(deterministic=True)
+        known = self._known.find(digest)
+        if known is not None and known[0] == said:
+            return known[1]
+        places = self._check(manifest, digest)
+        self._known.keep(digest, (said, places), len(places.slices))
+        return places
+
+    def _check(self, manifest: layout_pb2.PackManifest, digest: str) -> Placements:
         layout = self._layout
         if manifest.digest != digest:
             raise ManifestError(f"asked for {digest}, got a pack of {manifest.digest}")
