@@ -1,6 +1,7 @@
 """What a decoder layer does between its matrix products, each step in one pass over memory.
 
-`reference` defines the steps in plain torch and serves the CPU; `gpu` is Triton's, with the same functions.
+`reference` defines the steps in plain torch and serves the CPU; `gpu` is Triton's, with the same functions;
+`fixed` is the deterministic mode's, whose products sum in one order.
 """
 
 from typing import Protocol
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 class FusedSteps(Protocol):
-    """Both modules; shapes and semantics as in `reference`."""
+    """Each of the three; shapes and semantics as in `reference`."""
 
     @staticmethod
     def linear(

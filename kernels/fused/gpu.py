@@ -1,7 +1,7 @@
 """The steps in Triton. Semantics: those of `reference`; sums in float32, results rounded where it rounds or
 less often.
 
-Legend: as in `reference`; C chunks of the vocabulary.
+Legend: as in `reference`.
 """
 
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false
@@ -17,10 +17,12 @@ from kernels.fused.programs import load_sum, norm_heads, rotate_heads
 from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.linear import small_batch
 from kernels.linear.tiles import Tile, choose
+from kernels.sampling.largest import greedy
+
+__all__ = ["add_norm", "greedy", "linear", "linear_silu_mul", "linear_to_add", "rotate_store", "silu_mul"]
 
 _HEADS_OF_A_PROGRAM = 8
 _COLUMNS_OF_A_PROGRAM = 1024
-_LOGITS_OF_A_PROGRAM = 4096
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, out_TN: Tensor | None = None) -> Tensor:
@@ -137,38 +139,6 @@ def silu_mul(gate_up_T2I: Tensor, dtype: torch.dtype | None = None) -> Tensor:
             **overlapping(),
         )
     return out_TI
-
-
-def greedy(logits_NV: Tensor) -> Tensor:
-    rows, vocab_size = logits_NV.shape
-    if logits_NV.stride(1) != 1:
-        raise ValueError("logits need a contiguous last dimension")
-    tokens_N = torch.empty(rows, dtype=torch.int64, device=logits_NV.device)
-    if rows:
-        chunks = -(-vocab_size // _LOGITS_OF_A_PROGRAM)
-        largest_NC = logits_NV.new_empty(rows, chunks, dtype=torch.float32)
-        index_NC = logits_NV.new_empty(rows, chunks, dtype=torch.int32)
-        _chunk_argmax_kernel[(chunks, rows)](
-            largest_NC,
-            index_NC,
-            logits_NV,
-            chunks,
-            vocab_size,
-            logits_NV.stride(0),
-            BLOCK=_LOGITS_OF_A_PROGRAM,
-            num_warps=8,
-            **overlapping(),
-        )
-        _argmax_kernel[(rows,)](
-            tokens_N,
-            largest_NC,
-            index_NC,
-            chunks,
-            BLOCK=1 << (chunks - 1).bit_length(),
-            num_warps=1,
-            **overlapping(),
-        )
-    return tokens_N
 
 
 def _parts(product: Tensor) -> int:
@@ -296,37 +266,3 @@ def _silu_mul_kernel(
     up_I = load_sum(gate_ptr + WIDE, inside_I, stride_part, dtype, PARTS)
     out_I = gate_I / (1.0 + tl.exp(-gate_I)) * up_I
     tl.store(out_ptr + token * WIDE + i_I, out_I.to(out_ptr.dtype.element_ty), mask=inside_I)
-
-
-@quick
-@triton.jit(do_not_specialize=["chunks"])
-def _chunk_argmax_kernel(
-    largest_ptr,
-    index_ptr,
-    logits_ptr,
-    chunks,
-    vocab_size,
-    stride_n,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    v_V = chunk * BLOCK + tl.arange(0, BLOCK)
-    wait_for_inputs(PDL)
-    logits_V = tl.load(logits_ptr + row * stride_n + v_V, mask=v_V < vocab_size, other=float("-inf"))
-    largest, index = tl.max(
-        logits_V.to(tl.float32), 0, return_indices=True, return_indices_tie_break_left=True
-    )
-    tl.store(largest_ptr + row * chunks + chunk, largest)
-    tl.store(index_ptr + row * chunks + chunk, chunk * BLOCK + index)
-
-
-@quick
-@triton.jit(do_not_specialize=["chunks"])
-def _argmax_kernel(tokens_ptr, largest_ptr, index_ptr, chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    c_C = tl.arange(0, BLOCK)
-    wait_for_inputs(PDL)
-    largest_C = tl.load(largest_ptr + row * chunks + c_C, mask=c_C < chunks, other=float("-inf"))
-    best = tl.argmax(largest_C, 0, tie_break_left=True)
-    tl.store(tokens_ptr + row, tl.load(index_ptr + row * chunks + tl.minimum(best, chunks - 1)).to(tl.int64))

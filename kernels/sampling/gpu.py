@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import overlapping, quick, wait_for_inputs
+from kernels.sampling.largest import best_of_chunks
 
 _LOGITS_OF_A_PROGRAM = 2048
 
@@ -25,35 +26,24 @@ def draw(logits_NV: Tensor, seeds_N: Tensor, positions_N: Tensor) -> Tensor:
     rows, vocab_size = logits_NV.shape
     if logits_NV.stride(1) != 1 or logits_NV.dtype != torch.float32:
         raise ValueError("logits need a contiguous last dimension and to be float32")
-    tokens_N = torch.empty(rows, dtype=torch.int64, device=logits_NV.device)
-    if not rows:
-        return tokens_N
     chunks = -(-vocab_size // _LOGITS_OF_A_PROGRAM)
     largest_NC = torch.empty(rows, chunks, dtype=torch.float32, device=logits_NV.device)
     index_NC = torch.empty(rows, chunks, dtype=torch.int32, device=logits_NV.device)
-    _draw_kernel[(chunks, rows)](
-        largest_NC,
-        index_NC,
-        logits_NV,
-        seeds_N,
-        positions_N,
-        chunks,
-        vocab_size,
-        logits_NV.stride(0),
-        BLOCK=_LOGITS_OF_A_PROGRAM,
-        num_warps=4,
-        **overlapping(),
-    )
-    _best_kernel[(rows,)](
-        tokens_N,
-        largest_NC,
-        index_NC,
-        chunks,
-        BLOCK=1 << (chunks - 1).bit_length(),
-        num_warps=1,
-        **overlapping(),
-    )
-    return tokens_N
+    if rows:
+        _draw_kernel[(chunks, rows)](
+            largest_NC,
+            index_NC,
+            logits_NV,
+            seeds_N,
+            positions_N,
+            chunks,
+            vocab_size,
+            logits_NV.stride(0),
+            BLOCK=_LOGITS_OF_A_PROGRAM,
+            num_warps=4,
+            **overlapping(),
+        )
+    return best_of_chunks(largest_NC, index_NC)
 
 
 def logsumexp(logits_NV: Tensor) -> Tensor:
@@ -119,17 +109,6 @@ def _draw_kernel(
     largest, index = tl.max(logits_V + noise_V, 0, return_indices=True, return_indices_tie_break_left=True)
     tl.store(largest_ptr + row * chunks + chunk, largest)
     tl.store(index_ptr + row * chunks + chunk, chunk * BLOCK + index)
-
-
-@quick
-@triton.jit(do_not_specialize=["chunks"])
-def _best_kernel(tokens_ptr, largest_ptr, index_ptr, chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    c_C = tl.arange(0, BLOCK)
-    wait_for_inputs(PDL)
-    largest_C = tl.load(largest_ptr + row * chunks + c_C, mask=c_C < chunks, other=float("-inf"))
-    best = tl.argmax(largest_C, 0, tie_break_left=True)
-    tl.store(tokens_ptr + row, tl.load(index_ptr + row * chunks + tl.minimum(best, chunks - 1)).to(tl.int64))
 
 
 @quick

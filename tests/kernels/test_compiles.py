@@ -32,7 +32,6 @@ KERNELS = {
         "_segments_kernel",
         "_merge_kernel",
         "_draw_kernel",
-        "_best_kernel",
         "_logsumexp_kernel",
         "_cut_kernel",
     },

@@ -19,6 +19,7 @@ from kernels.linear.tiles import choose
 from kernels.lora import beside_matrix, beside_vector, gpu_kernels
 from kernels.lora import gpu_tiles as lora_tiles
 from kernels.lora.beside_tiles import choose as choose_beside
+from kernels.sampling import largest
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY = 227 << 10
@@ -156,8 +157,8 @@ def fused(dtype: str) -> None:
         (fused_kernels._add_norm_kernel, 8, {"HIDDEN": 4096, "BLOCK": 4096, "PARTS": 1}),
         (fused_kernels._rotate_store_kernel, 4, heads),
         (fused_kernels._silu_mul_kernel, 4, {"WIDE": 12288, "BLOCK": 1024, "PARTS": 0}),
-        (fused_kernels._chunk_argmax_kernel, 8, {"BLOCK": 4096}),
-        (fused_kernels._argmax_kernel, 1, {"BLOCK": 64}),
+        (largest._chunk_argmax_kernel, 8, {"BLOCK": 4096}),
+        (largest._argmax_kernel, 1, {"BLOCK": 64}),
     ):
         compile_kernel(kernel, {"num_warps": warps}, types, **constexprs, PDL=True)
 

@@ -54,9 +54,8 @@ def segments(dtype: str, *, head_dim: int, is_merged: bool) -> None:
 
 
 def draws() -> None:
-    types = {"index_ptr": "*i32", "tokens_ptr": "*i64", "seeds_ptr": "*i64", "positions_ptr": "*i64"}
+    types = {"index_ptr": "*i32", "seeds_ptr": "*i64", "positions_ptr": "*i64"}
     compile_kernel(sampling._draw_kernel, {"num_warps": 4}, types, BLOCK=2048, PDL=True)
-    compile_kernel(sampling._best_kernel, {"num_warps": 1}, types, BLOCK=128, PDL=True)
     compile_kernel(sampling._logsumexp_kernel, {"num_warps": 16}, types, BLOCK=8192, PDL=True)
     for is_counted, limits in ((True, "*i64"), (False, "*fp32")):
         compile_kernel(
