@@ -1,8 +1,9 @@
-"""Programmatic dependent launch: a kernel's programs may start while the kernel before it still ends.
+"""How our kernels are launched: found by a key of our own, overlapping, and noted instead in a rehearsal.
 
-A kernel launched with `overlapping` calls `wait_for_inputs` in every program before it touches what other
-kernels read or write; until then it may load weights, which nothing writes. That the wait comes in every
-program, also in those with nothing to do, is what orders a kernel after the one before the last.
+Programmatic dependent launch lets a kernel's programs start while the kernel before it still ends. One
+launched with `overlapping` calls `wait_for_inputs` in every program before it touches what other kernels read
+or write; until then it may load weights, which nothing writes. That the wait comes in every program, also in
+those with nothing to do, is what orders a kernel after the one before the last.
 """
 
 import importlib
