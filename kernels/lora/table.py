@@ -54,6 +54,34 @@ class SlotRow(NamedTuple):
     shares: bool
 
 
+class _Marks:
+    """Which slots have any of the fields from `begin` to `end` in slices that are asked about with each step:
+    looked at once, when a slot changes.
+    """
+
+    def __init__(self, begin: int, end: int) -> None:
+        self._fields = slice(begin, end)
+        self._marked: dict[tuple[int, ...], set[int]] = {}
+
+    def slots_of(self, slices: Sequence[int], rows: Sequence[SlotRow | None]) -> set[int]:
+        asked = tuple(slices)
+        if asked not in self._marked:
+            self._marked[asked] = {slot for slot, row in enumerate(rows) if self._has(row, asked)}
+        return self._marked[asked]
+
+    def note(self, slot: int, row: SlotRow | None) -> None:
+        for asked, marked in self._marked.items():
+            if self._has(row, asked):
+                marked.add(slot)
+            else:
+                marked.discard(slot)
+
+    def _has(self, row: SlotRow | None, slices: tuple[int, ...]) -> bool:
+        if row is None or not slices:
+            return False
+        return bool(row.fields.numpy()[list(slices), self._fields].any())
+
+
 class SlotTable:
     """Addresses of all resident adapters, as tensors for kernels and as views for plain torch.
 
@@ -88,6 +116,7 @@ class SlotTable:
             element_bytes=pool.element_size(),
         )
         self._rows: list[SlotRow | None] = [None] * slots
+        self._touching, self._changing = _Marks(RANK, RANK + 1), _Marks(0, WEIGHT_UNIT + 1)
 
     @property
     def slots(self) -> int:
@@ -136,7 +165,7 @@ class SlotTable:
         """Point a slot at an adapter."""
         self.rows_SL6[slot].copy_(row.fields, non_blocking=True)
         self.scaling_SL[slot].copy_(row.scaling, non_blocking=True)
-        self._rows[slot] = row
+        self._note(slot, row)
 
     def set_row(self, slot: int, entries: Sequence[SliceEntry]) -> None:
         """Both at once. Raises ValueError as `row_of` does, leaving the slot as it was."""
@@ -145,7 +174,7 @@ class SlotTable:
     def clear_row(self, slot: int) -> None:
         self.rows_SL6[slot].zero_()
         self.scaling_SL[slot].zero_()
-        self._rows[slot] = None
+        self._note(slot, None)
 
     def largest_rank(self, slots: Sequence[int]) -> int:
         """The largest padded rank of any slice of these slots; 0 where none has a LoRA."""
@@ -157,15 +186,11 @@ class SlotTable:
 
     def touches(self, slots: Sequence[int], slices: Sequence[int]) -> bool:
         """Whether any of these slots has LoRA on any of these slices."""
-        if not slices:
-            return False
-        rows = (row for slot in slots if (row := self._rows[slot]) is not None)
-        return any(row.fields.numpy()[list(slices), RANK].any() for row in rows)
+        return not self._touching.slots_of(slices, self._rows).isdisjoint(slots)
 
     def changes(self, slots: Sequence[int], slices: Sequence[int]) -> bool:
         """Whether any of these slots does anything at all to any of these slices."""
-        rows = (row for slot in slots if (row := self._rows[slot]) is not None)
-        return any(row.fields.numpy()[list(slices)].any() for row in rows)
+        return not self._changing.slots_of(slices, self._rows).isdisjoint(slots)
 
     def has_vectors(self, slots: Sequence[int]) -> bool:
         """Whether any of these slots has a gain or a shift."""
@@ -193,6 +218,11 @@ class SlotTable:
         """What one slot brings instead of the base's weight: `[N, K]` (linear) or `[V, N]` (embedding)."""
         row = self._rows[slot]
         return None if row is None else row.saved.get(slice_index)
+
+    def _note(self, slot: int, row: SlotRow | None) -> None:
+        self._rows[slot] = row
+        self._touching.note(slot, row)
+        self._changing.note(slot, row)
 
     def _view(self, index: int, fields: Sequence[int], scaling: float) -> LoraWeights:
         shape, rank = self.shapes[index], fields[RANK]
