@@ -210,5 +210,8 @@ def _zeros(kind: type[Any]) -> Any:
 
 
 def test_metrics_are_those_of_the_services() -> None:
+    names = metric_names()
     written = set(re.findall(r"`(lorikeet_\w+)`", (ROOT / "docs" / "adapters.md").read_text()))
-    assert written == metric_names()
+    assert written == names
+    watched = set(re.findall(r"`(lorikeet_\w+)", (ROOT / "docs" / "operations.md").read_text()))
+    assert watched <= names
