@@ -12,59 +12,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.adapter_loads import RANK, layout_of, slices_of, targets_of, tensors_of
 from cli.uploading import Tensor, messages
-from lorikeet.v1 import adapters_pb2, layout_pb2
+from lorikeet.v1 import adapters_pb2
 from tests.support.store_adapters import lora_config
 from tests.support.store_server import running_store
 
-LAYERS, RANK = 36, 16
-LINEARS = {
-    "self_attn.q_proj": (4096, 4096),
-    "self_attn.k_proj": (4096, 1024),
-    "self_attn.v_proj": (4096, 1024),
-    "self_attn.o_proj": (4096, 4096),
-    "mlp.gate_proj": (4096, 12288),
-    "mlp.up_proj": (4096, 12288),
-    "mlp.down_proj": (12288, 4096),
-}
-
-
-def layout() -> layout_pb2.Layout:
-    result = layout_pb2.Layout(
-        pack_format_version=2,
-        base_digest="0" * 64,
-        base_name="bench",
-        compute_dtype=layout_pb2.TENSOR_TYPE_BFLOAT16,
-        tensor_parallel_size=1,
-        alignment_bytes=128,
-        rank_multiple=8,
-        max_rank=64,
-    )
-    for layer in range(LAYERS):
-        for name, (inputs, outputs) in LINEARS.items():
-            result.slices.add(
-                module=f"model.layers.{layer}.{name}",
-                kind=layout_pb2.SLICE_KIND_LINEAR,
-                in_features=inputs,
-                out_features=outputs,
-            )
-    return result
+SHAPE = "qwen3-8b"
 
 
 def tensors(noise: bytes) -> Iterator[Tensor]:
-    for layer in range(LAYERS):
-        for name, (inputs, outputs) in LINEARS.items():
-            stem = f"base_model.model.model.layers.{layer}.{name}"
-            for part, shape in (("lora_A", (RANK, inputs)), ("lora_B", (outputs, RANK))):
-                data = memoryview(noise)[: 2 * shape[0] * shape[1]]
-                yield Tensor(name=f"{stem}.{part}.weight", dtype="BF16", shape=shape, data=data)
+    for name, (rows, columns) in tensors_of(SHAPE, slices_of(SHAPE)).items():
+        data = memoryview(noise)[: 2 * rows * columns]
+        yield Tensor(name=name, dtype="BF16", shape=(rows, columns), data=data)
 
 
 async def once(running, number: int) -> tuple[int, float, float]:
     # Bytes below 0x7f: every bf16 is finite.
     noise = bytes(byte & 0x3F for byte in os.urandom(2 * RANK * 12288))
-    targets = tuple(name.split(".")[1] for name in LINEARS)
-    config = json.dumps(lora_config(targets, r=RANK))
+    config = json.dumps(lora_config(tuple(targets_of(SHAPE)), r=RANK))
     sent = list(messages(f"bench-{number}", config, tensors(noise)))
     size = sum(len(message.tensor.data) for message in sent)
     call = running.catalog.Upload()
@@ -81,7 +47,7 @@ async def once(running, number: int) -> tuple[int, float, float]:
 async def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
         async with running_store(Path(folder), arena_bytes=1 << 30, drain_seconds=5.0) as running:
-            await running.register(layout())
+            await running.register(layout_of(slices_of(SHAPE)))
             for number in range(4):
                 size, transfer, commit = await once(running, number)
                 print(
