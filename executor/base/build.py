@@ -147,15 +147,8 @@ def _torch(
     config: ExecutorConfig, model: ModelConfig, progress: Progress, check: Callable[[], None]
 ) -> _Parts:
     dtype, device = DTYPES[config.dtype], torch.device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device is 'cuda', but torch finds no GPU: install a torch built for CUDA and its driver, "
-            "or use device 'cpu'"
-        )
-    if config.deterministic and device.type == "cuda" and model.experts is not None:
-        raise ValueError(
-            "deterministic is set, but products of experts on a GPU depend on the batch: leave it out"
-        )
+    if device.type == "cuda":
+        _check_gpu(config, model)
     # Mistakes in the settings are told before weights are read.
     scheduling = _scheduling(config, model, 1 if config.measures_kv else _given_pages(config, model))
     ahead = None
@@ -204,6 +197,18 @@ def _torch(
     with _timed("making the runner"):
         runner = make_runner(scheduling.pages, scheduling.longest, scheduling.host_pages)
     return _Parts(scheduling, runner, pool, runner.rest if can_rest else _nothing)
+
+
+def _check_gpu(config: ExecutorConfig, model: ModelConfig) -> None:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "device is 'cuda', but torch finds no GPU: install a torch built for CUDA and its driver, "
+            "or use device 'cpu'"
+        )
+    if config.deterministic and model.experts is not None:
+        raise ValueError(
+            "deterministic is set, but products of experts on a GPU depend on the batch: leave it out"
+        )
 
 
 @contextmanager
