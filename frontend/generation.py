@@ -123,7 +123,8 @@ class Generation:
         check_tenant(request.tenant, caller)
         await self._resolver.prepare(plan.adapter, remaining_seconds)
         digest = self._catalog.resolve(plan.adapter, caller)
-        self._executor.hint(digest)
+        if request.WhichOneof("prompt") != "tokens":  # else the request itself follows at once
+            self._executor.hint(digest)
         prompt_ids, digest = await self._read_prompt(request, plan, digest, caller)
         fit_to_context(plan.sampling, prompt_ids, engine.limits)
         log.debug(

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from frontend.hints import Hints
-from lorikeet.v1 import adapters_pb2
+from lorikeet.v1 import adapters_pb2, generation_pb2
 from tests.support.frontend_harness import running_rig
 
 A, B = "ab" * 32, "cd" * 32
@@ -45,6 +45,14 @@ async def test_a_request_names_its_adapter_before_it_is_tokenised(model_folder: 
             await rig.generate(text="x", adapter="sql", sampling={"max_tokens": 1})
         await rig.generate(text="x", sampling={"max_tokens": 1})
         assert rig.executor.prefetches == [A]
+
+
+async def test_one_that_is_tokens_already_is_its_own_hint(model_folder: Path):
+    async with running_rig(model_folder, adapters={"sql": A}) as rig:
+        await rig.generate(
+            tokens=generation_pb2.TokenIds(ids=[1, 2, 3]), adapter="sql", sampling={"max_tokens": 1}
+        )
+        assert rig.executor.prefetches == []
 
 
 async def test_even_one_that_is_refused_later(model_folder: Path):
