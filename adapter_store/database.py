@@ -34,8 +34,11 @@ CREATE TABLE pointers (
 ) WITHOUT ROWID;
 CREATE TABLE versions (
     digest TEXT PRIMARY KEY, pack_bytes INTEGER NOT NULL, max_rank INTEGER NOT NULL, report TEXT NOT NULL
-) WITHOUT ROWID; CREATE TABLE retiring (digest TEXT PRIMARY KEY) WITHOUT ROWID; CREATE TABLE layouts (digest
-TEXT PRIMARY KEY, layout BLOB NOT NULL, registered INTEGER NOT NULL) WITHOUT ROWID;
+) WITHOUT ROWID;
+CREATE TABLE retiring (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE layouts (
+    digest TEXT PRIMARY KEY, layout BLOB NOT NULL, registered INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 # From each older format to the one after it.
 _MIGRATIONS = {

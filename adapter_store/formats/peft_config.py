@@ -145,8 +145,7 @@ def parse_peft_config(data: bytes) -> PeftConfig:
 
     Raises:
         LorikeetError: INVALID_ARGUMENT when it is malformed, UNIMPLEMENTED when it asks for arithmetic that
-        is not
-            done here; the message names the option.
+            is not done here; the message names the option.
     """
     config = _load_json(data)
     if config.get("peft_type") != "LORA":

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from adapter_store.collecting import collection_put_off
 from adapter_store.crew import ALONE, Crew, Urgency
-from adapter_store.formats.checks import AdaptedSlice, match_adapter
+from adapter_store.formats.adapted import AdaptedSlice
+from adapter_store.formats.checks import match_adapter
 from adapter_store.formats.filling import PackFiller
 from adapter_store.formats.identity import Identity, TensorScan, identity_of
 from adapter_store.formats.layout import PackLayout, Slice

@@ -117,8 +117,7 @@ def copy_source(
 
     Raises:
         LorikeetError: INVALID_ARGUMENT when it is too large, that and UNIMPLEMENTED for a large one whose
-            config is refused, ABORTED when it changes meanwhile,
-            RESOURCE_EXHAUSTED when the disk is full.
+            config is refused, ABORTED when it changes meanwhile, RESOURCE_EXHAUSTED when the disk is full.
     """
     opened: list[tuple[str, int, os.stat_result]] = []
     try:
