@@ -1,10 +1,16 @@
 """Between what the store says inside and its messages on the wire."""
 
+from collections.abc import Callable
+
 from adapter_store.executors import Grant, Refusal, Retire
 from adapter_store.followers import Target, Update
 from adapter_store.views import AdapterView, Event
 from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import code_number
+
+_MOST_TOGETHER = 64
+# Manifests of experts' adapters have hundreds of kilobytes each.
+_MOST_TOGETHER_BYTES = 1 << 16
 
 
 def adapter_message(view: AdapterView, *, with_report: bool = False) -> adapters_pb2.Adapter:
@@ -71,6 +77,22 @@ def follow_message(update: Update) -> store_pb2.FollowResponse:
     for target in update.targets:
         message.pointers.append(pointer_message(target))
     return message
+
+
+def lease_messages(
+    first: Grant | Refusal | Retire, take: Callable[[], Grant | Refusal | Retire | None]
+) -> store_pb2.LeaseResponse:
+    """A message and those that wait behind it, as far as they are few and small: each costs both sides a
+    wake-up or two.
+    """
+    together = [lease_message(first)]
+    size = together[0].ByteSize()
+    while size < _MOST_TOGETHER_BYTES and len(together) < _MOST_TOGETHER and (message := take()) is not None:
+        together.append(lease_message(message))
+        size += together[-1].ByteSize()
+    if len(together) == 1:
+        return together[0]
+    return store_pb2.LeaseResponse(batch=store_pb2.LeaseAnswers(responses=together))
 
 
 def lease_message(message: Grant | Refusal | Retire) -> store_pb2.LeaseResponse:

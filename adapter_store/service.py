@@ -6,7 +6,7 @@ import grpc
 
 from adapter_store.admin import Admin, LoadRequest
 from adapter_store.chat_templates import ChatTemplates
-from adapter_store.encoding import adapter_message, event_message, follow_message, lease_message
+from adapter_store.encoding import adapter_message, event_message, follow_message, lease_messages
 from adapter_store.executors import Executors, Held, LeaseSession
 from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
@@ -193,7 +193,7 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
                 requests=request_iterator,
                 receive=lambda request: _dispatch(session, request),
                 outgoing=session.outbox,
-                send=lambda message: context.write(lease_message(message)),
+                send=lambda message: context.write(lease_messages(message, session.outbox.take)),
             )
         finally:
             self._executors.close(session)

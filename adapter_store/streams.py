@@ -56,6 +56,10 @@ class Outbox(Generic[T]):
             raise self._error
         return self._messages.popleft() if self._messages else None
 
+    def take(self) -> T | None:
+        """What waits, without waiting for it."""
+        return self._messages.popleft() if self._messages and self._error is None else None
+
     def close(self, error: LorikeetError | None = None) -> None:
         if not self._closed:
             self._closed, self._error = True, error

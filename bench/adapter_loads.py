@@ -161,6 +161,7 @@ class Store:
         request = store_pb2.RegisterLayoutRequest(layout=layout)
         answer = await self.packs.RegisterLayout(request, wait_for_ready=True, timeout=60)
         self.lease = self.packs.Lease()
+        self._waiting: list[store_pb2.LeaseResponse] = []
         hello = store_pb2.LeaseHello(layout_digest=answer.layout_digest, incarnation="bench")
         await self.lease.write(store_pb2.LeaseRequest(hello=hello))
         self.arena = np.memmap(self.arena_folder / answer.arena_file, np.uint8, "r")
@@ -168,11 +169,17 @@ class Store:
     async def acquire(self, number: int, digest: str) -> store_pb2.LeaseGrant:
         ask = store_pb2.AcquireLease(lease=number, digest=digest)
         await self.lease.write(store_pb2.LeaseRequest(acquire=ask))
-        while (response := await self.lease.read()).HasField("retire"):
+        while (response := await self._next()).HasField("retire"):
             retired = store_pb2.RetiredAdapter(digest=response.retire.digest)
             await self.lease.write(store_pb2.LeaseRequest(retired=retired))
         assert response.HasField("grant"), response
         return response.grant
+
+    async def _next(self) -> store_pb2.LeaseResponse:
+        if not self._waiting:
+            response = await self.lease.read()
+            self._waiting += response.batch.responses if response.HasField("batch") else [response]
+        return self._waiting.pop(0)
 
     async def release(self, number: int) -> None:
         await self.lease.write(store_pb2.LeaseRequest(release=store_pb2.ReleaseLease(lease=number)))

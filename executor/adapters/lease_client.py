@@ -233,6 +233,9 @@ class LeaseClient:
                     asked.failed(from_code(refusal.code, refusal.reason, refusal.message))
             case "retire":
                 self._on_retire(response.retire.digest)
+            case "batch":
+                for each in response.batch.responses:
+                    self._receive(each)
             case _:
                 log.warning("the adapter store sent a message that this version does not know")
 

@@ -304,3 +304,16 @@ async def error_of_stream(executor: ExecutorClient):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await drain()
     return from_rpc(caught.value)
+
+
+async def test_what_is_granted_together_comes_in_one_message(ready):
+    digests = [await ready.load(f"n{seed}", seed) for seed in range(3)]
+    executor = await ready.executor()
+    asks = [
+        store_pb2.LeaseRequest(acquire=store_pb2.AcquireLease(lease=lease, digest=digest))
+        for lease, digest in enumerate(digests)
+    ]
+    await executor.call.write(store_pb2.LeaseRequest(batch=store_pb2.LeaseBatch(requests=asks)))
+    response = await executor.call.read()
+    grants = [each.grant for each in response.batch.responses]
+    assert [(grant.lease, grant.manifest.digest) for grant in grants] == list(enumerate(digests))

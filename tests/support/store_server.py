@@ -144,6 +144,7 @@ class ExecutorClient:
         self.call = running.packs.Lease()
         # Digests to retire that came while another answer was waited for.
         self.told: list[str] = []
+        self._waiting: list[store_pb2.LeaseResponse] = []
 
     async def start(self) -> "ExecutorClient":
         await self.call.write(store_pb2.LeaseRequest(hello=self._hello))
@@ -168,9 +169,13 @@ class ExecutorClient:
         await self.call.write(store_pb2.LeaseRequest(retired=store_pb2.RetiredAdapter(digest=digest)))
 
     async def next(self):
-        response = await asyncio.wait_for(self.call.read(), WAIT_SECONDS)
-        if response is grpc.aio.EOF:
-            raise await error_of(self.call)
+        if not self._waiting:
+            response = await asyncio.wait_for(self.call.read(), WAIT_SECONDS)
+            if response is grpc.aio.EOF:
+                raise await error_of(self.call)
+            is_batch = response.WhichOneof("message") == "batch"
+            self._waiting += response.batch.responses if is_batch else [response]
+        response = self._waiting.pop(0)
         return getattr(response, response.WhichOneof("message"))
 
     def copy(self, grant: Any) -> bytes:

@@ -141,14 +141,22 @@ class RetiredAdapter(_message.Message):
     def __init__(self, digest: _Optional[str] = ...) -> None: ...
 
 class LeaseResponse(_message.Message):
-    __slots__ = ("grant", "refusal", "retire")
+    __slots__ = ("grant", "refusal", "retire", "batch")
     GRANT_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     RETIRE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     grant: LeaseGrant
     refusal: LeaseRefusal
     retire: RetireAdapter
-    def __init__(self, grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., refusal: _Optional[_Union[LeaseRefusal, _Mapping]] = ..., retire: _Optional[_Union[RetireAdapter, _Mapping]] = ...) -> None: ...
+    batch: LeaseAnswers
+    def __init__(self, grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., refusal: _Optional[_Union[LeaseRefusal, _Mapping]] = ..., retire: _Optional[_Union[RetireAdapter, _Mapping]] = ..., batch: _Optional[_Union[LeaseAnswers, _Mapping]] = ...) -> None: ...
+
+class LeaseAnswers(_message.Message):
+    __slots__ = ("responses",)
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedCompositeFieldContainer[LeaseResponse]
+    def __init__(self, responses: _Optional[_Iterable[_Union[LeaseResponse, _Mapping]]] = ...) -> None: ...
 
 class LeaseGrant(_message.Message):
     __slots__ = ("lease", "header_offset", "pack_offset", "generation", "manifest")
