@@ -1,10 +1,12 @@
 """`lorikeet ...` and `python -m cli ...`."""
 
 from cli.interrupts import leave_at_once
+from cli.standard_streams import prepare_streams
 
 
 def main() -> None:
     leave_at_once()
+    prepare_streams()
     from cli.app import app
 
     try:

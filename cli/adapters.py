@@ -236,7 +236,7 @@ def watch(
                 else:
                     print_line(_event_line(event))
 
-        client.run(connection(target, 0, config), call)
+        client.run(connection(target, 0, config), call, is_for_reader=True)
 
 
 @app.command()

@@ -55,7 +55,9 @@ def serve(
     ] = None,
     zipf: Annotated[
         float,
-        typer.Option(min=0, metavar="S", help="Skew of their popularity; 0: none.", rich_help_panel=LOAD),
+        typer.Option(
+            min=0, max=50, metavar="S", help="Skew of their popularity; 0: none.", rich_help_panel=LOAD
+        ),
     ] = 1.0,
     warmup: Annotated[
         int, typer.Option(min=0, metavar="N", help="Sent before, not counted.", rich_help_panel=LOAD)
@@ -68,7 +70,10 @@ def serve(
         int, typer.Option(min=1, metavar="N", help="Length of a random prompt.", rich_help_panel=PROMPTS)
     ] = 128,
     output_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="To generate for each.", rich_help_panel=PROMPTS)
+        int,
+        typer.Option(
+            min=1, max=(1 << 32) - 1, metavar="N", help="To generate for each.", rich_help_panel=PROMPTS
+        ),
     ] = 128,
     until_eos: Annotated[
         bool, typer.Option("--until-eos", help="End where the model does.", rich_help_panel=PROMPTS)
@@ -115,6 +120,7 @@ def serve(
         goals = report.parse_goals(goal or ())
         if plot is not None:
             plots.check_plot(plot)
+        _check_places(out, plot)
 
         traffic = workload.Traffic(
             requests=requests,
@@ -128,6 +134,9 @@ def serve(
 
         async def call(opened: "Client") -> "tuple[pb.GetModelResponse, list[Outcome], float]":
             model, names = await _look(opened, adapter or [])
+            if prompts is None and prompt_tokens >= model.context_length:
+                most = model.context_length - 1
+                raise usage_error(f"--prompt-tokens {prompt_tokens}: {model.name} takes {most} at most")
 
             def planned(part: "Traffic") -> "list[Planned]":
                 if prompts is not None:
@@ -168,6 +177,13 @@ def serve(
             print_error(
                 f"note: this client was busy for {busy:.0%} of the time: it may be slower than the server"
             )
+
+
+def _check_places(*paths: Path | None) -> None:
+    """Before a run, which may take hours."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise usage_error(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 async def _look(opened: "Client", patterns: list[str]) -> "tuple[pb.GetModelResponse, list[str]]":

@@ -1,6 +1,7 @@
 """A connection to a frontend, and its errors in words."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,12 +12,16 @@ import grpc
 
 from cli.errors import CliError, usage_error
 from cli.interrupts import end_in_order, waking
+from cli.standard_streams import while_read
 from lorikeet.v1 import adapters_pb2_grpc, generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import LorikeetError, from_rpc
 from rpc.tls import ClientTls
 
 T = TypeVar("T")
+
+# Seconds: of much more, gRPC makes a time in the past.
+_FOR_EVER = 1e9
 
 # What gRPC says of a connection that was there and went.
 _LOST = ("Socket closed", "Connection reset", "Broken pipe", "GOAWAY")
@@ -43,7 +48,7 @@ class Connection:
 
     @property
     def deadline(self) -> float | None:
-        return self.timeout or None
+        return self.timeout if 0 < self.timeout < _FOR_EVER else None
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """For a channel that speaks TLS; None for plaintext. Raises CliError."""
@@ -89,12 +94,19 @@ class _TokenStub:
         return partial(getattr(self._stub, name), metadata=self._metadata)
 
 
-def run(connection: Connection, body: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """Runs `body` with a connected client. Raises CliError for every failure of a call."""
+def run(
+    connection: Connection, body: Callable[[Client], Coroutine[Any, Any, T]], *, is_for_reader: bool = False
+) -> T:
+    """Runs `body` with a connected client. Raises CliError for every failure of a call.
+
+    With `is_for_reader` only as long as somebody reads stdout: it is done for nothing else.
+    """
 
     async def main() -> T:
+        task = asyncio.current_task()
+        assert task is not None
         client = Client(connection)
-        with waking(asyncio.get_running_loop()):
+        with waking(task.get_loop()), while_read(task) if is_for_reader else contextlib.nullcontext():
             try:
                 return await body(client)
             finally:
@@ -139,6 +151,8 @@ def _transport_message(error: LorikeetError, connection: Connection) -> str:
                 f"nothing answers at {target}: start a server with `lorikeet serve`, or give its address "
                 f"with --target ({error.message})"
             )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in error.message:
+            return f"the request, or its answer, is too large for one message ({error.message})"
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"no complete answer within {connection.timeout:g} s: allow more with --timeout"
         case grpc.StatusCode.UNIMPLEMENTED:

@@ -105,7 +105,7 @@ def generate(
     """
     with reporting(as_json=as_json):
         from cli import client
-        from cli.requests import Sampling, describe, stream
+        from cli.requests import Sampling, describe, fill, stream
 
         if logprobs is not None and not as_json:
             raise usage_error("--logprobs needs --json: there is no other place to print them")
@@ -123,16 +123,13 @@ def generate(
             ignore_eos=ignore_eos or None,
         )
         request = _request(_prompt_text(prompt), system=system, chat=chat)
-        request.adapter = adapter
         request.sampling.CopyFrom(sampling.encode())
         request.stop.extend(stop or ())
-        request.n = n
-        if logprobs is not None:
-            request.logprobs = logprobs
+        fill(request, adapter=adapter, n=n, logprobs=logprobs)
 
         printer = _JsonPrinter() if as_json else _TextPrinter(n)
         where = connection(target, timeout, config)
-        summary = client.run(where, lambda opened: stream(opened, request, printer.add))
+        summary = client.run(where, lambda opened: stream(opened, request, printer.add), is_for_reader=True)
         printer.finish()
         if not as_json and sys.stderr.isatty():
             print_error(describe(summary))

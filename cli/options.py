@@ -61,6 +61,9 @@ Tenant = Annotated[
 ]
 
 
+# What gRPC can call besides host:port and unix:/path.
+_OTHER_TARGETS = ("dns:", "ipv4:", "ipv6:", "unix-abstract:", "vsock:", "xds:")
+
 # Flags that stand before the command's name: what is shown to the server, and whom to trust.
 _before_command: ContextVar[dict[str, Any]] = ContextVar("before_command", default={})  # noqa: B039 - not changed
 
@@ -73,9 +76,18 @@ def remember(**flags: Any) -> None:
 def connection(target: str | None, timeout: float | None, config: Path | None) -> "Connection":
     """Where to call, from flags, environment and file. Raises CliError."""
     from cli.client import Connection
+    from cli.errors import usage_error
     from cli.settings import Settings
+    from rpc.addresses import check_address
 
     settings = Settings.load({"target": target, "timeout": timeout, **_before_command.get()}, config)
+    if not settings.target.startswith(_OTHER_TARGETS):
+        try:
+            check_address("target", settings.target)
+        except ValueError as error:
+            raise usage_error(str(error)) from error
+    if not (settings.token.isascii() and settings.token.isprintable()):
+        raise usage_error("token holds more than printable ASCII, which no token of a server does")
     return Connection(
         target=settings.target,
         timeout=settings.timeout,

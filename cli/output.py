@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.errors import EXIT_ERROR, CliError
+from cli.errors import EXIT_ERROR, CliError, usage_error, why
+from cli.standard_streams import write_nowhere
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -24,10 +25,12 @@ def reporting(*, as_json: bool = False) -> Iterator[None]:
     """Prints a `CliError` of its body on stderr, as a line or as JSON, and exits with its code."""
     try:
         yield
-    except CliError as error:
+    except (CliError, UnicodeError) as error:
+        if isinstance(error, UnicodeError):
+            error = usage_error("an argument, or what came by stdin, is not text in UTF-8")
         if as_json:
             record = {"code": error.code, "reason": error.reason, "message": error.message}
-            print_error(json.dumps({"error": record}, ensure_ascii=False))
+            print_error(json.dumps({"error": record}))
         else:
             print_error(f"lorikeet: {error}")
         raise typer.Exit(error.exit_code or EXIT_ERROR) from None
@@ -39,8 +42,15 @@ def print_line(text: str = "") -> None:
 
 
 def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Text on stdout, at once. Raises CliError where it cannot be written; BrokenPipeError ends a command."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        write_nowhere(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise CliError(f"stdout cannot be written to: {why(error)}", reason="OUTPUT") from error
 
 
 def print_error(text: str) -> None:
@@ -51,7 +61,7 @@ def print_error(text: str) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """A JSON object on one line of stdout."""
-    print_line(json.dumps(value, ensure_ascii=False))
+    print_line(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
 
 
 def to_json(message: "Message", *, defaults: bool = True) -> dict[str, Any]:

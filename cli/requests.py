@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from cli.client import Client
+from cli.errors import usage_error
 from lorikeet.v1 import generation_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +29,24 @@ class Sampling:
     ignore_eos: bool | None = None
 
     def encode(self) -> pb.SamplingParams:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return pb.SamplingParams(**{name: value for name, value in given.items() if value is not None})
+        params = pb.SamplingParams()
+        fill(params, **{field.name: getattr(self, field.name) for field in fields(self)})
+        return params
+
+
+def fill(message: "Message", **given: Any) -> None:
+    """Sets fields that have their flags' names; None leaves one as it is. Raises CliError for a number that a
+    field cannot hold.
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            setattr(message, name, value)
+        except UnicodeError:
+            raise
+        except ValueError as error:
+            raise usage_error(f"--{name.replace('_', '-')} {value}: that is too much") from error
 
 
 def chat_prompt(messages: Sequence[tuple[str, str]]) -> pb.ChatPrompt:

@@ -3,9 +3,10 @@
 Needs neither torch nor numpy: a tensor is its name, dtype, shape and bytes.
 """
 
+import asyncio
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,10 +78,26 @@ async def upload(
 ) -> pb.LoadAdapterResponse:
     """Sends the messages as fast as the server takes them, for `deadline` seconds at most.
 
-    Raises grpc.aio.AioRpcError.
+    Raises grpc.aio.AioRpcError, or what `requests` raises.
     """
-    call: Any = adapters.UploadAdapter(_each(requests), timeout=deadline)
-    return await call
+    failed: list[Exception] = []
+
+    async def each() -> AsyncIterator[pb.UploadAdapterRequest]:
+        # gRPC cancels a call whose requests fail, and says nothing of why.
+        try:
+            for request in requests:
+                yield request
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    call: Any = adapters.UploadAdapter(each(), timeout=deadline)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 def folder_config(folder: Path) -> str:
@@ -122,13 +139,11 @@ def _file_tensors(path: Path) -> Iterator[Tensor]:
 
 def _chunks(tensor: Tensor) -> Iterator[pb.UploadAdapterRequest]:
     data = memoryview(tensor.data).cast("B")
-    head = pb.UploadTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
+    try:
+        head = pb.UploadTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
+    except (TypeError, ValueError) as error:
+        raise usage_error(f"{tensor.name!r} of {tensor.dtype!r} and {tensor.shape!r} is no tensor") from error
     for start in range(0, max(len(data), 1), CHUNK_BYTES):
         head.data = bytes(data[start : start + CHUNK_BYTES])
         yield pb.UploadAdapterRequest(tensor=head)
         head = pb.UploadTensor()
-
-
-async def _each(requests: Iterable[pb.UploadAdapterRequest]) -> Any:
-    for request in requests:
-        yield request

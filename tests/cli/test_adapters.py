@@ -44,6 +44,21 @@ def test_load_fails_with_the_servers_words(server: FakeServer) -> None:
     assert done.err == "lorikeet: NOT_FOUND (SOURCE_NOT_FOUND): nothing at /missing\n"
 
 
+def test_upload_says_what_is_wrong_with_a_folder(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    file = tmp_path / "adapter_model.safetensors"
+    header = b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}'
+    for data, said in (
+        (b"", "is not a safetensors file"),
+        (b"\0\1", "is not a safetensors file"),
+        (len(header).to_bytes(8, "little") + header, "'a' of 'F32' and [-1] is no tensor"),
+    ):
+        file.write_bytes(data)
+        done = lorikeet("adapters", "upload", "up", str(tmp_path), "--target", server.target)
+        assert (done.code, done.out) == (2, "")
+        assert said in done.err
+
+
 def test_conditions_and_pins_are_sent(server: FakeServer) -> None:
     target = ("--target", server.target)
     lorikeet("adapters", "load", "a", "x", "--expect", "none", "--pin", "--tenant", "acme", *target)

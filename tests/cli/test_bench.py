@@ -81,6 +81,8 @@ def test_prompts_come_from_a_file_and_failures_are_counted(tmp_path: Path) -> No
         (("-a", "nobody-*"), "no adapter of the server is called 'nobody-*'"),
         (("--goal", "speed=3"), "write ttft=MS or tpot=MS or e2e=MS"),
         (("--plot", "run.txt"), "must end in one of"),
+        (("--plot", "/nowhere/run.png"), "there is no folder /nowhere"),
+        (("--prompt-tokens", "512"), "--prompt-tokens 512: fake-1b takes 511 at most"),
         (("--prompts", "/nowhere"), "/nowhere cannot be read: No such file or directory\n"),
         (("-a", "missing", "-n", "2"), "none of 2 requests was answered: NOT_FOUND ADAPTER_NOT_FOUND"),
     ],

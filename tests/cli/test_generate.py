@@ -97,6 +97,10 @@ def test_gives_up_after_the_timeout(server: FakeServer) -> None:
         (["--logprobs", "2"], "--json"),
         (["--timeout", "-1"], "timeout"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["--max-tokens", "5000000000"], "--max-tokens 5000000000: that is too much"),
+        (["--adapter", "\udcff"], "not text in UTF-8"),
+        (["--target", "http://here:1"], "target is 'http://here:1': give host:port or unix:/path"),
+        (["--target", "localhost:70000"], "give host:port"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], said: str) -> None:

@@ -134,6 +134,11 @@ class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
         self.state.names[request.name] = adapter
         return adapters.LoadAdapterResponse(adapter=adapter, changed=changed)
 
+    def UploadAdapter(self, requests: Iterator[adapters.UploadAdapterRequest], context: grpc.ServicerContext):
+        for _ in requests:
+            pass
+        return adapters.LoadAdapterResponse()
+
     def UnloadAdapter(self, request: adapters.UnloadAdapterRequest, context: grpc.ServicerContext):
         self.state.changes.append(request)
         return adapters.UnloadAdapterResponse(adapter=self._take(request.name, context, remove=True))
