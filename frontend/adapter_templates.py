@@ -6,8 +6,8 @@ from collections import OrderedDict
 import grpc
 
 from frontend.catalog import Catalog
-from frontend.chat_template import ChatTemplate
-from frontend.template_process import AdapterTemplate, TemplateProcesses
+from frontend.text.chat_template import ChatTemplate
+from frontend.text.template_process import AdapterTemplate, TemplateProcesses
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, failed_precondition, from_rpc
 

@@ -24,8 +24,8 @@ from frontend.resolving import Resolver
 from frontend.rights import AdapterRights
 from frontend.service import AdapterServicer, GenerationServicer
 from frontend.statistics import AdapterStatistics
-from frontend.template_process import TemplateProcesses
-from frontend.tokenizer import TextWorkers
+from frontend.text.template_process import TemplateProcesses
+from frontend.text.tokenizer import TextWorkers
 from frontend.usage import UsageTable
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2_grpc, store_pb2_grpc

@@ -8,9 +8,9 @@ client has not taken waits here, at most `max_tokens` of it, and goes out togeth
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from frontend.detokenizer import Detokenizer
 from frontend.flights import Alternatives
-from frontend.stop_strings import StopMatcher
+from frontend.text.detokenizer import Detokenizer
+from frontend.text.stop_strings import StopMatcher
 from lorikeet.v1 import executor_pb2, generation_pb2
 
 NO_FINISH = executor_pb2.ENGINE_FINISH_UNSPECIFIED

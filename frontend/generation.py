@@ -19,8 +19,8 @@ from frontend.request_stream import Identity, RequestStream
 from frontend.resolving import Resolver
 from frontend.running import RunningRequests
 from frontend.sampling import check_token_ids, completion_seed, out_of_range
-from frontend.stop_strings import StopMatcher, StopStrings
-from frontend.tokenizer import TextWorkers
+from frontend.text.stop_strings import StopMatcher, StopStrings
+from frontend.text.tokenizer import TextWorkers
 from frontend.usage import UsageTable
 from frontend.validation import GeneratePlan, fit_to_context, plan_generation
 from frontend.wakeups import Wakeups

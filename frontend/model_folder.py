@@ -8,9 +8,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from frontend.chat_template import ChatTemplate
 from frontend.sampling import SamplingDefaults
-from frontend.tokenizer import TextCodec
+from frontend.text.chat_template import ChatTemplate
+from frontend.text.tokenizer import TextCodec
 from rpc.digests import file_digest
 
 _SPECIAL_TOKEN_KEYS = (

@@ -1,8 +1,8 @@
 from typing import Any
 
 from frontend.completion import MAX_TOKENS_A_MESSAGE, Completion
-from frontend.detokenizer import Detokenizer
-from frontend.stop_strings import StopMatcher, StopStrings
+from frontend.text.detokenizer import Detokenizer
+from frontend.text.stop_strings import StopMatcher, StopStrings
 from lorikeet.v1 import executor_pb2, generation_pb2
 from tests.support.frontend_model_folder import EOS, byte_level_tokenizer, token_id
 

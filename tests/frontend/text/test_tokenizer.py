@@ -5,7 +5,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from frontend.tokenizer import TextCodec, TextWorkers
+from frontend.text.tokenizer import TextCodec, TextWorkers
 from rpc.errors import LorikeetError
 from tests.support.frontend_model_folder import (
     EOS,

@@ -1,4 +1,4 @@
-"""A process that renders templates which nobody vouches for: `python -m frontend.template_child SETTINGS`.
+"""Renders templates which nobody vouches for: `python -m frontend.text.template_child SETTINGS`.
 
 Reads requests from stdin and writes answers to stdout, each a length and a JSON object. A chat that takes too
 long or too much memory ends it. It limits itself, so that nothing goes on when the frontend dies.
@@ -14,7 +14,7 @@ import struct
 import sys
 from typing import Any, BinaryIO, NoReturn
 
-from frontend.chat_template import ChatTemplate
+from frontend.text.chat_template import ChatTemplate
 from rpc.errors import LorikeetError, failed_precondition
 
 LENGTH = "<I"

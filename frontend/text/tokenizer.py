@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from frontend.detokenizer import Detokenizer
-from frontend.token_floor import TokenFloor
+from frontend.text.detokenizer import Detokenizer
+from frontend.text.token_floor import TokenFloor
 from rpc.errors import resource_exhausted
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.detokenizer import Detokenizer
+from frontend.text.detokenizer import Detokenizer
 from tests.support.frontend_model_folder import EOS, byte_fallback_tokenizer, byte_level_tokenizer, token_id
 
 BYTE_LEVEL = byte_level_tokenizer()

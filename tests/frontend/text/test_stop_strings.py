@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.stop_strings import StopMatcher, StopStrings
+from frontend.text.stop_strings import StopMatcher, StopStrings
 
 
 def feed_all(stops: Sequence[str], pieces: Sequence[str]) -> tuple[str, str]:

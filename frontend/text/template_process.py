@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import grpc
 
-from frontend.template_child import LENGTH, costly
+from frontend.text.template_child import LENGTH, costly
 from rpc.errors import LorikeetError, resource_exhausted, unavailable
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class _Child:
         # Not by the loop, which forks: gRPC would stop its threads meanwhile.
         process = await asyncio.to_thread(
             subprocess.Popen,
-            (sys.executable, "-P", "-m", "frontend.template_child", settings),
+            (sys.executable, "-P", "-m", "frontend.text.template_child", settings),
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

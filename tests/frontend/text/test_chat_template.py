@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 import pytest
 
-from frontend.chat_template import ChatTemplate, parse_variables
 from frontend.model_folder import read_model_folder
+from frontend.text.chat_template import ChatTemplate, parse_variables
 from rpc.errors import LorikeetError
 from tests.support.frontend_model_folder import CHAT_TEMPLATE, EOS, write_model_folder
 
