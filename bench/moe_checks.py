@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu_checks import Check, check_engine, report
-from kernels import moe_lora
+from kernels import moe, moe_lora
 from kernels.lora import LoraBatch, SliceEntry, SliceShape, SlotTable
 from kernels.moe import ExpertWeights, RouterForm, Routing, gpu, gpu_products, gpu_routing
 from kernels.moe.tiles import Tile
@@ -144,13 +144,13 @@ def check_case(rank: int, tokens: int, adapters: int, *, shared: bool = False) -
     x, logits = layers.inputs(tokens)
     routing, weights = route(logits[0]), layers.of(0)
     if not rank:
-        out = gpu.experts(x, routing, weights, adapt=None)
+        out = moe.add_up(gpu.experts(x, routing, weights, adapt=None))
         return _distance(out, _expected(x, routing, weights, None, [-1] * tokens))
     table, slots = make_table(rank, adapters, 1, shared=shared), slots_of(tokens, adapters)
     lora = lora_of(slots, table, 0)
     expected = _expected(x, routing, weights, table, slots)
-    together = moe_lora.experts(x, routing, weights, lora=lora, triton=True)
-    by_hooks = gpu.experts(x, routing, weights, adapt=lora)
+    together = moe.add_up(moe_lora.experts(x, routing, weights, lora=lora, triton=True))
+    by_hooks = moe.add_up(gpu.experts(x, routing, weights, adapt=lora))
     return max(_distance(together, expected), _distance(by_hooks, expected))
 
 

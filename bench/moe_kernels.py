@@ -40,7 +40,7 @@ from bench.moe_checks import (
     slots_of,
 )
 from bench.replays import measure
-from kernels import moe_lora
+from kernels import moe, moe_lora
 from kernels.lora import SlotTable
 from kernels.moe import Routing, gpu, gpu_products, gpu_routing, gpu_vectors
 from kernels.moe.tiles import Tile
@@ -107,7 +107,7 @@ def base_row(layers: Layers, tokens: int) -> BaseRow:
     return BaseRow(
         tokens=tokens,
         floor=round(touched * 3 * HIDDEN * WIDE * 2 / _BYTES_PER_MICROSECOND, 1),
-        whole=timed(lambda i: gpu.experts(x, route(logits[i]), layers.of(i), adapt=None)),
+        whole=timed(lambda i: moe.add_up(gpu.experts(x, route(logits[i]), layers.of(i), adapt=None))),
         route=timed(lambda i: route(logits[i])),
         arrange=timed(lambda i: gpu_routing.arrange(routings[i], EXPERTS, block=tiles.down.pairs)),
         gate_up=timed(gate_up),
@@ -169,7 +169,7 @@ def lora_row(layers: Layers, table: SlotTable, row: LoraRow, base: float) -> Lor
         down(i)
 
     def whole(i: int) -> None:
-        moe_lora.experts(x, route(logits[i]), layers.of(i), lora=loras[i], triton=True)
+        moe.add_up(moe_lora.experts(x, route(logits[i]), layers.of(i), lora=loras[i], triton=True))
 
     slots_T = torch.tensor(slots, device="cuda")
     met = [len((slots_T[:, None] * EXPERTS + routing.experts_TX).unique()) for routing in routings]

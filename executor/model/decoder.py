@@ -21,10 +21,11 @@ from executor.model.mlp import DenseMlp
 from executor.model.parameters import MlpParameters, Parameters
 from executor.model.projection import project
 from executor.model.rope import rotary_tables
-from kernels import lora
+from kernels import lora, moe
 from kernels.fused import FusedSteps
 from kernels.fused.reference import rms_norm, whole
 from kernels.lora import LoraBatch, SlotTable
+from kernels.moe import Pairs
 
 
 class Decoder:
@@ -87,19 +88,19 @@ class Decoder:
                     batch=batch.lora,
                     table=self._adapters,
                 )
-        delta_TD: Tensor | None = None
+        delta_TD: Tensor | Pairs | None = None
         for layer in self._layers:
             delta_TD = layer.forward(x_TD, delta_TD, batch)
         assert delta_TD is not None, "a decoder has layers"
-        return x_TD, delta_TD
+        return x_TD, moe.add_up(delta_TD)
 
     def keep_one_of_each_kind(self) -> None:
         """Forget layers that launch what others do: for who looks at launches only."""
         config = self.config
         kinds = [(config.windows[index], config.experts_of(index)) for index in range(config.layers)]
-        # A layer adds what the one before it left.
+        # A layer adds what the one before it left, and what the last one left is added up.
         followed = {pair: index for index, pair in enumerate(pairwise(kinds))}
-        kept = {0, *followed.values(), *(index + 1 for index in followed.values())}
+        kept = {0, config.layers - 1, *followed.values(), *(index + 1 for index in followed.values())}
         self._layers = tuple(self._layers[index] for index in sorted(kept))
 
     def logits(
@@ -166,13 +167,16 @@ class _Layer:
             assert not isinstance(slices, MlpSlices)
             self._mlp = SparseMlp(experts, mlp, slices, adapters=adapters, steps=steps, triton=triton)
 
-    def forward(self, x_TD: Tensor, delta_TD: Tensor | None, batch: Batch) -> Tensor:
+    def forward(self, x_TD: Tensor, delta_TD: Tensor | Pairs | None, batch: Batch) -> Tensor | Pairs:
         """Add `delta`, what the layer before returned, and the attention's output to the residual stream, in
         place; return the MLP's output, which is still to be added.
         """
         add_norm, weights = self._steps.add_norm, self._weights
-        delta_TD = self._attend(add_norm(x_TD, delta_TD, weights.input_norm, self._eps), batch)
-        x_TD = add_norm(x_TD, delta_TD, weights.post_attention_norm, self._eps)
+        if isinstance(delta_TD, Pairs):
+            normed_TD = moe.add_norm(x_TD, delta_TD, weights.input_norm, self._eps)
+        else:
+            normed_TD = add_norm(x_TD, delta_TD, weights.input_norm, self._eps)
+        x_TD = add_norm(x_TD, self._attend(normed_TD, batch), weights.post_attention_norm, self._eps)
         if isinstance(self._mlp, DenseMlp):
             return self._mlp.forward(x_TD, batch.lora)
         return self._mlp.forward(x_TD, batch.lora, places_T=batch.kv_tokens)

@@ -12,6 +12,7 @@ from executor.model.parameters import ExpertParameters
 from kernels import lora, moe, moe_lora
 from kernels.fused import FusedSteps
 from kernels.lora import NO_LORA, LoraBatch, PackedSlice, SlotTable
+from kernels.moe import Pairs
 from kernels.moe_lora import ExpertLora
 
 
@@ -38,8 +39,10 @@ class SparseMlp:
         if weights.shared is not None and slices.shared is not None:
             self._shared = DenseMlp(weights.shared, slices.shared, adapters=adapters, steps=steps)
 
-    def forward(self, x_TD: Tensor, batch: LoraBatch, *, places_T: Tensor) -> Tensor:
-        """x `[T, D]`; returns `[T, D]`. Tokens whose place in the KV cache is negative go to no expert."""
+    def forward(self, x_TD: Tensor, batch: LoraBatch, *, places_T: Tensor) -> Tensor | Pairs:
+        """x `[T, D]`; returns what `moe.experts` does. Tokens whose place in the KV cache is negative go to
+        no expert.
+        """
         adapted = batch if batch.touches_routers else NO_LORA
         logits_TE = self._linear(x_TD, self._weights.router, self._slices.router, adapted)
         routing = moe.route(
@@ -62,6 +65,7 @@ class SparseMlp:
             out_TD = moe_lora.experts(x_TD, routing, weights, lora=adapters, triton=self._triton)
         if self._shared is not None and self._weights.shared_gate is not None:
             gate_T1 = self._linear(x_TD, self._weights.shared_gate, self._slices.shared_gate, batch)
+            out_TD = moe.add_up(out_TD)
             out_TD.add_(self._shared.forward(x_TD, batch, is_whole=True) * gate_T1.sigmoid())
         return out_TD
 

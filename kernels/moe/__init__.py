@@ -8,10 +8,20 @@ what they compute.
 from torch import Tensor
 
 from kernels.moe import cpu, routing
-from kernels.moe.interface import Adapt, ExpertWeights
+from kernels.moe.interface import Adapt, ExpertWeights, Pairs
 from kernels.moe.routing import RouterForm, Routing
 
-__all__ = ["Adapt", "ExpertWeights", "RouterForm", "Routing", "experts", "route"]
+__all__ = [
+    "Adapt",
+    "ExpertWeights",
+    "Pairs",
+    "RouterForm",
+    "Routing",
+    "add_norm",
+    "add_up",
+    "experts",
+    "route",
+]
 
 
 def route(
@@ -37,8 +47,9 @@ def route(
 
 def experts(
     x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, adapt: Adapt | None, triton: bool
-) -> Tensor:
-    """Each token through its experts: `[T, D]` in x's dtype; see `reference.experts`.
+) -> Tensor | Pairs:
+    """Each token through its experts: `[T, D]` in x's dtype, or what `add_up` makes that of; see
+    `reference.experts`.
 
     `triton`: by Triton's kernels, which wait for nothing on the host; else by plain torch.
     """
@@ -47,3 +58,19 @@ def experts(
     from kernels.moe import gpu  # imports Triton, which the CPU does without
 
     return gpu.experts(x_TD, routing, weights, adapt=adapt)
+
+
+def add_up(found: Tensor | Pairs) -> Tensor:
+    """What `experts` returns, `[T, D]`."""
+    if not isinstance(found, Pairs):
+        return found
+    from kernels.moe import gpu_products
+
+    return gpu_products.add_up(found.y_PD, found.routing)
+
+
+def add_norm(x_TD: Tensor, pairs: Pairs, weight_D: Tensor, eps: float) -> Tensor:
+    """`kernels.fused.FusedSteps.add_norm` of pairs that are added up at once."""
+    from kernels.moe import gpu_sums
+
+    return gpu_sums.add_norm(x_TD, pairs.y_PD, pairs.routing, weight_D, eps)

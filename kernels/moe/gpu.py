@@ -7,15 +7,15 @@ from torch import Tensor
 
 from kernels.moe import gpu_products, gpu_vectors
 from kernels.moe.gpu_routing import Arrangement, arrange, route
-from kernels.moe.interface import Adapt, ExpertWeights
+from kernels.moe.interface import Adapt, ExpertWeights, Pairs
 from kernels.moe.routing import Routing
 from kernels.moe.tiles import Tiles, choose
 
 __all__ = ["arrange_for", "experts", "route"]
 
 
-def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, adapt: Adapt | None) -> Tensor:
-    """See `reference.experts`. Without `adapt`, the activation comes with the first product."""
+def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, adapt: Adapt | None) -> Tensor | Pairs:
+    """See `kernels.moe.experts`. Without `adapt`, the activation comes with the first product."""
     if adapt is None and len(x_TD) <= gpu_vectors.MOST_TOKENS:
         return gpu_vectors.experts(x_TD, routing, weights)
     tiles, arrangement = arrange_for(routing, len(weights.down_EDI))
@@ -32,7 +32,7 @@ def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, adapt: Ad
         wide_PI = gpu_products.silu_mul(y_P2I)
         y_PD = gpu_products.down(wide_PI, weights.down_EDI, routing, arrangement, tiles.down)
         adapt.down(y_PD, wide_PI, routing)
-    return gpu_products.add_up(y_PD, routing)
+    return Pairs(y_PD, routing)
 
 
 def arrange_for(routing: Routing, experts: int) -> tuple[Tiles, Arrangement | None]:

@@ -20,6 +20,8 @@ from kernels.moe.gpu_routing import Arrangement
 from kernels.moe.routing import Routing
 from kernels.moe.tiles import Tile
 
+ALIGNMENT = 16
+"""Numbers: rows of a multiple of them are stored many numbers at a time, for which registers do."""
 _COLUMNS_OF_A_SUM = 512
 
 
@@ -88,6 +90,7 @@ def multiply(
         PAIRS_OF_ROW=pairs_of_row,
         ALONE=arrangement is None,
         ACTIVATED=activated,
+        ALIGNED=out_PN.shape[1] % ALIGNMENT == 0,
         ROWS=tile.rows,
         BLOCK_B=tile.pairs,
         BLOCK_K=tile.block_k,
@@ -209,7 +212,9 @@ def silu_times(gate, up):
 
 
 @triton.jit
-def store_columns(y_ptr, y_NB, n_N, columns, pair_B, inside_B):
+def store_columns(y_ptr, y_NB, n_N, columns, pair_B, inside_B, ALIGNED: tl.constexpr):
+    if ALIGNED:
+        columns = columns // 16 * 16  # which says so to the compiler
     place_NB = y_ptr + pair_B.to(tl.int64)[None, :] * columns + n_N[:, None]
     tl.store(place_NB, y_NB.to(y_ptr.dtype.element_ty), mask=(n_N < columns)[:, None] & inside_B[None, :])
 
@@ -229,6 +234,7 @@ def _product_kernel(
     PAIRS_OF_ROW: tl.constexpr,
     ALONE: tl.constexpr,
     ACTIVATED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -254,9 +260,9 @@ def _product_kernel(
     if ACTIVATED:
         gate_NB, up_NB = halves(acc_NB, ROWS, BLOCK_B)
         i_N = block * (ROWS // 2) + tl.arange(0, ROWS // 2)
-        store_columns(y_ptr, silu_times(gate_NB, up_NB), i_N, outputs // 2, pair_B, inside_B)
+        store_columns(y_ptr, silu_times(gate_NB, up_NB), i_N, outputs // 2, pair_B, inside_B, ALIGNED)
     else:
-        store_columns(y_ptr, acc_NB, n_N, outputs, pair_B, inside_B)
+        store_columns(y_ptr, acc_NB, n_N, outputs, pair_B, inside_B, ALIGNED)
 
 
 @quick

@@ -19,6 +19,13 @@ class ExpertWeights(NamedTuple):
     down_EDI: Tensor
 
 
+class Pairs(NamedTuple):
+    """What is still to be added up over each token's experts: y `[P, D]`, that of expert -1 anything."""
+
+    y_PD: Tensor
+    routing: Routing
+
+
 class Adapt(Protocol):
     """Changes the two products in place. Pairs of expert -1 may hold anything and count for nothing."""
 

@@ -10,7 +10,7 @@ of them may point at the same place, where an adapter shares a matrix among expe
 
 from torch import Tensor
 
-from kernels.moe import ExpertWeights, Routing
+from kernels.moe import ExpertWeights, Pairs, Routing
 from kernels.moe import experts as base_experts
 from kernels.moe_lora.cpu import apply_down, apply_gate_up
 from kernels.moe_lora.hooks import ExpertLora
@@ -20,7 +20,7 @@ __all__ = ["ExpertLora", "apply_down", "apply_gate_up", "experts"]
 
 def experts(
     x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: ExpertLora, triton: bool
-) -> Tensor:
+) -> Tensor | Pairs:
     """What `kernels.moe.experts` computes with these hooks."""
     if triton and lora.batch.tiles is not None:
         from kernels.moe_lora import fused  # imports Triton, which the CPU does without

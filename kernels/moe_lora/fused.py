@@ -19,7 +19,7 @@ from kernels.moe import gpu_products
 from kernels.moe.gpu_routing import Arrangement, arrange
 from kernels.moe.gpu_turns import Sharing
 from kernels.moe.gpu_vectors import MOST_TOKENS
-from kernels.moe.interface import ExpertWeights
+from kernels.moe.interface import ExpertWeights, Pairs
 from kernels.moe.routing import Routing
 from kernels.moe.tiles import Tile, Tiles, choose
 from kernels.moe_lora import fused_kernels, fused_sum, fused_vectors
@@ -42,7 +42,7 @@ _REGISTERS = 168
 """Of a thread, so that a processor has room for three programs of four warps."""
 
 
-def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: ExpertLora) -> Tensor:
+def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: ExpertLora) -> Tensor | Pairs:
     """Of ranks up to `MOST_RANK`. Raises ValueError for what does not fit."""
     check(x_TD, lora.table)
     if not 0 < lora.rank <= MOST_RANK:
@@ -61,7 +61,7 @@ def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: Exp
     wide_PI, _ = multiply(x_TD, weights.gate_up_E2ID, routing, made, tiles.gate_up, lora, is_down=False)
     y_PD, shrunk_PR = multiply(wide_PI, weights.down_EDI, routing, made, tiles.down, lora, is_down=True)
     if sharing is None:
-        return gpu_products.add_up(y_PD, routing)
+        return Pairs(y_PD, routing)
     return fused_sum.add_up(
         y_PD, shrunk_PR, routing, slots_T, first_slice=lora.first_slice + 2, table=lora.table
     )
@@ -132,6 +132,7 @@ def multiply(
         AHEAD=is_ahead,
         EARLY=is_ahead and block_r <= _EARLY_RANK and not tokens_too,
         SHARES=tokens_too > 0,
+        ALIGNED=y_PN.shape[1] % gpu_products.ALIGNMENT == 0,
         ROWS=tile.rows,
         BLOCK_B=tile.pairs,
         BLOCK_K=tile.block_k,

@@ -61,6 +61,7 @@ def product_kernel(
     AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
     SHARES: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -158,7 +159,7 @@ def product_kernel(
                 acc_NB, acc_NB, b_NQ, b_NQ, shrunk_RB, shrunk_RB, of_tile, expanded_B, n_N, outputs,
                 False, AHEAD, ROWS, BLOCK_B, BLOCK_S, BLOCK_R, UNIT, HALVES, PRECISION,
             )  # fmt: skip
-            store_columns(y_ptr, acc_NB, n_N, outputs, pair_B, inside_B)
+            store_columns(y_ptr, acc_NB, n_N, outputs, pair_B, inside_B, ALIGNED)
     else:
         i_N = block * (ROWS // 2) + tl.arange(0, ROWS // 2)
         gate_NQ = tl.zeros([ROWS // 2, BLOCK_S * BLOCK_R], pool_ptr.dtype.element_ty)
@@ -184,4 +185,4 @@ def product_kernel(
                 gate_NB, up_NB, gate_NQ, up_NQ, gate_RB, up_RB, of_tile, expanded_B, i_N, outputs // 2,
                 True, AHEAD, ROWS // 2, BLOCK_B, BLOCK_S, BLOCK_R, UNIT, HALVES, PRECISION,
             )  # fmt: skip
-            store_columns(y_ptr, silu_times(gate_NB, up_NB), i_N, outputs // 2, pair_B, inside_B)
+            store_columns(y_ptr, silu_times(gate_NB, up_NB), i_N, outputs // 2, pair_B, inside_B, ALIGNED)

@@ -41,6 +41,7 @@ KERNELS = {
         "_slots_kernel",
         "_product_kernel",
         "_add_up_kernel",
+        "_add_norm_kernel",
         "_gate_up_kernel",
         "_down_kernel",
         "_shrink_kernel",

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kernels import moe
+from kernels.fused import gpu as fused_steps
 from kernels.moe import ExpertWeights, RouterForm, Routing, gpu_products, gpu_routing, reference
 from kernels.moe.tiles import Tile, Tiles
 
@@ -117,7 +118,7 @@ def test_experts(dtype: torch.dtype, case: tuple[int, ...], monkeypatch: pytest.
     x[tokens - padding :] = float("nan")
     torch.use_deterministic_algorithms(True)
     try:
-        out = moe.experts(x, routing, weights, adapt=None, triton=True)
+        out = moe.add_up(moe.experts(x, routing, weights, adapt=None, triton=True))
     finally:
         torch.use_deterministic_algorithms(False)
     cpu_weights = ExpertWeights(*(weight.cpu() for weight in weights))
@@ -131,9 +132,9 @@ def test_a_token_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
     weights, routing = make_weights(4, 64, 32, torch.float32), make_routing(12, 4, 2)
     x = torch.randn(12, 64, device=DEVICE)
-    together = moe.experts(x, routing, weights, adapt=None, triton=True)
+    together = moe.add_up(moe.experts(x, routing, weights, adapt=None, triton=True))
     some = Routing(routing.experts_TX[2:7].contiguous(), routing.weights_TX[2:7].contiguous())
-    assert torch.equal(moe.experts(x[2:7], some, weights, adapt=None, triton=True), together[2:7])
+    assert torch.equal(moe.add_up(moe.experts(x[2:7], some, weights, adapt=None, triton=True)), together[2:7])
 
 
 def test_weights_beyond_32_bits() -> None:
@@ -153,7 +154,7 @@ def test_weights_beyond_32_bits() -> None:
     wide_PI = gpu_products.gate_up(x, weights.gate_up_E2ID, far, None, tile, activated=True)
     tiled = gpu_products.add_up(gpu_products.down(wide_PI, weights.down_EDI, far, None, tile), far)
     expected = reference.experts(x.cpu(), on_cpu(routing), few, adapt=None)
-    for out in (tiled, moe.experts(x, far, weights, adapt=None, triton=True)):
+    for out in (tiled, moe.add_up(moe.experts(x, far, weights, adapt=None, triton=True))):
         torch.testing.assert_close(out.cpu(), expected, rtol=4e-3, atol=4e-3)
 
 
@@ -188,3 +189,17 @@ def test_what_does_not_fit_is_refused() -> None:
         gpu_products.gate_up(x, weights.gate_up_E2ID, routing, made, tile, activated=True)
     with pytest.raises(ValueError, match="contiguous"):
         gpu_routing.route(torch.zeros(5, 4, device=DEVICE).t(), top_k=2, form=RouterForm.SHARES)
+
+
+def test_experts_are_added_up_as_a_norm_is_taken() -> None:
+    """Bit for bit as one after the other; what is of no expert is not read."""
+    torch.manual_seed(0)
+    routing = make_routing(5, 9, 3, padding=1)
+    for dtype in (torch.float32, torch.float16):
+        y, x, weight = (torch.randn(*shape).to(DEVICE, dtype) for shape in ((15, 70), (5, 70), (70,)))
+        y[-3:] = float("nan")
+        pairs, stream = moe.Pairs(y, routing), x.clone()
+        out = moe.add_norm(stream, pairs, weight, 1e-6)
+        expected = fused_steps.add_norm(x, moe.add_up(pairs), weight, 1e-6)
+        assert torch.equal(stream, x)
+        assert torch.equal(out, expected)

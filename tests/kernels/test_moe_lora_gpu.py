@@ -21,15 +21,16 @@ TOLERANCE = {torch.float32: 5e-5, torch.float16: 5e-3}
 EXPERTS, HIDDEN, WIDE, FIRST = 5, 70, 40, 2
 RANKS = (8, 64, 16, 8, 72)
 PARTLY, UNTOUCHED, SHARED = 2, 3, 0
-SHAPES = (
-    *[SliceShape(kind="linear", in_features=3, out_features=3)] * FIRST,
-    *[
-        SliceShape(kind="linear", in_features=HIDDEN, out_features=WIDE),
-        SliceShape(kind="linear", in_features=HIDDEN, out_features=WIDE),
-        SliceShape(kind="linear", in_features=WIDE, out_features=HIDDEN),
-    ]
-    * EXPERTS,
-)
+
+
+def shapes_of(hidden: int) -> tuple[SliceShape, ...]:
+    first = SliceShape(kind="linear", in_features=hidden, out_features=WIDE)
+    down = SliceShape(kind="linear", in_features=WIDE, out_features=hidden)
+    untold = SliceShape(kind="linear", in_features=3, out_features=3)
+    return (*[untold] * FIRST, *[first, first, down] * EXPERTS)
+
+
+SHAPES = shapes_of(HIDDEN)
 
 
 def make_table(dtype: torch.dtype, *, before: int = 0) -> SlotTable:
@@ -220,9 +221,9 @@ def _compare(
     torch.use_deterministic_algorithms(True)
     try:
         if together:
-            out = moe_lora.experts(x, routing, weights, lora=lora, triton=True)
+            out = moe.add_up(moe_lora.experts(x, routing, weights, lora=lora, triton=True))
         else:
-            out = moe.experts(x, routing, weights, adapt=lora, triton=True)
+            out = moe.add_up(moe.experts(x, routing, weights, adapt=lora, triton=True))
     finally:
         torch.use_deterministic_algorithms(False)
     expected = moe_reference.experts(x, routing, weights, adapt=Reference(batch, table))
@@ -259,7 +260,7 @@ def test_a_token_does_not_depend_on_its_neighbours() -> None:
         batch = LoraBatch.of_tokens(slots).tiled(table)
         lora = ExpertLora(first_slice=FIRST, experts=EXPERTS, batch=batch, table=table)
         some = Routing(*(tensor[first:last].contiguous() for tensor in routing))
-        return moe_lora.experts(x[first:last], some, weights, lora=lora, triton=True)
+        return moe.add_up(moe_lora.experts(x[first:last], some, weights, lora=lora, triton=True))
 
     assert torch.equal(compute(0, 9)[3:7], compute(3, 7))
 

@@ -5,7 +5,7 @@ python -m tests.support.kernels_compile_moe
 
 from typing import Any
 
-from kernels.moe import gpu_products, gpu_routing, gpu_vectors
+from kernels.moe import gpu_products, gpu_routing, gpu_sums, gpu_vectors
 from kernels.moe.tiles import Tile, choose
 from kernels.moe_lora import fused, fused_kernels, fused_sum, fused_vectors, gpu, gpu_runs
 from tests.support.kernels_compile import compile_kernel
@@ -64,12 +64,16 @@ def base(dtype: str, tokens: int) -> None:
             PAIRS_OF_ROW=pairs_of_row,
             ALONE=False,
             ACTIVATED=activated,
+            ALIGNED=True,
             PREFETCH=not activated,
             PRECISION=precision,
             PDL=True,
         )
     sizes = {"HIDDEN": HIDDEN, "TOP_K": TOP_K, "BLOCK_D": 512}
     compile_kernel(gpu_products._add_up_kernel, {"num_warps": 2}, types, **sizes, PDL=True)
+    sizes = {"HIDDEN": HIDDEN, "TOP_K": TOP_K, "BLOCK": HIDDEN}
+    norm = types | {"norm_ptr": f"*{dtype}", "eps": "fp32", "weights_ptr": "*fp32"}
+    compile_kernel(gpu_sums._add_norm_kernel, {"num_warps": 4}, norm, **sizes, PDL=True)
 
 
 def vectors(rank: int) -> None:
@@ -112,6 +116,7 @@ def together(dtype: str, tokens: int, rank: int, *, shares: bool) -> None:
     for tile, inputs, is_down in ((tiles.gate_up, HIDDEN, False), (tiles.down, WIDE, True)):
         options, constants = cut(tile)
         constants |= {"IN": inputs, "IS_DOWN": is_down, "BLOCK_S": max(1, 64 // rank), "SHARES": shares}
+        constants["ALIGNED"] = True
         constants["AHEAD"] = tile.pairs * rank <= 1024
         constants["EARLY"] = constants["AHEAD"] and rank == 16
         compile_kernel(fused_kernels.product_kernel, options, types, **constants, **common)
