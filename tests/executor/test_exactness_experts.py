@@ -1,6 +1,5 @@
 """Models with experts, every form of adapter on them mixed in one batch, against transformers and PEFT."""
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,13 @@ from typing import Any
 import pytest
 
 import demo
-from executor.control.request import FinishReason, SamplingParams
+from executor.control.request import FinishReason
 from tests.support.oracle_checkpoints import MOE_FAMILIES, make_checkpoint
 from tests.support.oracle_experts import FORMS, make_expert_adapters
 from tests.support.oracle_reference import Oracle, Verdict
-from tests.support.oracle_serving import Answer, Ask, Server
+from tests.support.oracle_serving import Answer, Ask, Server, mixed_asks
 
 DEMO = Path(demo.__file__).parent
-TOLERANCE = 1e-4
 OWNERS = ("", *FORMS)
 
 
@@ -40,29 +38,13 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def make_asks(count: int = 4 * len(OWNERS)) -> list[Ask]:
-    """Owners in turn, prompts of mixed lengths, some with alternatives, some with prompt logprobs."""
-    rng = random.Random(7)
-    return [
-        Ask(
-            prompt=tuple(rng.randrange(256) for _ in range(rng.randrange(1, 50))),
-            adapter=OWNERS[i % len(OWNERS)],
-            sampling=SamplingParams(
-                max_tokens=rng.randrange(6, 16),
-                logprobs=rng.choice((0, 0, 3)),
-                prompt_logprobs=0 if i % 7 == 0 else None,
-            ),
-        )
-        for i in range(count)
-    ]
+    return mixed_asks(OWNERS, count)
 
 
 def check(family: Family, answers: Sequence[Answer]) -> Verdict:
     assert all(answer.finish == FinishReason.LENGTH for answer in answers)
     verdict = family.oracle.judge(answers)
     print(family.name, verdict)  # what -s or a failure shows
-    assert verdict.logprob_error < TOLERANCE
-    assert verdict.prompt_logprob_error < TOLERANCE
-    assert verdict.skipped < 0.01 * verdict.positions
     return verdict
 
 
@@ -110,8 +92,7 @@ def test_the_demos_model_with_experts() -> None:
         Ask(prompt=ask.prompt, adapter=("", "experts")[i % 2], sampling=ask.sampling)
         for i, ask in enumerate(make_asks(20))
     ]
-    verdict = Oracle(checkpoint, adapters).judge(Server(checkpoint, adapters, chunk=16).serve(asks))
+    answers = Server(checkpoint, adapters, chunk=16).serve(asks)
+    # Of random bytes it is not sure.
+    verdict = Oracle(checkpoint, adapters).judge(answers, most_skipped=0.1)
     assert verdict.positions > 100
-    assert verdict.skipped < 0.1 * verdict.positions  # of random bytes it is not sure
-    assert verdict.logprob_error < TOLERANCE
-    assert verdict.prompt_logprob_error < TOLERANCE

@@ -35,8 +35,5 @@ def test_mixed_batch_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     server = Server(checkpoint, folders, chunk=8, page_size=4, triton=True)
     answers = server.serve(asks)
     assert server.runner.most_slots == len(FORMS) + 1
-    verdict = Oracle(checkpoint, {name: adapter.twin for name, adapter in made.items()}).judge(answers)
-    assert verdict.positions == 2 * len(asks)
-    assert verdict.skipped == 0
-    assert verdict.logprob_error < 1e-4
-    assert verdict.prompt_logprob_error < 1e-4
+    oracle = Oracle(checkpoint, {name: adapter.twin for name, adapter in made.items()})
+    assert oracle.judge(answers, most_skipped=0).positions == 2 * len(asks)

@@ -97,9 +97,6 @@ def test_few_experts_and_dora_beside_them(served: Any) -> None:
         for _ in range(3)
         for owner in ("", *adapters)
     ]
-    verdict = oracle.judge(Server(checkpoint, adapters).serve(asks))
-    assert verdict.logprob_error < 1e-4
-    assert verdict.prompt_logprob_error < 1e-4
-    assert verdict.skipped < 0.02 * verdict.positions
+    oracle.judge(Server(checkpoint, adapters).serve(asks), most_skipped=0.02)
     scores = [oracle.logprobs(owner, asks[0].prompt)[-1] for owner in ("", *adapters)]
     assert all((mine - other).abs().max() > 0.05 for i, mine in enumerate(scores) for other in scores[:i])

@@ -11,7 +11,7 @@ from executor.control.request import FinishReason, SamplingParams
 from tests.support.oracle_adapters import PEFT_FORMS, make_adapters
 from tests.support.oracle_checkpoints import make_checkpoint
 from tests.support.oracle_reference import Oracle
-from tests.support.oracle_serving import Answer, Ask, Server
+from tests.support.oracle_serving import Answer, Ask, Server, mixed_asks
 
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3, tied, no biases": ("qwen3", {}),
@@ -24,7 +24,6 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PLAIN = ("attention", "ends")
 OWNERS = ("", *PLAIN, *PEFT_FORMS)
-TOLERANCE = 1e-4
 
 
 class Base:
@@ -42,32 +41,12 @@ class Base:
 
     def check(self, answers: list[Answer]) -> None:
         assert all(answer.finish == FinishReason.LENGTH for answer in answers)
-        verdict = self.oracle.judge(answers)
-        assert verdict.logprob_error < TOLERANCE
-        assert verdict.prompt_logprob_error < TOLERANCE
-        assert verdict.skipped < 0.01 * verdict.positions
+        self.oracle.judge(answers)
 
 
 @pytest.fixture(scope="module", params=BASES)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base(request.param, tmp_path_factory.mktemp("base"))
-
-
-def make_asks(owners: tuple[str, ...], count: int) -> list[Ask]:
-    """Owners in turn, prompts of mixed lengths, some with prompt logprobs."""
-    rng = random.Random(13)
-    return [
-        Ask(
-            prompt=tuple(rng.randrange(256) for _ in range(rng.randrange(1, 50))),
-            adapter=owners[i % len(owners)],
-            sampling=SamplingParams(
-                max_tokens=rng.randrange(4, 14),
-                logprobs=rng.choice((0, 2)),
-                prompt_logprobs=0 if i % 5 == 0 else None,
-            ),
-        )
-        for i in range(count)
-    ]
 
 
 def test_every_form_is_exact_alone_and_its_own(base: Base) -> None:
@@ -86,7 +65,7 @@ def test_every_form_is_exact_alone_and_its_own(base: Base) -> None:
 
 
 def test_all_forms_in_one_batch(base: Base) -> None:
-    asks = make_asks(OWNERS, 44)
+    asks = mixed_asks(OWNERS, 44)
     server, cold = base.serve(asks)
     assert server.runner.most_slots == len(OWNERS)
     base.check(cold)
@@ -96,7 +75,7 @@ def test_all_forms_in_one_batch(base: Base) -> None:
 
 
 def test_chunked_and_preempted(base: Base) -> None:
-    server, answers = base.serve(make_asks(OWNERS, 33), pages=40, chunk=7)
+    server, answers = base.serve(mixed_asks(OWNERS, 33), pages=40, chunk=7)
     base.check(answers)
     assert server.scheduler.statistics().preemptions > 0
 
@@ -104,13 +83,13 @@ def test_chunked_and_preempted(base: Base) -> None:
 def test_evicted_and_loaded_again(base: Base) -> None:
     """Two slots: vectors are derived anew, in other places of the pool, and nobody's are left behind."""
     server = Server(base.checkpoint, base.adapters, adapter_slots=2)
-    base.check(server.serve(make_asks(OWNERS, 22)) + server.serve(make_asks(OWNERS[::-1], 22)))
+    base.check(server.serve(mixed_asks(OWNERS, 22)) + server.serve(mixed_asks(OWNERS[::-1], 22)))
     assert server.loader.installs > len(OWNERS)
 
 
 def test_bfloat16_by_tolerance(base: Base) -> None:
     """As far from float32 as PEFT in bfloat16."""
-    _, answers = base.serve(make_asks(OWNERS, 22), dtype=torch.bfloat16)
+    _, answers = base.serve(mixed_asks(OWNERS, 22), dtype=torch.bfloat16)
     rounded = Oracle(base.checkpoint, base.adapters, dtype=torch.bfloat16)
     ours, theirs = [], []
     for answer in answers:

@@ -33,8 +33,4 @@ def test_mixed_batch_chunked_and_warm(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [answer.cached_tokens for answer in warm] == [20, 0, 12, 0, 8]
     assert server.runner.most_slots == 4
     assert recordings.mixed
-    verdict = Oracle(checkpoint, adapters).judge(cold + warm)
-    assert verdict.positions == 30
-    assert verdict.skipped == 0
-    assert verdict.logprob_error < 1e-4
-    assert verdict.prompt_logprob_error < 1e-4
+    assert Oracle(checkpoint, adapters).judge(cold + warm, most_skipped=0).positions == 30

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 from tests.support.oracle_serving import Answer
 
 SMALL_MARGIN = 1e-4
+TOLERANCE = 1e-4
+"""Of log probabilities in float32."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,8 +69,9 @@ class Oracle:
             self._seen[key] = logits[0].float().log_softmax(-1)
         return self._seen[key]
 
-    def judge(self, answers: Sequence[Answer]) -> Verdict:
-        """Assert greedy tokens equal to the oracle's, up to its first position with a small margin.
+    def judge(self, answers: Sequence[Answer], *, most_skipped: float = 0.01) -> Verdict:
+        """Assert greedy tokens equal to the oracle's, up to its first position with a small margin, and log
+        probabilities within the tolerance. No more than a share of `most_skipped` may be left out.
 
         The oracle scores our own tokens: as long as each is its best, they are what it would have generated.
         """
@@ -76,6 +79,10 @@ class Oracle:
         for answer in answers:
             self._judge_tokens(answer, verdict)
             self._judge_prompt(answer, verdict)
+        assert verdict.logprob_error < TOLERANCE, verdict
+        assert verdict.prompt_logprob_error < TOLERANCE, verdict
+        assert verdict.positions, verdict
+        assert verdict.skipped <= most_skipped * verdict.positions, verdict
         return verdict
 
     def _judge_tokens(self, answer: Answer, verdict: Verdict) -> None:

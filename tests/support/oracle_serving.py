@@ -1,5 +1,6 @@
 """The whole executor below its service: engine, scheduler, torch runner and adapter pool, in one thread."""
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,27 @@ class Ask:
     prompt: tuple[int, ...]
     adapter: str = ""
     sampling: SamplingParams
+
+
+def mixed_asks(
+    owners: Sequence[str], count: int, *, longest: int = 50, outputs: tuple[int, int] = (6, 16)
+) -> list[Ask]:
+    """Owners in turn, prompts of fewer than `longest` tokens, some with alternatives or prompt logprobs;
+    the first of `outputs` to one less than the second.
+    """
+    rng = random.Random(7)
+    return [
+        Ask(
+            prompt=tuple(rng.randrange(256) for _ in range(rng.randrange(1, longest))),
+            adapter=owners[i % len(owners)],
+            sampling=SamplingParams(
+                max_tokens=rng.randrange(*outputs),
+                logprobs=rng.choice((0, 0, 3)),
+                prompt_logprobs=0 if i % 7 == 0 else None,
+            ),
+        )
+        for i in range(count)
+    ]
 
 
 @dataclass(slots=True, kw_only=True)
