@@ -1,6 +1,7 @@
 """`lorikeet serve`: store, executor and frontend as three processes, kept running and stopped together."""
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,7 +124,7 @@ def _pairs(flag: str, texts: list[str] | None, form: str) -> dict[str, str]:
 
 
 async def _serve(settings: "Settings", *, as_json: bool) -> None:
-    """Until SIGINT or SIGTERM, which drain; a second one does not wait. Raises CliError."""
+    """Until SIGINT, SIGTERM or SIGHUP, which drain; a second one does not wait. Raises CliError."""
     from rich.console import Console
 
     from cli.serving import Services
@@ -143,8 +144,10 @@ async def _serve(settings: "Settings", *, as_json: bool) -> None:
             task.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A shell's nohup has it go on when the terminal is closed.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal)
     try:
         _announce(await services.start(), as_json=as_json)
         await services.failed()
@@ -152,7 +155,8 @@ async def _serve(settings: "Settings", *, as_json: bool) -> None:
         if not stopping:
             raise
         task.uncancel()
-        console.print("stopping; once more does not wait for running requests", highlight=False)
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            console.print("stopping; once more does not wait for running requests", highlight=False)
     finally:
         stopping = True
         await services.stop()
