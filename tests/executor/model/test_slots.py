@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from bench.engine_rig import Pack
+from executor.adapters.placements import placements_of
 from executor.model.config import ModelConfig
 from executor.model.layout import build_layout, named_slices
+from executor.model.pack_rows import PackRows
 from executor.model.slots import AdapterPool
 from kernels.lora import SliceEntry, SliceShape, SlotTable
 from lorikeet.v1 import layout_pb2
@@ -116,6 +118,24 @@ def test_manifests_that_do_not_fit_are_refused(
     with pytest.raises(ValueError, match=says):
         pool.prepare(0, lying)
     assert torch.equal(pool.table.rows_SL6, before)
+
+
+def test_the_row_of_a_pack_that_comes_again_is_the_same_elsewhere(config: ModelConfig, pack: Pack) -> None:
+    pool = AdapterPool(config, units=400, slots=3, dtype=torch.float32, triton=True)
+    places, rows = placements_of(pack.manifest), PackRows(named_slices(config), 4)
+    for unit_offset, known in ((3, places), (40, places), (7, placements_of(pack.manifest)), (0, places)):
+        pool.write(unit_offset, pack.data)
+        row = pool.prepare(unit_offset, pack.manifest, known)
+        fresh = pool.table.row_of(rows.of(unit_offset, pack.manifest, places).columns)
+        assert torch.equal(row.fields, fresh.fields)
+        assert torch.equal(row.scaling, fresh.scaling)
+        assert (row.rank, row.shares, row.has_vectors) == (fresh.rank, fresh.shares, fresh.has_vectors)
+        pool.install_slot(0, row)
+        for index, expected in fresh.views.items():
+            weights = pool.table.weights(0, index)
+            assert weights is not None
+            assert torch.equal(weights.a, expected.a)
+            assert torch.equal(weights.b, expected.b)
 
 
 def test_a_pack_of_another_base_is_refused(config: ModelConfig, pack: Pack) -> None:
