@@ -20,6 +20,9 @@ from kernels.lora.tiles import Tiles
 from kernels.transfer import upload
 from lorikeet.v1 import layout_pb2
 
+# A pack may lie in read-only memory; it is only read.
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
+
 # Of the layout, 52 pinned bytes each.
 _MOST_KNOWN_SLICES = 500_000
 
@@ -119,8 +122,7 @@ class AdapterPool:
             return
         # After all steps launched so far: the range may have been another adapter's.
         self._copies.wait_stream(torch.cuda.default_stream(place.device))
-        with torch.cuda.stream(self._copies), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the pack may be read-only memory; it is only read
+        with torch.cuda.stream(self._copies):
             place.copy_(torch.frombuffer(pack, dtype=torch.uint8), non_blocking=True)
         self._copies.synchronize()
 
