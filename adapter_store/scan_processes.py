@@ -18,12 +18,15 @@ log = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 5.0
 _IDLE_SECONDS = 30.0
+# What one looks at takes some 20 ms where a core is free for it.
+_MOST_SECONDS = 30.0
 
 
 class ScanProcesses:
     """Starts them when they are needed, and ends those that were not for a while. Thread-safe.
 
-    What cannot be asked of one, because none can be started or it was killed, the asking thread does itself.
+    What cannot be asked of one, because none can be started or it was killed (by us if it did not answer),
+    the asking thread does itself.
 
     Args:
         path: the arena's file.
@@ -36,6 +39,8 @@ class ScanProcesses:
         self._lock = threading.Lock()
         # With the time of its last answer; the latest is asked first.
         self._idle: list[tuple[subprocess.Popen[bytes], float]] = []
+        # What was asked something, and when.
+        self._asked: dict[subprocess.Popen[bytes], float] = {}
         self._timer: threading.Timer | None = None
         self._busy = 0
         self._is_closed = False
@@ -49,10 +54,9 @@ class ScanProcesses:
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
-            if self._timer is not None:
+            if self._timer is not None and not self._asked:
                 self._timer.cancel()
-        for process, _ in idle:
-            _end(process)
+        _end(*(process for process, _ in idle))
 
     def _look(
         self, offset: int, pack: memoryview, dtype: str, begins: Sequence[int], sizes: Sequence[int]
@@ -77,40 +81,46 @@ class ScanProcesses:
             if self._is_closed or self._busy >= self._most:
                 return None
             self._busy += 1
-            if self._idle and not is_fresh:
-                return self._idle.pop()[0]
-        process = _start()
-        if process is None:
-            with self._lock:
+            process = self._idle.pop()[0] if self._idle and not is_fresh else None
+        process = process or _start()
+        with self._lock:
+            if process is None:
                 self._busy -= 1
+            else:
+                self._asked[process] = time.monotonic()
+                self._see_to_it()
         return process
 
     def _give_back(self, process: subprocess.Popen[bytes], *, is_sound: bool) -> None:
         with self._lock:
             self._busy -= 1
+            del self._asked[process]
             is_kept = is_sound and not self._is_closed
             if is_kept:
                 self._idle.append((process, time.monotonic()))
-                self._see_to_it()
         if not is_kept:
             _end(process)
 
     def _see_to_it(self) -> None:
         if self._timer is None:
-            self._timer = threading.Timer(_IDLE_SECONDS, self._end_idle)
+            self._timer = threading.Timer(min(_IDLE_SECONDS, _MOST_SECONDS), self._look_after_them)
             self._timer.daemon = True
             self._timer.start()
 
-    def _end_idle(self) -> None:
+    def _look_after_them(self) -> None:
         with self._lock:
-            since = time.monotonic() - _IDLE_SECONDS
-            old = [process for process, used in self._idle if used <= since]
-            self._idle = [(process, used) for process, used in self._idle if used > since]
+            now = time.monotonic()
+            old = [process for process, used in self._idle if used <= now - _IDLE_SECONDS]
+            self._idle = [(process, used) for process, used in self._idle if used > now - _IDLE_SECONDS]
+            for process in [
+                process for process, since in self._asked.items() if since <= now - _MOST_SECONDS
+            ]:
+                log.warning("a process that looks at tensors did not answer for %.0f s: ended", _MOST_SECONDS)
+                process.kill()  # whoever asked it hears that
             self._timer = None
-            if self._idle and not self._is_closed:
+            if self._idle or self._asked:
                 self._see_to_it()
-        for process in old:
-            _end(process)
+        _end(*old)
 
 
 def _start() -> subprocess.Popen[bytes] | None:
@@ -138,13 +148,17 @@ def _ask(process: subprocess.Popen[bytes], question: Question) -> Found | None:
         return None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # it may have ended already
-                pipe.close()
-    try:
-        process.wait(_CLOSE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _end(*processes: subprocess.Popen[bytes]) -> None:
+    """All at once: one that was stopped takes its time."""
+    for process in processes:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # it may have ended already
+                    pipe.close()
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

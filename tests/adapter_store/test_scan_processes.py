@@ -1,6 +1,7 @@
 """Processes that look at packs find what a thread finds, and are not needed."""
 
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -78,6 +79,30 @@ def test_processes_that_are_killed_are_replaced_and_none_is_needed(arena):
     scanners.close()
     assert look(*ask) == expected
     assert not scanners._idle
+
+
+def test_processes_that_were_stopped_are_ended_and_replaced(arena, monkeypatch):
+    mapped, scanners = arena
+    mapped[OFFSET : OFFSET + 4] = b"abcd"
+    ask = ("BF16", [0, 2], [2, 2])
+    look = scanners.look(OFFSET, mapped[OFFSET:])
+    expected = look(*ask)
+    [(process, _)] = scanners._idle
+    process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(scan_processes, "_MOST_SECONDS", 0.2)
+    scanners._timer.cancel()
+    scanners._timer = None
+    assert look(*ask) == expected
+    assert process.returncode == -signal.SIGKILL
+    # Nor does one hold up the end.
+    monkeypatch.setattr(scan_processes, "_MOST_SECONDS", 30.0)
+    monkeypatch.setattr(scan_processes, "_CLOSE_SECONDS", 0.1)
+    assert look(*ask) == expected
+    stopped = [other for other, _ in scanners._idle]
+    for other in stopped:
+        other.send_signal(signal.SIGSTOP)
+    scanners.close()
+    assert [other.returncode for other in stopped] == [-signal.SIGKILL] * len(stopped) != []
 
 
 def test_a_process_that_says_something_else_is_asked_nothing_more(arena, monkeypatch):
