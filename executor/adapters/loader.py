@@ -189,13 +189,14 @@ class StoreLoader(Generic[Row]):
     # The copier's thread.
 
     def _copy(self, load: _Load, fetched: bytearray | None = None) -> None:
-        lease, unit_offset = load.lease, load.unit_offset
-        assert lease is not None
-        assert unit_offset is not None
-        if lease.view is None and fetched is None:
-            self._loop.call_soon_threadsafe(self._begin_fetch, load, lease)
-            return
         try:
+            # Told like any other failure: nobody looks at what becomes of a call on this thread.
+            lease, unit_offset = load.lease, load.unit_offset
+            assert lease is not None, "copied without a lease"
+            assert unit_offset is not None, "copied without a place"
+            if lease.view is None and fetched is None:
+                self._loop.call_soon_threadsafe(self._begin_fetch, load, lease)
+                return
             row = _bring(lease, self._pool, unit_offset, fetched)
         except StalePackError as error:
             log.info("pack %s moved while it was copied: %s", load.digest, error)
@@ -233,7 +234,7 @@ def _bring(lease: Lease, pool: Pool[Row], unit_offset: int, fetched: bytearray |
         pool.write(unit_offset, fetched)
     else:
         view = lease.view
-        assert view is not None
+        assert view is not None, "neither mapped nor fetched"
         view.check(lease.header_offset, lease.generation)
         pool.write(unit_offset, view.pack(lease.pack_offset, lease.manifest.total_bytes).data)
         view.check(lease.header_offset, lease.generation)

@@ -189,6 +189,18 @@ async def test_a_pack_that_never_stays_fails_as_unavailable(tmp_path: Path) -> N
         await store.until(lambda: store.leases == 0)
 
 
+async def test_a_bug_on_the_copiers_thread_ends_the_load(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        engine.loader.acquire(digest)
+        assert isinstance(await engine.next(), Granted)
+        engine.loader._current[digest].lease = None
+        engine.loader.copy(digest, 0, 0)
+        event = await engine.next()
+        assert isinstance(event, LoadFailed)
+        assert (event.code, event.reason) == (Code.INTERNAL, "ADAPTER_LOAD")
+
+
 async def test_a_refusal_reaches_the_engine_word_for_word(tmp_path: Path) -> None:
     async with store_at(tmp_path) as (_, address), engine_of(address, tmp_path) as engine:
         event = await engine.load("f" * 64, unit_offset=0, slot=0)
