@@ -16,8 +16,8 @@ import numpy as np
 from executor.control.accounts import Accounts
 from executor.control.config import SchedulerConfig
 from executor.control.foresight import Foresight
-from executor.control.kv_cache import KvCache
 from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent, LoadFailed, Retire
+from executor.control.page_cache import PageCache
 from executor.control.queue_policy import QueuePolicy
 from executor.control.request import BASE_DIGEST, Code
 from executor.control.request_queue import RequestQueue
@@ -51,7 +51,7 @@ class Placement:
         accounts: Accounts,
         queue: RequestQueue,
         roster: Roster,
-        cache: KvCache,
+        cache: PageCache,
         policy: QueuePolicy,
         foresight: Foresight,
     ) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from executor.control.accounts import Accounts
 from executor.control.admission import Admission
 from executor.control.config import SchedulerConfig
-from executor.control.kv_cache import KvCache
 from executor.control.lifecycle import Trigger
+from executor.control.page_cache import PageCache
 from executor.control.plan import LAST_SAMPLED, RowInstall, StepPlan
 from executor.control.request import Int32Array
 from executor.control.running import Running
@@ -56,7 +56,7 @@ class Planner:
         config: SchedulerConfig,
         *,
         table: RowTable,
-        cache: KvCache,
+        cache: PageCache,
         accounts: Accounts,
         running: Running,
         admission: Admission,

@@ -18,8 +18,8 @@ import numpy as np
 
 from executor.control.accounts import Accounts
 from executor.control.config import SchedulerConfig
-from executor.control.kv_cache import KvCache
 from executor.control.lifecycle import State, Trigger
+from executor.control.page_cache import PageCache
 from executor.control.plan import BASE_SLOT
 from executor.control.prefix_tree import NO_PAGE
 from executor.control.request import BASE_DIGEST, Int32Array, no_ids
@@ -39,7 +39,7 @@ class Running:
         config: SchedulerConfig,
         *,
         table: RowTable,
-        cache: KvCache,
+        cache: PageCache,
         slots: AdapterSlots,
         accounts: Accounts,
         queue: RequestQueue,

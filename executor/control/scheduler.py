@@ -18,9 +18,9 @@ from executor.control.config import SchedulerConfig
 from executor.control.eviction import EVICTION_POLICIES
 from executor.control.foresight import Foresight
 from executor.control.host_tier import HostStatistics
-from executor.control.kv_cache import KvCache
 from executor.control.loader import LoaderEvent
 from executor.control.outputs import Failed, Outputs, only_events
+from executor.control.page_cache import PageCache
 from executor.control.placement import Placement
 from executor.control.plan import StepPlan, StepResult
 from executor.control.planner import Planner, StepRecord
@@ -72,7 +72,7 @@ class Scheduler:
         self._table = table = RowTable(
             rows=config.max_running, longest=config.longest, page_size=config.page_size
         )
-        self._cache = cache = KvCache(config.pages, config.page_size, config.host_pages)
+        self._cache = cache = PageCache(config.pages, config.page_size, config.host_pages)
         self._slots = slots = AdapterSlots(
             slots=config.adapter_slots,
             units=config.pool_units,

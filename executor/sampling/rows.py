@@ -9,7 +9,7 @@ from executor.control.request import SamplingParams
 NO_LOGPROBS = -1
 
 
-class RowTable:
+class SamplingTable:
     """Options of all rows as parallel arrays, so that a step gathers them by one index.
 
     Rows that need more than an argmax are marked in `special`. Tokens are kept only for rows with

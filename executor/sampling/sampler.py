@@ -18,7 +18,7 @@ from executor.control.request import SamplingParams
 from executor.sampling import filters
 from executor.sampling.logprobs import Scores, score
 from executor.sampling.noise import gumbel
-from executor.sampling.rows import NO_LOGPROBS, Emissions, RowTable
+from executor.sampling.rows import NO_LOGPROBS, Emissions, SamplingTable
 from kernels.transfer import Download, upload
 
 
@@ -75,7 +75,7 @@ class Sampler:
 
     def __init__(self, *, rows: int, eos_ids: Sequence[int]) -> None:
         """`rows` running at most; `eos_ids` end a sequence and are suppressed until min_tokens."""
-        self._table = RowTable(rows=rows, eos_ids=eos_ids)
+        self._table = SamplingTable(rows=rows, eos_ids=eos_ids)
 
     def install(
         self, row: int, sampling: SamplingParams, prompt_ids: np.ndarray, emitted_ids: np.ndarray

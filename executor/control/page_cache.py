@@ -1,4 +1,6 @@
-"""The KV pages of an executor: the pool and the prefix tree as one budget, and host memory behind them."""
+"""Who has which KV page: the pool and the prefix tree as one budget, and host memory behind them. The tensors
+that pages are of are `executor.model.kv_cache`'s.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from executor.control.prefix_tree import PrefixTree
 from executor.control.request import Int32Array, Namespace
 
 
-class KvCache:
+class PageCache:
     """Hands out pages, evicting cached prefixes when no page is free: to `host_pages` of host memory, where
     there are any.
     """
