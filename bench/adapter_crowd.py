@@ -16,6 +16,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,19 +76,18 @@ async def measure_load(
     return summary
 
 
-async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+@asynccontextmanager
+async def serving(options: argparse.Namespace, folder: Path) -> AsyncIterator[Stack]:
+    """The three services over a made-up model and its adapters, whose folders lie below folder/adapters."""
     shape = SHAPES[options.model_shape]
     model_dir = write_model(folder / "model", shape)
     write_adapters(
         folder / "adapters", shape, count=options.adapters, rank=options.rank, projections=ATTENTION
     )
-    element_bytes = 2 if options.device == "cuda" else 4
-    size = (folder / "adapters/0/adapter_model.safetensors").stat().st_size * element_bytes // 2
-    size = size * 21 // 20  # padding
+    size = pack_bytes(options, folder)
     arena = options.arena_dir / f"lorikeet-crowd-{os.getpid()}" if options.arena_dir else folder / "arena"
     services = folder / "services"
     services.mkdir()
-    begun = time.perf_counter()
     async with stack_at(
         services,
         model_dir=model_dir,
@@ -104,6 +105,37 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ],
         store_flags=[f"--arena-bytes={options.memory * size + (64 << 20)}", f"--arena-dir={arena}"],
     ) as stack:
+        yield stack
+
+
+def pack_bytes(options: argparse.Namespace, folder: Path) -> int:
+    """Of an adapter in the executor's layout, about."""
+    element_bytes = 2 if options.device == "cuda" else 4
+    size = (folder / "adapters/0/adapter_model.safetensors").stat().st_size * element_bytes // 2
+    return size * 21 // 20  # padding
+
+
+async def compare(stack: Stack, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Both loads, each after a warm-up of its own."""
+    client = Client(Connection(target=stack.frontend.address, timeout=300))
+    rows: dict[str, Any] = {}
+    loads = (("one adapter", names[:1]), ("all adapters", names))
+    for seed, (_, asked) in enumerate(loads):
+        warm_up = await measure_load(client, asked, options, seed, options.warm_up)
+        print(f"warmed up in {warm_up['seconds']:.1f} s", flush=True)
+    for seed, (load, asked) in enumerate(loads, start=len(loads)):
+        before = await stack.statistics()
+        rows[load] = await measure_load(client, asked, options, seed, options.requests)
+        after = await stack.statistics()
+        rows[load]["pool_loads"] = after.pool_loads - before.pool_loads
+        print(load, rows[load], flush=True)
+    await client.close()
+    return rows
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    begun = time.perf_counter()
+    async with serving(options, folder) as stack:
         started = time.perf_counter() - begun
         print(f"serving after {started:.1f} s", flush=True)
         names: list[str] = []
@@ -118,21 +150,10 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         loading = asyncio.create_task(load_all(stack, folder / "adapters", options.adapters, names))
         soaks = [await traffic(until=loading.done)] if options.soak_seconds else []
         seconds = await loading
+        size = pack_bytes(options, folder)
         print(f"{options.adapters} adapters of {size >> 20} MiB loaded in {seconds:.0f} s", flush=True)
-        client = Client(Connection(target=stack.frontend.address, timeout=300))
         names.sort()
-        rows: dict[str, Any] = {}
-        loads = (("one adapter", names[:1]), ("all adapters", names))
-        for seed, (_, asked) in enumerate(loads):
-            warm_up = await measure_load(client, asked, options, seed, options.warm_up)
-            print(f"warmed up in {warm_up['seconds']:.1f} s", flush=True)
-        for seed, (load, asked) in enumerate(loads, start=len(loads)):
-            before = await stack.statistics()
-            rows[load] = await measure_load(client, asked, options, seed, options.requests)
-            after = await stack.statistics()
-            rows[load]["pool_loads"] = after.pool_loads - before.pool_loads
-            print(load, rows[load], flush=True)
-        await client.close()
+        rows = await compare(stack, names, options)
         if options.soak_seconds:
             soaks.append(await traffic(until=for_seconds(options.soak_seconds)))
     one, crowd = rows["one adapter"], rows["all adapters"]
