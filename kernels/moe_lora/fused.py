@@ -22,7 +22,7 @@ from kernels.moe.gpu_vectors import MOST_TOKENS
 from kernels.moe.interface import ExpertWeights, Pairs
 from kernels.moe.routing import Routing
 from kernels.moe.tiles import Tile, Tiles, choose
-from kernels.moe_lora import fused_kernels, fused_sum, fused_vectors
+from kernels.moe_lora import fused_kernels, fused_sum, fused_vectors, prompts
 from kernels.moe_lora.gpu import check
 from kernels.moe_lora.gpu_runs import block_of_ranks
 from kernels.moe_lora.hooks import ExpertLora
@@ -58,6 +58,8 @@ def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: Exp
     if lora.batch.shares and is_long and experts > 1:
         sharing = Sharing(lora.table.rows_SL6, lora.table.scaling_SL, lora.first_slice)
     made = arrange(routing, experts, block=tiles.down.pairs, slots_T=slots_T, slots=slots, sharing=sharing)
+    if sharing is None and prompts.serves(tiles.down, *weights.down_EDI.shape[1:]):
+        return prompts.experts(x_TD, routing, weights, made, prompts.with_lora(tiles, lora.rank), lora)
     wide_PI, _ = multiply(x_TD, weights.gate_up_E2ID, routing, made, tiles.gate_up, lora, is_down=False)
     y_PD, shrunk_PR = multiply(wide_PI, weights.down_EDI, routing, made, tiles.down, lora, is_down=True)
     if sharing is None:

@@ -47,6 +47,7 @@ KERNELS = {
         "_shrink_kernel",
         "_expand_kernel",
         "_middle_kernel",
+        "shrink_kernel",
         "product_kernel",
         "_sum_kernel",
     },

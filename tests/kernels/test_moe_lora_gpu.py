@@ -14,7 +14,7 @@ from kernels.moe import ExpertWeights, Routing
 from kernels.moe import reference as moe_reference
 from kernels.moe.gpu_routing import arrange
 from kernels.moe.tiles import Tile, Tiles
-from kernels.moe_lora import ExpertLora, fused, gpu, reference
+from kernels.moe_lora import ExpertLora, fused, gpu, prompts, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 5e-3}
@@ -124,6 +124,26 @@ def test_what_experts_share_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(fused, "choose", lambda *_: SMALL)
     monkeypatch.setattr(fused, "_SHARED_PAIRS", 16)
     _compare(torch.float16, [-1] * 3 + [0] * 18 + [1] * 2 + [2] * 2, 2, together=True, shares=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, MIXED), (torch.float16, MIXED), (torch.float16, "long")], ids=str
+)
+def test_prompts_together_with_the_base(
+    dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More slots of a tile than programs, and more pairs of a slot than a program takes at once."""
+    monkeypatch.setitem(globals(), "HIDDEN", 72)
+    monkeypatch.setitem(globals(), "SHAPES", shapes_of(72))
+    monkeypatch.setattr(fused, "choose", lambda *_: Tiles(Tile(32, 32, 64, 4, 2), Tile(32, 32, 64, 4, 2)))
+    monkeypatch.setattr(prompts, "LEAST_PAIRS", 32)
+    monkeypatch.setattr(prompts, "_TURNS", 2)
+    monkeypatch.setattr(prompts, "SHRINK", Tile(16, 32, 32, 4, 2))
+    served = []
+    experts = prompts.experts
+    monkeypatch.setattr(prompts, "experts", lambda *args: served.append(1) or experts(*args))
+    _compare(dtype, *BATCHES[name], together=True)
+    assert served
 
 
 def test_together_with_weights_loaded_late(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,17 @@ python -m tests.support.kernels_compile_moe
 from typing import Any
 
 from kernels.moe import gpu_products, gpu_routing, gpu_sums, gpu_vectors
-from kernels.moe.tiles import Tile, choose
-from kernels.moe_lora import fused, fused_kernels, fused_sum, fused_vectors, gpu, gpu_runs
+from kernels.moe.tiles import Tile, Tiles, choose
+from kernels.moe_lora import (
+    fused,
+    fused_kernels,
+    fused_sum,
+    fused_vectors,
+    gpu,
+    gpu_runs,
+    prompts,
+    prompts_kernels,
+)
 from tests.support.kernels_compile import compile_kernel
 
 INTEGERS = (
@@ -113,6 +122,9 @@ def together(dtype: str, tokens: int, rank: int, *, shares: bool) -> None:
     types, tiles = types_of(dtype), fused.with_lora(choose(tokens, TOP_K, EXPERTS))
     common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "HALVES": dtype != "fp32", "PDL": True}
     common |= {"BLOCK_R": rank, "PRECISION": "ieee" if dtype == "fp32" else "tf32"}
+    if prompts.serves(tiles.down, HIDDEN, WIDE) and not shares:
+        of_prompts(dtype, tiles, rank)
+        return
     for tile, inputs, is_down in ((tiles.gate_up, HIDDEN, False), (tiles.down, WIDE, True)):
         options, constants = cut(tile)
         constants |= {"IN": inputs, "IS_DOWN": is_down, "BLOCK_S": max(1, 64 // rank), "SHARES": shares}
@@ -123,6 +135,22 @@ def together(dtype: str, tokens: int, rank: int, *, shares: bool) -> None:
     if shares:
         sizes = {"HIDDEN": HIDDEN, "BLOCK_T": 16, "BLOCK_D": 128}
         compile_kernel(fused_sum._sum_kernel, {"num_warps": 4}, types, **sizes, **common)
+
+
+def of_prompts(dtype: str, tiles: Tiles, rank: int) -> None:
+    types = types_of(dtype) | {"shrunk_ptr": f"*{dtype}", "found_ptr": "*i64"}
+    common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "PDL": True, "BLOCK_R": rank}
+    common |= {"PARTS": 1 if dtype == "fp32" else 2, "PRECISION": "ieee" if dtype == "fp32" else "tf32"}
+    tiles, cut_a = prompts.with_lora(tiles, rank), prompts.SHRINK
+    for tile, inputs, slices in ((tiles.gate_up, HIDDEN, 2), (tiles.down, WIDE, 1)):
+        common |= {"IN": inputs, "IS_DOWN": slices == 1, "BLOCK_B": tile.pairs}
+        rows = min(cut_a.rows, slices * rank)
+        options = {"num_warps": cut_a.warps, "num_stages": cut_a.stages}
+        sizes = {"ROWS": rows, "BLOCK_P": cut_a.pairs, "BLOCK_K": cut_a.block_k}
+        compile_kernel(prompts_kernels.shrink_kernel, options, types, **sizes, **common)
+        options, sizes = {"num_warps": tile.warps, "num_stages": tile.stages}, {"ROWS": tile.rows}
+        sizes |= {"BLOCK_K": prompts.INPUTS, "ALIGNED": True}
+        compile_kernel(prompts_kernels.product_kernel, options, types, **sizes, **common)
 
 
 def main() -> None:
