@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from executor.control.arithmetic_loader import ArithmeticLoader
-from executor.control.arithmetic_runner import ArithmeticRunner, PendingStep
+from executor.arithmetic.loader import ArithmeticLoader
+from executor.arithmetic.runner import ArithmeticRunner, PendingStep
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.mailbox import Mailbox, Submit

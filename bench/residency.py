@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from executor.control.arithmetic_loader import ArithmeticLoader
-from executor.control.arithmetic_runner import ArithmeticRunner, PendingStep
+from executor.arithmetic.loader import ArithmeticLoader
+from executor.arithmetic.runner import ArithmeticRunner, PendingStep
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.eviction import EVICTION_POLICIES, LruEviction

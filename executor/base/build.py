@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from executor.adapters.pool import PlainPool, Pool
+from executor.arithmetic.paced_runner import PacedRunner
+from executor.arithmetic.runner import ArithmeticRunner
 from executor.base.identity import base_digest
 from executor.base.kv_sizing import (
     CudaMemory,
@@ -18,10 +20,8 @@ from executor.base.kv_sizing import (
     measured_pages,
 )
 from executor.config import GIB, ExecutorConfig
-from executor.control.arithmetic_runner import ArithmeticRunner
 from executor.control.config import SchedulerConfig
 from executor.control.loader import UNIT_BYTES
-from executor.control.paced_runner import PacedRunner
 from executor.control.runner import Runner
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters

@@ -1,4 +1,4 @@
-"""What passes between scheduler and runner: flat arrays, cheap to serialise for tensor-parallel ranks.
+"""What passes between scheduler and runner: flat arrays.
 
 R rows scheduled in the step, T tokens fed to the model, K changes of the page table, S rows sampled, N
 tokens sampled. A row is an index into the table of running sequences; it stays the same from install to

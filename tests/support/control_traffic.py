@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from executor.control.arithmetic_runner import ArithmeticRunner, PendingStep
+from executor.arithmetic.runner import ArithmeticRunner, PendingStep
 from executor.control.mailbox import Abort, ClientGone, Finish, Hint
 from executor.control.plan import StepPlan, StepResult
 from executor.control.request import Code, FinishReason, Request, RequestKey

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from executor.control.arithmetic_loader import ArithmeticLoader
-from executor.control.arithmetic_runner import ArithmeticRunner, PendingStep, continuation
+from executor.arithmetic.loader import ArithmeticLoader
+from executor.arithmetic.runner import ArithmeticRunner, PendingStep, continuation
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.mailbox import Command, Mailbox, Submit

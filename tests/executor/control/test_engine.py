@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from executor.control.arithmetic_loader import ArithmeticLoader
-from executor.control.arithmetic_runner import ArithmeticRunner, PendingStep
+from executor.arithmetic.loader import ArithmeticLoader
+from executor.arithmetic.runner import ArithmeticRunner, PendingStep
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine
 from executor.control.mailbox import Mailbox, Submit

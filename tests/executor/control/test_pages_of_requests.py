@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from executor.control.arithmetic_runner import ArithmeticRunner
+from executor.arithmetic.runner import ArithmeticRunner
 from executor.control.config import SchedulerConfig
 from executor.control.mailbox import Abort, ClientGone, Finish
 from executor.control.request import FinishReason

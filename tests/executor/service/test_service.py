@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from executor.app import EngineFailedError
-from executor.control.arithmetic_runner import continuation
+from executor.arithmetic.runner import continuation
 from executor.control.plan import StepPlan, StepResult
 from lorikeet.v1 import executor_pb2 as pb
 from rpc.errors import from_rpc

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from executor.control.arithmetic_loader import ArithmeticLoader, SlotRow
+from executor.arithmetic.loader import ArithmeticLoader, SlotRow
 from executor.control.plan import LAST_SAMPLED, PromptLogprobs, StepPlan, StepResult
 from executor.control.request import BASE_DIGEST, Float32Array, Int32Array, SamplingParams, no_ids
 
