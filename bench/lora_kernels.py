@@ -4,8 +4,9 @@
 
 n tokens over u adapters, within a CUDA graph in which each call reads other weights, so that they come from
 memory and not from L2. `added` is the product with its adapters less the product by itself, as they are
-computed in serving; `alone` is a shrink and an expand by themselves, where adapters have launches of their
-own. Of peers, that of each row which takes least is shown (`bench/results/peers_lora_kernels_h100.json`).
+computed in serving: up to 32 tokens, gate_up with its SiLU in both. `alone` is a shrink and an expand by
+themselves, where adapters have launches of their own. Of peers, that of each row which takes least is shown
+(`bench/results/peers_lora_kernels_h100.json`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bench import beside_checks, replays
 from bench.gpu_checks import check_lora
 from kernels import lora
 from kernels.fused import gpu as steps
+from kernels.fused import reference as fused
 from kernels.lora import (
     Arrivals,
     LoraBatch,
@@ -45,6 +47,8 @@ PROJECTIONS = {
 }
 PEERS = Path(__file__).parent / "results" / "peers_lora_kernels_h100.json"
 _COLD_BYTES = 200 << 20
+MOST_ERROR = 1e-2
+"""Relative to float32; adapters are as large a share of the result as the base."""
 
 
 class Case:
@@ -54,6 +58,7 @@ class Case:
         inputs, sizes = PROJECTIONS[projection]
         moved = 2 * inputs * sum(sizes) + sum(2 * rank * (inputs + size) for size in sizes) * adapters
         self.copies = copies or max(2, math.ceil(_COLD_BYTES / moved))
+        self.is_gated = projection == "gate_up" and tokens <= MOST_TOKENS
         self._sizes, self._starts = sizes, np.cumsum((0, *sizes)).tolist()
         self._table = make_table(inputs, sizes, rank=rank, adapters=adapters, copies=self.copies)
         self._weights = torch.randn(self.copies, sum(sizes), inputs, device="cuda", dtype=torch.bfloat16)
@@ -63,28 +68,27 @@ class Case:
         if tokens <= MOST_TOKENS:
             places, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
             tiles = Tiles(places=torch.from_numpy(places).cuda(), block=BLOCK, rank=rank)
-            self._arrivals = Arrivals(max(self.copies, replays.LEAST_CALLS), torch.device("cuda"))
-            self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=self._arrivals)
+            arrivals = Arrivals(max(self.copies, replays.LEAST_CALLS), torch.device("cuda"))
+            self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=arrivals)
+
+    def begin(self) -> None:
+        """Before as many calls as there are copies, and at least `replays.LEAST_CALLS`."""
+        if self._batch.arrivals is not None:
+            self._batch.arrivals.begin()
 
     def base(self, copy: int) -> Tensor:
+        if self.is_gated:
+            return steps.linear_silu_mul(self._x, self._weights[copy], None)
         return steps.linear_to_add(self._x, self._weights[copy], None)
 
     def ahead(self, copy: int) -> Tensor:
         return lora.ahead(self._x, None, slices=self._slices(copy), batch=self._batch, table=self._table)
 
-    def expected(self) -> Tensor:
-        """The first copy's product with its adapters, float32."""
-        y = self._x.float() @ self._weights[0].float().t()
-        reference.apply(y, self._x, slices=self._slices(0), batch=self._segments, table=self._table)
-        return y
-
     def both(self, copy: int) -> Tensor:
-        """As in serving: the product, or float32 parts of it."""
+        """As in serving: the product with its adapters, or float32 parts of it."""
         if self._batch.arrivals is None:
             return self.ahead(copy).addmm_(self._x, self._weights[copy].t())
-        if not copy:
-            self._arrivals.begin()
-        return lora.product(
+        y = lora.product(
             self._x,
             self._weights[copy],
             None,
@@ -92,6 +96,17 @@ class Case:
             batch=self._batch,
             table=self._table,
         )
+        return steps.silu_mul(y, self._x.dtype) if self.is_gated else y
+
+    def error(self) -> float:
+        """Of the first copy, relative to float32."""
+        expected = self._x.float() @ self._weights[0].float().t()
+        reference.apply(expected, self._x, slices=self._slices(0), batch=self._segments, table=self._table)
+        if self.is_gated:
+            expected = fused.silu_mul(expected)
+        self.begin()
+        found = fused.whole(self.both(0), torch.float32).float()
+        return ((found - expected).norm() / expected.norm()).item()
 
     def _slices(self, copy: int) -> list[PackedSlice]:
         first = copy * len(self._sizes)
@@ -101,7 +116,9 @@ class Case:
 def measure(projection: str, rank: int, tokens: int, adapters: int) -> dict[str, float]:
     """Microseconds."""
     case = Case(projection, rank, tokens, adapters)
-    base, both = (replays.measure(run, case.copies) for run in (case.base, case.both))
+    if not (error := case.error()) < MOST_ERROR:
+        raise SystemExit(f"{projection}, rank {rank}, {tokens} tokens: error {error}, nothing is timed")
+    base, both = (replays.measure(run, case.copies, before=case.begin) for run in (case.base, case.both))
     found = {"base_us": base, "with_base_us": both, "added_us": both - base}
     if tokens > MOST_TOKENS:
         found["alone_us"] = replays.measure(case.ahead, case.copies)
@@ -125,7 +142,7 @@ def make_table(
         entries = []
         for index, (a_units, b_units) in enumerate(units):
             entries.append(
-                SliceEntry(slice=index, a_unit=unit, b_unit=unit + a_units, rank=rank, scaling=0.01)
+                SliceEntry(slice=index, a_unit=unit, b_unit=unit + a_units, rank=rank, scaling=rank**0.5)
             )
             unit += a_units + b_units
         table.set_row(slot, entries)

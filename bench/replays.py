@@ -11,15 +11,20 @@ LEAST_CALLS = 8
 """In one graph."""
 
 
-def measure(run: Callable[[int], object], copies: int) -> float:
+def measure(
+    run: Callable[[int], object], copies: int, *, before: Callable[[], object] = lambda: None
+) -> float:
     """The median of replays, microseconds per call.
 
     Args:
         run: called with the number of the copy of its inputs to use.
         copies: of the inputs, taken in turn so that they are not in the cache.
+        before: called before each replay, and is not timed.
     """
+    before()
     run(0)  # compiles
     torch.cuda.synchronize()
+    before()
     graph, calls = torch.cuda.CUDAGraph(), max(copies, LEAST_CALLS)
     with torch.cuda.graph(graph):
         for call in range(calls):
@@ -27,6 +32,7 @@ def measure(run: Callable[[int], object], copies: int) -> float:
     times: list[float] = []
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(9):
+        before()
         begin.record()
         graph.replay()
         end.record()
