@@ -98,12 +98,15 @@ class Case:
         )
         return steps.silu_mul(y, self._x.dtype) if self.is_gated else y
 
+    def expected(self) -> Tensor:
+        """The first copy's product with its adapters, float32."""
+        y = self._x.float() @ self._weights[0].float().t()
+        reference.apply(y, self._x, slices=self._slices(0), batch=self._segments, table=self._table)
+        return y
+
     def error(self) -> float:
         """Of the first copy, relative to float32."""
-        expected = self._x.float() @ self._weights[0].float().t()
-        reference.apply(expected, self._x, slices=self._slices(0), batch=self._segments, table=self._table)
-        if self.is_gated:
-            expected = fused.silu_mul(expected)
+        expected = fused.silu_mul(self.expected()) if self.is_gated else self.expected()
         self.begin()
         found = fused.whole(self.both(0), torch.float32).float()
         return ((found - expected).norm() / expected.norm()).item()
