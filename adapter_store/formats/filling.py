@@ -80,10 +80,11 @@ class PackFiller:
 
         waiting = self._waiting
         if waiting is None:
-            waiting = groups_of(self._plan, _LOOK_BYTES if look else _GROUP_BYTES)
+            plan = self._plan
+            waiting = _groups(plan, _LOOK_BYTES) if look else plan.once(groups_of)
             self._total = sum(map(_read_bytes, waiting))
             if target is not None:
-                for begin, end in gaps_of(self._plan):
+                for begin, end in plan.once(gaps_of):
                     target[begin:end] = bytes(end - begin)
         groups = [group for group in waiting if ready is None or _end(group) <= ready]
         self._waiting = [group for group in waiting if ready is not None and _end(group) > ready]
@@ -97,8 +98,12 @@ def fill_pack(plan: PackPlan, files: TensorFiles, target: memoryview | None) -> 
     return filler.scans
 
 
-def groups_of(plan: PackPlan, most_bytes: int = _GROUP_BYTES) -> list[_Group]:
+def groups_of(plan: PackPlan) -> list[_Group]:
     """Tensors that one thread takes at a time: what lies behind each other in a file, or the cuts of one."""
+    return _groups(plan, _GROUP_BYTES)
+
+
+def _groups(plan: PackPlan, most_bytes: int) -> list[_Group]:
     groups = list(_runs([placed for placed in plan.tensors if placed.cut is None], most_bytes))
     return groups + _stacks([placed for placed in plan.tensors if placed.cut is not None])
 
@@ -140,13 +145,15 @@ def _read_bytes(group: Sequence[PlacedTensor]) -> int:
     return sum(placed.entry.nbytes for placed in group)
 
 
-def gaps_of(plan: PackPlan) -> Iterator[tuple[int, int]]:
+def gaps_of(plan: PackPlan) -> list[tuple[int, int]]:
     """(begin, end) of what belongs to no tensor, or is the padding of one that is read to its place."""
+    gaps: list[tuple[int, int]] = []
     position = 0
     for placed in plan.tensors:
         if placed.offset > position:
-            yield position, placed.offset
+            gaps.append((position, placed.offset))
         nbytes = placed.entry.nbytes if placed.cut is None and lies_in_place(placed) else placed.nbytes
         position = placed.offset + nbytes
     if position < plan.manifest.total_bytes:
-        yield position, plan.manifest.total_bytes
+        gaps.append((position, plan.manifest.total_bytes))
+    return gaps

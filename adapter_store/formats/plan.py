@@ -8,15 +8,17 @@ padded_rank], so that a token's row is contiguous. The scaling stays apart. What
 once, at the first of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from adapter_store.formats.adapted import AdaptedSlice, Cut
 from adapter_store.formats.layout import ALIGNMENT_BYTES, PackLayout
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry
 from lorikeet.v1 import layout_pb2
 from rpc.errors import invalid_argument
+
+T = TypeVar("T")
 
 
 class PlacedTensor(NamedTuple):
@@ -42,6 +44,14 @@ class PackPlan:
 
     manifest: layout_pb2.PackManifest
     tensors: tuple[PlacedTensor, ...]
+    known: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Of `once`; shared with every plan that is made of this one with another digest."""
+
+    def once(self, work: "Callable[[PackPlan], T]") -> T:
+        """What a function makes of the tensors, worked out when it is first asked for."""
+        if work not in self.known:
+            self.known[work] = work(self)
+        return self.known[work]
 
 
 def plan_pack(digest: str, slices: Sequence[AdaptedSlice], layout: PackLayout) -> PackPlan:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from adapter_store.collecting import collection_put_off
@@ -11,28 +11,36 @@ from adapter_store.crew import ALONE, Crew, Urgency
 from adapter_store.formats.adapted import AdaptedSlice
 from adapter_store.formats.checks import match_adapter
 from adapter_store.formats.filling import PackFiller
+from adapter_store.formats.fits import Fit, Fits, Likeness
 from adapter_store.formats.identity import Identity, TensorScan, identity_of
 from adapter_store.formats.layout import PackLayout, Slice
 from adapter_store.formats.peft_config import PeftConfig, parse_peft_config
 from adapter_store.formats.plan import PackPlan, plan_pack
 from adapter_store.formats.prompt_files import read_prompt_files
-from adapter_store.formats.safetensors_files import CONFIG_NAME, TensorFiles
+from adapter_store.formats.safetensors_files import CONFIG_NAME, Heads, TensorEntry, TensorFiles
 from adapter_store.formats.scanning import Look
 from lorikeet.v1 import layout_pb2
 from rpc.errors import invalid_argument
 
 _MAX_CONFIG_BYTES = 4 << 20
 
+# Of this process: what config and headers mean depends on nothing else.
+_FITS = Fits()
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedAdapter:
     """An adapter whose headers fit a layout; its tensors have not been read. The plan has no digest yet."""
 
-    slices: tuple[AdaptedSlice, ...]
+    fit: Fit
     notes: tuple[str, ...]
     files: TensorFiles
     plan: PackPlan
     chat_template: str | None
+
+    @property
+    def slices(self) -> tuple[AdaptedSlice, ...]:
+        return self.fit.slices
 
     @property
     def pack_bytes(self) -> int:
@@ -40,7 +48,9 @@ class OpenedAdapter:
 
     @cached_property
     def identity(self) -> Identity:
-        """Of thousands of tensors it takes its time: not asked for where a checksum is enough."""
+        """See `Fit.identity`."""
+        if self.chat_template is None:
+            return self.fit.identity
         return identity_of(self.slices, self.chat_template)
 
 
@@ -75,15 +85,25 @@ def open_adapter(folder: Path, layout: PackLayout) -> OpenedAdapter:
     Raises:
         LorikeetError: INVALID_ARGUMENT or UNIMPLEMENTED, saying what is wrong, where, and what to do.
     """
-    config = read_config(folder / CONFIG_NAME)
-    files = TensorFiles(folder)
-    match = match_adapter(files.entries, config, layout)
+    config = _config_bytes(folder / CONFIG_NAME)
+    likeness = partial(Likeness, layout.digest, layout.max_rank, config)
+
+    def entries(heads: Heads) -> Mapping[str, TensorEntry] | None:
+        known = _FITS.find(likeness(heads))
+        return None if known is None else known.entries
+
+    files = TensorFiles(folder, entries)
+    fit = _FITS.find(likeness(files.heads))
+    if fit is None:
+        fit = _FITS.keep(likeness(files.heads), _fit(config, files.entries, layout))
     prompts = read_prompt_files(folder, layout)
+    manifest = layout_pb2.PackManifest()
+    manifest.CopyFrom(fit.plan.manifest)
     return OpenedAdapter(
-        slices=match.slices,
-        notes=match.notes + prompts.notes,
+        fit=fit,
+        notes=fit.notes + prompts.notes,
         files=files,
-        plan=plan_pack("", match.slices, layout),
+        plan=replace(fit.plan, manifest=manifest),
         chat_template=prompts.chat_template,
     )
 
@@ -94,9 +114,19 @@ def read_config(path: Path) -> PeftConfig:
     Raises:
         LorikeetError: INVALID_ARGUMENT or UNIMPLEMENTED.
     """
+    return parse_peft_config(_config_bytes(path))
+
+
+def _config_bytes(path: Path) -> bytes:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise invalid_argument("BAD_CONFIG", f"{CONFIG_NAME} is larger than {_MAX_CONFIG_BYTES} bytes")
-    return parse_peft_config(path.read_bytes())
+    return path.read_bytes()
+
+
+def _fit(config: bytes, entries: Mapping[str, TensorEntry], layout: PackLayout) -> Fit:
+    match = match_adapter(entries, parse_peft_config(config), layout)
+    plan = plan_pack("", match.slices, layout)
+    return Fit(entries=entries, slices=match.slices, notes=match.notes, plan=plan)
 
 
 def check_adapter(

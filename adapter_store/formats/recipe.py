@@ -63,11 +63,9 @@ class _Reading(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A pack of `pack_bytes`; `manifest` is a serialised PackManifest with its digest."""
+class _Steps:
+    """What packs of the same tensors have in common."""
 
-    manifest: bytes
-    pack_bytes: int
     gaps: np.ndarray
     casts: tuple[Cast, ...]
     readings: tuple[_Reading, ...]
@@ -75,10 +73,22 @@ class Recipe:
 
     @property
     def nbytes(self) -> int:
-        """What it takes itself, about."""
         arrays = sum(500 + reading.pieces.nbytes + reading.casts.nbytes for reading in self.readings)
-        places = sum(map(len, self.stacks))
-        return 1000 + len(self.manifest) + self.gaps.nbytes + arrays + places * _PLACE_BYTES
+        return self.gaps.nbytes + arrays + sum(map(len, self.stacks)) * _PLACE_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A pack of `pack_bytes`; `manifest` is a serialised PackManifest with its digest."""
+
+    manifest: bytes
+    pack_bytes: int
+    steps: _Steps
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes itself, about, if it shares nothing."""
+        return 1000 + len(self.manifest) + self.steps.nbytes
 
     def read_manifest(self) -> layout_pb2.PackManifest:
         return layout_pb2.PackManifest.FromString(self.manifest)
@@ -95,7 +105,7 @@ class Recipe:
             OSError: a file is gone.
             LorikeetError: INVALID_ARGUMENT, BAD_FILE: it is shorter than it was.
         """
-        for begin, end in self.gaps.tolist():
+        for begin, end in self.steps.gaps.tolist():
             target[begin:end] = bytes(end - begin)
 
         def work(part: _Reading | tuple[PlacedTensor, ...]) -> None:
@@ -104,7 +114,7 @@ class Recipe:
             else:
                 _copy_stack(folder, part, target)
 
-        crew.run(work, (*self.readings, *self.stacks), urgency)
+        crew.run(work, (*self.steps.readings, *self.steps.stacks), urgency)
 
     def _read(self, folder: Path, reading: _Reading, target: memoryview) -> None:
         buffer = np.empty(reading.buffer_bytes, np.uint8)
@@ -114,7 +124,7 @@ class Recipe:
         if len(reading.casts):
             with np.errstate(over="ignore", under="ignore"):
                 for which, begin, offset in reading.casts.tolist():
-                    self.casts[which].copy(buffer, begin, target, offset)
+                    self.steps.casts[which].copy(buffer, begin, target, offset)
 
 
 def manifest_bytes(manifest: layout_pb2.PackManifest) -> bytes:
@@ -124,15 +134,19 @@ def manifest_bytes(manifest: layout_pb2.PackManifest) -> bytes:
 
 def recipe_of(plan: PackPlan) -> Recipe:
     """Of a plan whose manifest has its digest."""
+    total = plan.manifest.total_bytes
+    return Recipe(manifest=manifest_bytes(plan.manifest), pack_bytes=total, steps=plan.once(_steps_of))
+
+
+def _steps_of(plan: PackPlan) -> _Steps:
     casts: dict[Cast, int] = {}
-    groups = groups_of(plan)
-    return Recipe(
-        manifest=manifest_bytes(plan.manifest),
-        pack_bytes=plan.manifest.total_bytes,
-        gaps=np.array(list(gaps_of(plan)), np.int64).reshape(-1, 2),
-        readings=tuple(_reading(group, casts) for group in groups if group[0].cut is None),
-        stacks=tuple(tuple(group) for group in groups if group[0].cut is not None),
+    groups = plan.once(groups_of)
+    readings = tuple(_reading(group, casts) for group in groups if group[0].cut is None)
+    return _Steps(
+        gaps=np.array(plan.once(gaps_of), np.int64).reshape(-1, 2),
         casts=tuple(casts),
+        readings=readings,
+        stacks=tuple(tuple(group) for group in groups if group[0].cut is not None),
     )
 
 

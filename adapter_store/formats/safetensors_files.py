@@ -8,9 +8,9 @@ refused before a byte of it is used.
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -59,25 +59,45 @@ class TensorEntry(NamedTuple):  # made twice as fast as a frozen dataclass; ther
     nbytes: int
 
 
+class Head(NamedTuple):
+    """All that a file says of its tensors, and its size: where two are equal, so are the files' entries."""
+
+    name: str
+    header: bytes
+    size: int
+
+
+Heads: TypeAlias = tuple[Head, ...]
+"""Of an adapter's files; the index of a sharded one comes as a file of its own."""
+
+
 class TensorFiles:
     """All tensors of an adapter folder that we own, mapped read-only.
 
     Maps the files, so hand it only folders that nobody else writes to: a file that shrinks under a map ends
     the process.
 
+    Args:
+        known: the entries of files with these heads, if they have been read before.
+
     Raises:
         LorikeetError: INVALID_ARGUMENT, naming the file and what is wrong with it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.entries: dict[str, TensorEntry] = {}
+    def __init__(
+        self, folder: Path, known: Callable[[Heads], Mapping[str, TensorEntry] | None] = lambda heads: None
+    ) -> None:
         self._folder = folder
         self._maps: dict[str, mmap.mmap] = {}
-        index = read_index(folder)
+        data = _index_bytes(folder)
+        index = None if data is None else parse_index(data)
+        heads = [] if data is None else [Head(INDEX_NAME, data, len(data))]
         for name in [SINGLE_NAME] if index is None else sorted(set(index.values())):
-            self._add_file(folder / name)
-        if index is not None:
-            _check_index(index, self.entries)
+            self._maps[name] = mapped = _map(folder / name)
+            heads.append(Head(name, mapped[: header_end(mapped)], len(mapped)))
+        self.heads: Heads = tuple(heads)
+        entries = known(self.heads)
+        self.entries = _read_headers(self._maps, index) if entries is None else entries
 
     def path_of(self, entry: TensorEntry) -> Path:
         """The file that the tensor lies in, as long as nobody has moved the folder."""
@@ -94,17 +114,30 @@ class TensorFiles:
         flat = np.frombuffer(self._maps[entry.file], dtype=dtype, count=count, offset=entry.begin)
         return flat.reshape(entry.shape)
 
-    def _add_file(self, path: Path) -> None:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 8:
-                raise _bad(path.name, f"it is truncated: {size} bytes cannot hold a header")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        for entry in read_header(path.name, mapped):
-            if entry.name in self.entries:
-                raise _bad(path.name, f"tensor {entry.name} stands in {self.entries[entry.name].file} too")
-            self.entries[entry.name] = entry
-        self._maps[path.name] = mapped
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < 8:
+            raise _bad(path.name, f"it is truncated: {size} bytes cannot hold a header")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _read_headers(maps: Mapping[str, mmap.mmap], index: Mapping[str, str] | None) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
+    for name, mapped in maps.items():
+        for entry in read_header(name, mapped):
+            if entry.name in entries:
+                raise _bad(name, f"tensor {entry.name} stands in {entries[entry.name].file} too")
+            entries[entry.name] = entry
+    if index is not None:
+        _check_index(index, entries)
+    return entries
+
+
+def header_end(data: mmap.mmap) -> int:
+    """Where a file's header ends, as far as it can be honest."""
+    return min(8 + min(int.from_bytes(data[:8], "little"), _MAX_HEADER_BYTES), len(data))
 
 
 def header_bytes(descriptor: int) -> int:
@@ -114,12 +147,17 @@ def header_bytes(descriptor: int) -> int:
 
 def read_index(folder: Path) -> dict[str, str] | None:
     """The weight_map of a sharded adapter: tensor name to file name; None for a single file."""
+    data = _index_bytes(folder)
+    return None if data is None else parse_index(data)
+
+
+def _index_bytes(folder: Path) -> bytes | None:
     path = folder / INDEX_NAME
     if not path.exists():
         return None
     if path.stat().st_size > _MAX_HEADER_BYTES:
         raise _bad(path.name, f"it is larger than {_MAX_HEADER_BYTES} bytes")
-    return parse_index(path.read_bytes())
+    return path.read_bytes()
 
 
 def parse_index(data: bytes) -> dict[str, str]:
