@@ -1,4 +1,4 @@
-"""Ctrl-C is heard at any moment, and ends quietly what has nothing to end in order."""
+"""Ctrl-C and SIGTERM are heard at any moment, and end quietly what has nothing to end in order."""
 
 import contextlib
 import os
@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-EXIT_INTERRUPTED = 130
+_EXIT_OF_SIGNALS = 128
+"""As shells tell them: 130 after Ctrl-C."""
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C ends the process, quietly; where it is ignored it stays so.
+    """From now on Ctrl-C ends the process, quietly; where it is ignored it stays so. SIGTERM, too, which a
+    container's first process would otherwise not heed.
 
     For before a command's work has begun, and after its end. Imports take most of a short command's time, and
     a KeyboardInterrupt inside one comes out as a traceback, or as whatever a library makes of it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _leave)
 
 
 def end_in_order() -> None:
@@ -55,5 +59,5 @@ def waking(loop: "asyncio.AbstractEventLoop") -> Iterator[None]:
             loop.remove_reader(ours)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    os._exit(EXIT_INTERRUPTED)
+def _leave(number: int, _frame: FrameType | None) -> None:
+    os._exit(_EXIT_OF_SIGNALS + number)

@@ -32,14 +32,15 @@ class _Service:
     Args:
         config_class: its settings.
         build: the settings from all sources.
-        main: takes the settings, the event that asks for the end, and whether progress is to be told.
+        load: imports the service and returns its main function, which takes the settings, the event that
+            asks for the end, and whether progress is to be told.
         help: for `--help`.
         gives_way: it lets the other processes of the machine go first.
     """
 
     config_class: type[Any]
     build: Callable[[Any], Any]
-    main: Callable[[Any, asyncio.Event, bool], Coroutine[Any, Any, None]]
+    load: Callable[[], Callable[[Any, asyncio.Event, bool], Coroutine[Any, Any, None]]]
     help: str
     gives_way: bool = False
 
@@ -64,15 +65,15 @@ def service_app(name: str) -> typer.Typer:
 def _frontend() -> _Service:
     from frontend.config import FrontendConfig
 
-    async def main(config: FrontendConfig, stop: asyncio.Event, _: bool) -> None:
+    def load() -> Any:
         from frontend.app import run
 
-        await run(config, stop=stop)
+        return lambda config, stop, _: run(config, stop=stop)
 
     return _Service(
         config_class=FrontendConfig,
         build=lambda settings: settings.frontend_config(),
-        main=main,
+        load=load,
         help="""Run a frontend: text in, text out, for clients. Reads tokenizer and chat template, no weights.
 
         Any number of frontends may share one executor and one store.
@@ -87,15 +88,17 @@ def _frontend() -> _Service:
 def _executor() -> _Service:
     from executor.config import ExecutorConfig
 
-    async def main(config: ExecutorConfig, stop: asyncio.Event, supervised: bool) -> None:
+    def load() -> Any:
         from executor.app import run
 
-        await run(config, stop=stop, progress=print_progress() if supervised else None)
+        return lambda config, stop, supervised: run(
+            config, stop=stop, progress=print_progress() if supervised else None
+        )
 
     return _Service(
         config_class=ExecutorConfig,
         build=lambda settings: settings.executor_config(),
-        main=main,
+        load=load,
         help="""Run an executor: the model, its KV cache, its scheduler and the resident adapters.
 
         Frontends wait for one that is away, and hand it their unfinished requests again.
@@ -110,18 +113,18 @@ def _executor() -> _Service:
 def _store() -> _Service:
     from adapter_store.config import StoreConfig
 
-    async def main(config: StoreConfig, stop: asyncio.Event, _: bool) -> None:
+    def load() -> Any:
         from rpc.tuning import share_no_products
 
         share_no_products()
         from adapter_store.app import run
 
-        await run(config, stop=stop)
+        return lambda config, stop, _: run(config, stop=stop)
 
     return _Service(
         config_class=StoreConfig,
         build=lambda settings: settings.store_config(),
-        main=main,
+        load=load,
         help="""Run an adapter store: the catalog, and the adapters' weights on disk and in shared memory.
 
         One store serves all executors of a host, over the folder that both see as --arena-dir.
@@ -140,12 +143,13 @@ def _run(name: str, service: _Service, config: Any, *, supervised: bool) -> None
 
     if supervised:
         threading.Thread(target=_stop_at_end_of_stdin, daemon=True).start()
+
+    def load() -> Callable[[asyncio.Event], Coroutine[Any, Any, None]]:
+        main = service.load()
+        return lambda stop: main(config, stop, supervised)
+
     try:
-        run_service(
-            lambda stop: service.main(config, stop, supervised),
-            process_name=name,
-            gives_way=service.gives_way,
-        )
+        run_service(load, process_name=name, gives_way=service.gives_way)
     except ModuleNotFoundError as error:
         raise CliError(
             f"`lorikeet {name}` needs the package {error.name}: install Lorikeet with its extra, as in "

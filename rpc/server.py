@@ -119,11 +119,15 @@ def check_platform() -> None:
 
 
 def run_service(
-    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, process_name: str, gives_way: bool = False
+    load: Callable[[], Callable[[asyncio.Event], Coroutine[Any, Any, None]]],
+    *,
+    process_name: str,
+    gives_way: bool = False,
 ) -> None:
     """Runs a service's main coroutine on uvloop until it returns.
 
-    `main` gets an event that SIGTERM and SIGINT set; it drains and returns. A second signal ends the process.
+    `load` imports what the service is made of, which takes seconds, and returns its main function. That gets
+    an event that SIGTERM and SIGINT set; it drains and returns. A second signal ends the process.
     With `gives_way` the process lets others of the machine go first.
     """
     import uvloop
@@ -133,6 +137,7 @@ def run_service(
     if gives_way:
         give_way(_NICENESS)
         give_way_as_session(_NICENESS)
+    main = load()
 
     async def body() -> None:
         stop = asyncio.Event()

@@ -13,15 +13,16 @@ from cli.interrupts import waking
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "code"),
+    ("before", "after", "sent", "code"),
     [
-        ("", "", 130),
-        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "", 0),
-        ("", "interrupts.end_in_order()", -signal.SIGINT),
+        ("", "", "SIGINT", 130),
+        ("", "", "SIGTERM", 143),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "", "SIGINT", 0),
+        ("", "interrupts.end_in_order()", "SIGINT", -signal.SIGINT),
     ],
-    ids=["quietly", "ignored by who started it", "in order"],
+    ids=["quietly", "asked to end", "ignored by who started it", "in order"],
 )
-def test_ctrl_c_before_a_command_has_begun(before: str, after: str, code: int) -> None:
+def test_a_signal_before_a_command_has_begun(before: str, after: str, sent: str, code: int) -> None:
     lines = [
         "import signal",
         "signal.signal(signal.SIGINT, signal.default_int_handler)",
@@ -29,7 +30,7 @@ def test_ctrl_c_before_a_command_has_begun(before: str, after: str, code: int) -
         "from cli import interrupts",
         "interrupts.leave_at_once()",
         after,
-        "signal.raise_signal(signal.SIGINT)",
+        f"signal.raise_signal(signal.{sent})",
     ]
     ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], stderr=subprocess.PIPE, timeout=60)
     assert ended.returncode == code
