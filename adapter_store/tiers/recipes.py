@@ -22,6 +22,8 @@ class Recipes:
         self._bytes = 0
         self._recipes: OrderedDict[PackKey, Recipe] = OrderedDict()
         self._checksums: dict[PackKey, bytes] = {}
+        # Of all that were ever kept: few.
+        self._layouts: set[str] = set()
 
     def find(self, key: PackKey) -> tuple[Recipe, bytes] | None:
         """A recipe and the pack's checksum, where both are known."""
@@ -40,6 +42,7 @@ class Recipes:
         if recipe.nbytes > self._most:
             return
         self._recipes[key] = recipe
+        self._layouts.add(key.layout)
         self._bytes += recipe.nbytes
         self.note_checksum(key, checksum)
         while self._bytes > self._most:
@@ -58,5 +61,5 @@ class Recipes:
 
     def forget_digest(self, digest: str) -> None:
         """In every layout."""
-        for key in [key for key in self._recipes if key.digest == digest]:
-            self.forget(key)
+        for layout in self._layouts:
+            self.forget(PackKey(layout=layout, digest=digest))
