@@ -73,6 +73,7 @@ def test_experts(dtype: torch.dtype, adapt: Shift | None, tokens: int, top_k: in
     before = x.clone()
     out = moe.experts(x, routing, weights, adapt=adapt, triton=False)
     expected = reference.experts(x, routing, weights, adapt=adapt)
+    assert isinstance(out, torch.Tensor)
     assert out.dtype == dtype
     assert out.shape == (tokens, HIDDEN)
     torch.testing.assert_close(out, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 3)
@@ -102,6 +103,7 @@ def test_padding_adds_nothing_and_unused_experts_are_not_read() -> None:
     )
     out = moe.experts(x, routing, weights, adapt=None, triton=False)
     alone = Routing(torch.tensor([[8]], dtype=torch.int32), torch.tensor([[0.3]]))
+    assert isinstance(out, torch.Tensor)
     assert not out[1].any()
     torch.testing.assert_close(out[2:], reference.experts(x[2:], alone, weights, adapt=None))
     torch.testing.assert_close(out, reference.experts(x, routing, weights, adapt=None))

@@ -134,8 +134,10 @@ class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
         self.state.names[request.name] = adapter
         return adapters.LoadAdapterResponse(adapter=adapter, changed=changed)
 
-    def UploadAdapter(self, requests: Iterator[adapters.UploadAdapterRequest], context: grpc.ServicerContext):
-        for _ in requests:
+    def UploadAdapter(
+        self, request_iterator: Iterator[adapters.UploadAdapterRequest], context: grpc.ServicerContext
+    ):
+        for _ in request_iterator:
             pass
         return adapters.LoadAdapterResponse()
 
