@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # What a model says is data: on a terminal its control characters (escape sequences above all) are shown.
 _CONTROL = {code: "�" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
+_ANY_WIDTH = 10_000
+
 
 @contextlib.contextmanager
 def reporting(*, as_json: bool = False) -> Iterator[None]:
@@ -102,7 +104,11 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, is_li
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    # A line that the terminal wraps is read, and copied from, more easily than words cut to a letter a line.
+    console = Console()
+    unbounded = console.options.update(max_width=_ANY_WIDTH)
+    console.width = max(console.width, table.__rich_measure__(console, unbounded).maximum)
+    console.print(table)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:

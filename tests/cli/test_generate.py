@@ -101,6 +101,7 @@ def test_gives_up_after_the_timeout(server: FakeServer) -> None:
         (["--adapter", "\udcff"], "not text in UTF-8"),
         (["--target", "http://here:1"], "target is 'http://here:1': give host:port or unix:/path"),
         (["--target", "localhost:70000"], "give host:port"),
+        (["--target", "unix:/" + "x" * 200], "a socket's path has"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], said: str) -> None:

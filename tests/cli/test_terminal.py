@@ -75,11 +75,13 @@ def test_escape_sequences_of_a_model_are_shown_and_not_obeyed(server: FakeServer
         assert screen.end() == 0
 
 
-def test_tables_have_headings(server: FakeServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [100, 12])
+def test_tables_have_headings_and_whole_words(server: FakeServer, tmp_path: Path, columns: int) -> None:
     assert lorikeet("adapters", "load", "alice", "/a", "--target", server.target).code == 0
-    with terminal("adapters", "list", "--target", server.target, home=tmp_path) as screen:
+    with terminal("adapters", "list", "--target", server.target, home=tmp_path, columns=columns) as screen:
         assert screen.see("NAME").strip() == ""
         screen.see("alice")
+        screen.see("abababababab\n")
         assert screen.end() == 0
 
 

@@ -59,14 +59,20 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(*arguments: str, home: Path) -> Iterator[Terminal]:
+def terminal(*arguments: str, home: Path, columns: int = 100) -> Iterator[Terminal]:
     """Runs `lorikeet` with these arguments until the end of the block."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LORIKEET_")}
     process = subprocess.Popen(
         [sys.executable, "-c", _SPAWN, sys.executable, "-m", "cli", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**kept, "TERM": "xterm", "COLUMNS": "100", "HOME": str(home), "XDG_STATE_HOME": str(home)},
+        env={
+            **kept,
+            "TERM": "xterm",
+            "COLUMNS": str(columns),
+            "HOME": str(home),
+            "XDG_STATE_HOME": str(home),
+        },
     )
     try:
         yield Terminal(process)
