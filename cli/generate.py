@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.errors import usage_error
+from cli.errors import CliError, usage_error
 from cli.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.output import print_error, print_json, print_line, printable, reporting, to_json, write
 
@@ -129,7 +129,13 @@ def generate(
 
         printer = _JsonPrinter() if as_json else _TextPrinter(n)
         where = connection(target, timeout, config)
-        summary = client.run(where, lambda opened: stream(opened, request, printer.add), is_for_reader=True)
+        try:
+            summary = client.run(
+                where, lambda opened: stream(opened, request, printer.add), is_for_reader=True
+            )
+        except CliError:
+            printer.cut()
+            raise
         printer.finish()
         if not as_json and sys.stderr.isatty():
             print_error(describe(summary))
@@ -159,6 +165,9 @@ class _JsonPrinter:
     def add(self, response: "pb.GenerateResponse") -> None:
         print_json(to_json(response, defaults=False))
 
+    def cut(self) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
@@ -174,6 +183,11 @@ class _TextPrinter:
         self._texts[response.index] += response.text
         if self._completions == 1:
             write(printable(response.text))
+
+    def cut(self) -> None:
+        """There will be no more: what is said of it begins a line of its own."""
+        if self._completions == 1 and self._texts[0]:
+            print_line()
 
     def finish(self) -> None:
         if self._completions == 1:

@@ -84,6 +84,7 @@ def test_gives_up_after_the_timeout(server: FakeServer) -> None:
     server.hold = True
     done = lorikeet("generate", "x y", "--timeout", "0.2", "--target", server.target)
     assert done.code == 1
+    assert done.out in ("base: \n", "")  # where the machine is slow
     assert "DEADLINE_EXCEEDED" in done.err
     assert "--timeout" in done.err
     assert server.cancelled.wait(timeout=10)
