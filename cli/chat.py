@@ -246,4 +246,9 @@ def _use_history() -> None:
     except OSError:
         return
     readline.set_history_length(1000)
-    atexit.register(readline.write_history_file, file)
+
+    def keep() -> None:
+        with contextlib.suppress(OSError):
+            readline.write_history_file(file)
+
+    atexit.register(keep)
