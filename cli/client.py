@@ -139,6 +139,8 @@ def _transport_message(error: LorikeetError, connection: Connection) -> str:
                 f"there is no TLS with {target}: leave out --tls-ca where the server speaks none, otherwise "
                 f"name the authority of its certificate ({error.message})"
             )
+        case grpc.StatusCode.UNAVAILABLE if "HTTP/2" in error.message:
+            return f"what answers at {target} speaks no gRPC: give a frontend's address ({error.message})"
         case grpc.StatusCode.UNAVAILABLE if not was_met and _is_lost(error):
             return (
                 f"{target} hangs up: where it speaks TLS, give --tls-ca; where it asks for a certificate, "

@@ -12,6 +12,7 @@ CONNECTION = Connection(target="here:1", timeout=5)
     [
         ("failed to connect to all addresses; last error: UNKNOWN: refused", "nothing answers at here:1"),
         ("failed to connect to all addresses; last error: UNAVAILABLE: Socket closed", "give --tls-ca"),
+        ("failed to connect to all addresses; last error: INTERNAL: Failed parsing HTTP/2", "speaks no gRPC"),
         (
             "failed to connect to all addresses; Tls handshake failed (TSI_PROTOCOL_FAILURE)",
             "leave out --tls-ca",
