@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -43,8 +44,9 @@ def waking(loop: "asyncio.AbstractEventLoop") -> Iterator[None]:
     import socket
     import threading
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # who has no handlers hears no signals
+    # Other threads hear no signals; on Windows the loop sees to it itself.
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
         return
     ours, pythons = socket.socketpair()
     with ours, pythons:
