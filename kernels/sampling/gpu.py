@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import overlapping, quick, wait_for_inputs
-from kernels.sampling.largest import best_of_chunks
+from kernels.sampling.largest import best_of_chunks, largest_of_chunk
 
 _LOGITS_OF_A_PROGRAM = 2048
 
@@ -106,7 +106,7 @@ def _draw_kernel(
     wait_for_inputs(PDL)
     noise_V = _gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), v_V)
     logits_V = tl.load(logits_ptr + row * stride_n + v_V, mask=v_V < vocab_size, other=float("-inf"))
-    largest, index = tl.max(logits_V + noise_V, 0, return_indices=True, return_indices_tie_break_left=True)
+    largest, index = largest_of_chunk(logits_V + noise_V)
     tl.store(largest_ptr + row * chunks + chunk, largest)
     tl.store(index_ptr + row * chunks + chunk, chunk * BLOCK + index)
 

@@ -1,4 +1,5 @@
-"""The largest logit of each row, in Triton: of chunks first, then among them. The first of equals wins.
+"""The largest logit of each row, in Triton: of chunks first, then among them. The first of equals wins, and
+what is no number never does: an adapter may overflow, and even then a token is one of the vocabulary.
 
 Legend: N rows, V vocabulary, C chunks of it.
 """
@@ -56,6 +57,13 @@ def best_of_chunks(largest_NC: Tensor, index_NC: Tensor) -> Tensor:
     return tokens_N
 
 
+@triton.jit
+def largest_of_chunk(values_V):
+    """With its index. Of values that do not compare a reduction takes any, one beyond the vocabulary too."""
+    numbers_V = tl.where(values_V == values_V, values_V, float("-inf"))
+    return tl.max(numbers_V, 0, return_indices=True, return_indices_tie_break_left=True)
+
+
 @quick
 @triton.jit(do_not_specialize=["chunks"])
 def _chunk_argmax_kernel(
@@ -72,9 +80,7 @@ def _chunk_argmax_kernel(
     v_V = chunk * BLOCK + tl.arange(0, BLOCK)
     wait_for_inputs(PDL)
     logits_V = tl.load(logits_ptr + row * stride_n + v_V, mask=v_V < vocab_size, other=float("-inf"))
-    largest, index = tl.max(
-        logits_V.to(tl.float32), 0, return_indices=True, return_indices_tie_break_left=True
-    )
+    largest, index = largest_of_chunk(logits_V.to(tl.float32))
     tl.store(largest_ptr + row * chunks + chunk, largest)
     tl.store(index_ptr + row * chunks + chunk, chunk * BLOCK + index)
 

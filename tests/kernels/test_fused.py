@@ -97,3 +97,5 @@ def test_greedy() -> None:
     logits[3, 17] = float("inf")
     assert gpu.greedy(logits).tolist() == [4095, 9000, 0, 17, int(logits[4].argmax())]
     assert gpu.greedy(logits.half()[:, ::1]).tolist()[:2] == [4095, 9000]
+    logits[0, 3] = logits[1, 5000:9000] = logits[4] = float("nan")  # never the largest
+    assert gpu.greedy(logits).tolist() == [4095, 9000, 0, 17, 0]

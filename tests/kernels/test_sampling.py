@@ -21,6 +21,14 @@ def test_draws_are_those_of_the_noise() -> None:
     assert torch.equal(draw(logits, seeds, positions), expected)
 
 
+def test_what_is_no_number_is_not_drawn() -> None:
+    """Where a row has nothing else, its token is one of the vocabulary, which ends within a chunk."""
+    logits = torch.full((2, 5000), float("nan"), device=DEVICE)
+    logits[1, 4711] = -3.0
+    seeds, positions = torch.arange(2, device=DEVICE), torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    assert draw(logits, seeds, positions).tolist() == [0, 4711]
+
+
 def test_the_noise_of_one_token_in_a_million() -> None:
     """Large values of the noise, which decide, are as exact as small ones."""
     rows, vocab_size = 3, 1 << 17
