@@ -4,9 +4,9 @@
 
 n tokens over u adapters, within a CUDA graph in which each call reads other weights, so that they come from
 memory and not from L2. `added` is the product with its adapters less the product by itself, as they are
-computed in serving: up to 32 tokens, gate_up with its SiLU in both. `alone` is a shrink and an expand by
-themselves, where adapters have launches of their own. Of peers, that of each row which takes least is shown
-(`bench/results/peers_lora_kernels_h100.json`).
+computed in serving: up to 1,024 tokens in the tiles that graphs have, up to 32 gate_up with its SiLU in both.
+`alone` is a shrink and an expand by themselves, where adapters have launches of their own. Of peers, that of
+each row which takes least is shown (`bench/results/peers_lora_kernels_h100.json`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from bench import beside_checks, replays
 from bench.gpu_checks import check_lora
+from executor.graphs.shapes import MOST_TOKENS as MOST_RECORDED
+from executor.graphs.shapes import StepShape, block_of
 from kernels import lora
 from kernels.fused import gpu as steps
 from kernels.fused import reference as fused
@@ -37,7 +40,7 @@ from kernels.lora import (
     reference,
 )
 from kernels.lora.beside_tiles import MOST_TOKENS
-from kernels.lora.tiles import BLOCK, Tiles, cut
+from kernels.lora.tiles import Tiles, cut
 
 PROJECTIONS = {
     "qkv": (4096, (4096, 1024, 1024)),
@@ -65,11 +68,14 @@ class Case:
         self._x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16) * inputs**-0.5
         batch = LoraBatch.of_tokens(np.sort(np.arange(tokens) % adapters).tolist())
         self._segments, self._batch = batch, batch.tiled(self._table)
+        if tokens <= MOST_RECORDED:
+            block = block_of(StepShape(tokens=tokens, rows=1, decodes=0, chunks=1, lora=None), rank)
+            places, _ = cut(batch.slots, batch.splits, blocks=(block,))
+            tiles = Tiles(places=torch.from_numpy(places).cuda(), block=block, rank=rank)
+            self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles)
         if tokens <= MOST_TOKENS:
-            places, _ = cut(batch.slots, batch.splits, blocks=(BLOCK,))
-            tiles = Tiles(places=torch.from_numpy(places).cuda(), block=BLOCK, rank=rank)
             arrivals = Arrivals(max(self.copies, replays.LEAST_CALLS), torch.device("cuda"))
-            self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=arrivals)
+            self._batch = replace(self._batch, arrivals=arrivals)
 
     def begin(self) -> None:
         """Before as many calls as there are copies, and at least `replays.LEAST_CALLS`."""

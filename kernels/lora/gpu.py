@@ -67,7 +67,7 @@ def ahead(
     """
     y_TN = x_TK.new_empty(len(x_TK), slices[-1].stop)
     _check(y_TN, slices, table)
-    cut = _cut(x_TK, tiles, table)
+    cut = _cut(x_TK, tiles, table, is_added=False)
     fills = 0 if covers else -(-len(x_TK) // FILLED)
     shrunk = _shrink(x_TK, slices, tiles, table, cut)
     _expand(y_TN, shrunk, slices, tiles, table, cut, is_added=False, bias_N=bias_N, fills=fills)
@@ -82,7 +82,7 @@ def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, tiles: Tiles, table:
         _expand(y_TD, ids_T, slices, tiles, table, _cut(y_TD, tiles, table))
 
 
-def _cut(x_TK: Tensor, tiles: Tiles, table: SlotTable) -> Cut:
+def _cut(x_TK: Tensor, tiles: Tiles, table: SlotTable, *, is_added: bool = True) -> Cut:
     return choose(
         *x_TK.shape,
         block=tiles.block,
@@ -90,6 +90,7 @@ def _cut(x_TK: Tensor, tiles: Tiles, table: SlotTable) -> Cut:
         rank=tiles.rank,
         halves=x_TK.dtype.itemsize == 2,
         fixed_order=table.fixed_order,
+        is_added=is_added,
     )
 
 

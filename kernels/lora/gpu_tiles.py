@@ -12,8 +12,8 @@ _SHARE_OF_K = 1024
 _LOOPED_SHARE_OF_K = 512
 _MOST_SPLITS, _MOST_LOOPED_SPLITS = 32, 16
 _PROGRAMS = 264  # that occupy a GPU
-# Tiles from which on programs of an expand may be fewer and larger.
-_MANY_TILES = 8
+# Tiles from which on programs of an expand may be fewer and larger, of wide ranks, too.
+_MANY_TILES, _VERY_MANY_TILES = 8, 64
 
 
 class Cut(NamedTuple):
@@ -41,9 +41,17 @@ class Cut(NamedTuple):
 
 
 def choose(
-    tokens: int, inputs: int, *, block: int, count: int, rank: int, halves: bool, fixed_order: bool
+    tokens: int,
+    inputs: int,
+    *,
+    block: int,
+    count: int,
+    rank: int,
+    halves: bool,
+    fixed_order: bool,
+    is_added: bool = True,
 ) -> Cut:
-    """For `count` tiles of up to `block` tokens, of ranks up to `rank`."""
+    """For `count` tiles of up to `block` tokens, ranks up to `rank`; `is_added`: to what a product left."""
     wide = min(64, 1 << (max(rank, 16) - 1).bit_length())
     few = tokens <= _FEW_TOKENS or fixed_order
     is_one_pass = block == 16 and few and halves and not fixed_order
@@ -53,7 +61,8 @@ def choose(
     if fixed_order or (block < 64 and count < _MANY_TILES):
         block_n = 64
     else:
-        block_n = 128 if block == 64 else 512 if block == wide == 16 else 256
+        is_wide = is_one_pass and not is_added and count >= _VERY_MANY_TILES and 32 < rank <= wide
+        block_n = 128 if block == 64 else 512 if block == wide == 16 or is_wide else 256
     return Cut(
         block_r=16 if few else wide,
         block_k=block_k,

@@ -116,9 +116,9 @@ def lora(
     common["PDL"] = True
     tokens, rank = 128 if block_t == 16 else 2048, block_r
     halves = dtype != "fp32"
-    sizes: dict[str, Any] = {"block": block_t, "count": 32, "rank": rank, "halves": halves}
-    cut = lora_tiles.choose(tokens, 12_288, **sizes, fixed_order=False)
-    k_splits = cut.splits(32 * slices)
+    sizes: dict[str, Any] = {"block": block_t, "count": 64, "rank": rank, "halves": halves}
+    cut = lora_tiles.choose(tokens, 12_288, **sizes, fixed_order=False, is_added=is_added)
+    k_splits = cut.splits(64 * slices)
     compile_kernel(
         gpu_kernels.shrink_kernel,
         {"num_warps": 4, "num_stages": 3},
@@ -214,6 +214,7 @@ def main() -> None:
         lora(dtype, slices=2, block_t=16, block_r=16, is_added=False)
         lora(dtype, slices=2, block_t=64, block_r=64, is_added=False)
         lora(dtype, slices=2, block_t=16, block_r=64)
+        lora(dtype, slices=2, block_t=16, block_r=64, is_added=False)
         lora(dtype, slices=1, block_t=32, block_r=32, gathered=True)
 
 
