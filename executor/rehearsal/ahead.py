@@ -153,7 +153,8 @@ class Ahead:
             )
             if self._missed > 1:
                 log.warning(
-                    "%d kernels were not compiled or not loaded, most for the same reason", self._missed
+                    "%d kernels were not compiled or not loaded; level DEBUG says why each was not",
+                    self._missed,
                 )
             self._is_complete = not failed
             self._usual.set()
