@@ -144,8 +144,8 @@ def _grouped_mm(layers: Layers, routings: list[Routing], wide: Tensor) -> float:
         return math.nan
 
 
-def lora_row(layers: Layers, table: SlotTable, row: LoraRow, base: float) -> LoraRow:
-    """A row with its figures; `base` is what the base takes alone."""
+def lora_row(layers: Layers, table: SlotTable, row: LoraRow) -> LoraRow:
+    """A row with its figures. Which experts few tokens choose matters: the base is timed with the same."""
     x, logits = layers.inputs(row.tokens)
     slots = slots_of(row.tokens, row.adapters)
     loras, routings = (
@@ -168,6 +168,9 @@ def lora_row(layers: Layers, table: SlotTable, row: LoraRow, base: float) -> Lor
         gate_up(i)
         down(i)
 
+    def base(i: int) -> None:
+        moe.add_up(gpu.experts(x, route(logits[i]), layers.of(i), adapt=None))
+
     def whole(i: int) -> None:
         moe.add_up(moe_lora.experts(x, route(logits[i]), layers.of(i), lora=loras[i], triton=True))
 
@@ -180,7 +183,7 @@ def lora_row(layers: Layers, table: SlotTable, row: LoraRow, base: float) -> Lor
         floor=round(2 * numbers / _BYTES_PER_MICROSECOND, 2),
         alone=round(measure(both, _COPIES), 2),
         gate_up=round(measure(gate_up, _COPIES), 2),
-        added=round(measure(whole, _COPIES) - base, 2),
+        added=round(measure(whole, _COPIES) - measure(base, _COPIES), 2),
     )
 
 
@@ -312,14 +315,14 @@ def main() -> None:
             search_vectors(layers, tokens)
         if options.search:
             search(layers, tokens, {tile for tile in tiles if ("tile", (tile,)) in good})
-    rows, best, whole = [], peers(options.peers), {row.tokens: row.whole for row in base}
+    rows, best = [], peers(options.peers)
     for rank in options.ranks:
         table = make_table(rank, 4, _COPIES)
         for case in cases:
-            if case[0] == rank and ("case", case) in good and case[1] in whole:
+            if case[0] == rank and ("case", case) in good:
                 theirs, peer = best.get(case, (math.nan, ""))
                 row = LoraRow(rank=rank, tokens=case[1], adapters=case[2], peer=peer, theirs=theirs)
-                rows.append(lora_row(layers, table, row, whole[case[1]]))
+                rows.append(lora_row(layers, table, row))
         del table
     show(rows)
     if options.out:

@@ -29,4 +29,4 @@ def choose(tokens: int, top_k: int, experts: int) -> Tiles:
         return Tiles(Tile(32, 64, 128, 4, 4), Tile(32, 64, 128, 4, 4))
     if share <= 96:
         return Tiles(Tile(64, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
-    return Tiles(Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 4))
+    return Tiles(Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3))

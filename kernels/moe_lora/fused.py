@@ -58,8 +58,9 @@ def experts(x_TD: Tensor, routing: Routing, weights: ExpertWeights, *, lora: Exp
     if lora.batch.shares and is_long and experts > 1:
         sharing = Sharing(lora.table.rows_SL6, lora.table.scaling_SL, lora.first_slice)
     made = arrange(routing, experts, block=tiles.down.pairs, slots_T=slots_T, slots=slots, sharing=sharing)
-    if sharing is None and prompts.serves(tiles.down, *weights.down_EDI.shape[1:]):
-        return prompts.experts(x_TD, routing, weights, made, prompts.with_lora(tiles, lora.rank), lora)
+    pairs = routing.experts_TX.numel()
+    if sharing is None and prompts.serves(tiles.down, lora.rank, pairs, weights):
+        return prompts.experts(x_TD, routing, weights, made, prompts.with_lora(tiles), lora)
     wide_PI, _ = multiply(x_TD, weights.gate_up_E2ID, routing, made, tiles.gate_up, lora, is_down=False)
     y_PD, shrunk_PR = multiply(wide_PI, weights.down_EDI, routing, made, tiles.down, lora, is_down=True)
     if sharing is None:

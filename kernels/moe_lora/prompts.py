@@ -25,7 +25,9 @@ from kernels.moe_lora.gpu_runs import block_of_ranks
 from kernels.moe_lora.hooks import ExpertLora
 
 LEAST_PAIRS = 64
-"""Of a tile; from there on this is faster than `fused`."""
+"""Of a tile; from there on, this is faster than `fused`,"""
+LEAST_SHARE, _SMALL_RANK = 48, 32
+"""but of small ranks only where an expert has so many."""
 _GRAIN = 8
 """Features that lie side by side: any hidden size and width must be a multiple."""
 INPUTS = 64
@@ -35,15 +37,18 @@ _TURNS = 4
 """Programs of a tile at most that have its slots in turn."""
 
 
-def serves(tile: Tile, hidden: int, wide: int) -> bool:
-    return tile.pairs >= LEAST_PAIRS and hidden % _GRAIN == wide % _GRAIN == 0
+def serves(tile: Tile, rank: int, pairs: int, weights: ExpertWeights) -> bool:
+    """Whether tiles of so many pairs of a batch are to be computed here."""
+    experts, hidden, wide = weights.down_EDI.shape
+    are_many = pairs >= LEAST_SHARE * experts or rank > _SMALL_RANK
+    return are_many and tile.pairs >= LEAST_PAIRS and hidden % _GRAIN == wide % _GRAIN == 0
 
 
-def with_lora(tiles: Tiles, rank: int) -> Tiles:
+def with_lora(tiles: Tiles) -> Tiles:
     """Of as many pairs as the base's. Where lora_b are found takes two more stages."""
     pairs = tiles.down.pairs
-    warps = 4 if pairs <= 64 and rank <= 32 else 8
-    return Tiles(Tile(pairs, 128, INPUTS, warps, 5), Tile(pairs, 128, INPUTS, 4 if pairs <= 64 else 8, 5))
+    tile = Tile(pairs, 128, INPUTS, 4 if pairs <= 64 else 8, 5)
+    return Tiles(tile, tile)
 
 
 def _registers(tile: Tile) -> int:

@@ -137,6 +137,7 @@ def test_prompts_together_with_the_base(
     monkeypatch.setitem(globals(), "SHAPES", shapes_of(72))
     monkeypatch.setattr(fused, "choose", lambda *_: Tiles(Tile(32, 32, 64, 4, 2), Tile(32, 32, 64, 4, 2)))
     monkeypatch.setattr(prompts, "LEAST_PAIRS", 32)
+    monkeypatch.setattr(prompts, "LEAST_SHARE", 0)
     monkeypatch.setattr(prompts, "_TURNS", 2)
     monkeypatch.setattr(prompts, "SHRINK", Tile(16, 32, 32, 4, 2))
     served = []

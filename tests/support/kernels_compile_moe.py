@@ -122,7 +122,7 @@ def together(dtype: str, tokens: int, rank: int, *, shares: bool) -> None:
     types, tiles = types_of(dtype), fused.with_lora(choose(tokens, TOP_K, EXPERTS))
     common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "HALVES": dtype != "fp32", "PDL": True}
     common |= {"BLOCK_R": rank, "PRECISION": "ieee" if dtype == "fp32" else "tf32"}
-    if prompts.serves(tiles.down, HIDDEN, WIDE) and not shares:
+    if tiles.down.pairs >= prompts.LEAST_PAIRS and not shares:
         of_prompts(dtype, tiles, rank)
         return
     for tile, inputs, is_down in ((tiles.gate_up, HIDDEN, False), (tiles.down, WIDE, True)):
@@ -141,7 +141,7 @@ def of_prompts(dtype: str, tiles: Tiles, rank: int) -> None:
     types = types_of(dtype) | {"shrunk_ptr": f"*{dtype}", "found_ptr": "*i64"}
     common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "PDL": True, "BLOCK_R": rank}
     common |= {"PARTS": 1 if dtype == "fp32" else 2, "PRECISION": "ieee" if dtype == "fp32" else "tf32"}
-    tiles, cut_a = prompts.with_lora(tiles, rank), prompts.SHRINK
+    tiles, cut_a = prompts.with_lora(tiles), prompts.SHRINK
     for tile, inputs, slices in ((tiles.gate_up, HIDDEN, 2), (tiles.down, WIDE, 1)):
         common |= {"IN": inputs, "IS_DOWN": slices == 1, "BLOCK_B": tile.pairs}
         rows = min(cut_a.rows, slices * rank)
