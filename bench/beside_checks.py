@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kernels import lora
+from kernels.fused import reference as fused
 from kernels.lora import Arrivals, LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable, reference
 from kernels.lora.tiles import BLOCK, Tiles, cut
 
@@ -17,6 +18,8 @@ _RANKS, _NARROW = (8, 16, 64, 24, 256), (8, 16, 64, 24, 40)
 _SIZES, _INPUTS = (640, 128, 130), 1536
 _STARTS = np.cumsum((0, *_SIZES)).tolist()
 _PACKED = [PackedSlice(i, _STARTS[i], _STARTS[i + 1]) for i in range(3)]
+_WIDE = 328
+_GATED = [PackedSlice(3, 0, _WIDE), PackedSlice(4, _WIDE, 2 * _WIDE)]
 _TIMES = 20
 
 
@@ -30,6 +33,7 @@ def run_all() -> Iterator[tuple[str, torch.dtype, float]]:
         ):  # fmt: skip
             name = f"lora beside a product, {len(slots)} tokens, {len(set(slots) - {-1})} adapters"
             yield name, dtype, _error(dtype, slots, table)
+            yield f"{name}, gated", dtype, _error(dtype, slots, table, gated=True)
         for ranks in (_RANKS, _NARROW):
             table = _table(dtype, ranks)
             for tokens, recorded in ((40, True), (128, True), (300, False), (1100, False)):
@@ -39,7 +43,13 @@ def run_all() -> Iterator[tuple[str, torch.dtype, float]]:
 
 
 def _error(
-    dtype: torch.dtype, slots: list[int], table: SlotTable, *, recorded: bool = True, ahead: bool = False
+    dtype: torch.dtype,
+    slots: list[int],
+    table: SlotTable,
+    *,
+    recorded: bool = True,
+    ahead: bool = False,
+    gated: bool = False,
 ) -> float:
     """Over and over into memory that was NaN, with tiles to spare."""
     batch, tokens = LoraBatch.of_tokens(slots), len(slots)
@@ -55,27 +65,34 @@ def _error(
     if not recorded:
         tiled = batch.tiled(table)
     x = (torch.randn(tokens, _INPUTS, device="cuda") * _INPUTS**-0.5).to(dtype)
-    weight = (torch.randn(sum(_SIZES), _INPUTS, device="cuda") * _INPUTS**-0.5).to(dtype)
-    bias = torch.randn(sum(_SIZES), device="cuda").to(dtype)
+    packed = _GATED if gated else _PACKED
+    weight = (torch.randn(packed[-1].stop, _INPUTS, device="cuda") * _INPUTS**-0.5).to(dtype)
+    bias = torch.randn(packed[-1].stop, device="cuda").to(dtype)
     expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double()).float()
-    reference.apply(expected, x, slices=_PACKED, batch=batch, table=table)
+    reference.apply(expected, x, slices=packed, batch=batch, table=table)
+    if gated:
+        expected = fused.silu_mul(expected)
     errors = []
     for _ in range(_TIMES):
         freed = torch.full((16 << 20,), float("nan"), device="cuda")
         del freed
         arrivals.begin()
         if ahead:
-            found = lora.ahead(x, bias, slices=_PACKED, batch=tiled, table=table).addmm_(x, weight.t())
+            found = lora.ahead(x, bias, slices=packed, batch=tiled, table=table).addmm_(x, weight.t())
         else:
-            found = lora.product(x, weight, bias, slices=_PACKED, batch=tiled, table=table).sum(0)
+            found = lora.product(x, weight, bias, slices=packed, batch=tiled, table=table, gated=gated)
+            found = fused.whole(found, torch.float32)
+            if gated and found.shape[1] == len(weight):
+                found = fused.silu_mul(found)
         errors.append(((found.float() - expected).norm() / expected.norm()).item())
     return float(np.max(errors))
 
 
 def _table(dtype: torch.dtype, ranks: tuple[int, ...]) -> SlotTable:
     """Five ranks in turn; one of five adapters lacks a slice. NaN between the weights."""
-    shapes = [SliceShape(kind="linear", in_features=_INPUTS, out_features=size) for size in _SIZES]
-    pool = torch.full((48 << 20,), float("nan"), dtype=dtype, device="cuda")
+    sizes = (*_SIZES, _WIDE, _WIDE)
+    shapes = [SliceShape(kind="linear", in_features=_INPUTS, out_features=size) for size in sizes]
+    pool = torch.full((64 << 20,), float("nan"), dtype=dtype, device="cuda")
     table, unit = SlotTable(pool=pool, shapes=shapes, slots=32), 1
     for slot in range(table.slots):
         entries, rank = [], ranks[slot % 5]

@@ -101,8 +101,9 @@ class Case:
             slices=self._slices(copy),
             batch=self._batch,
             table=self._table,
+            gated=self.is_gated,
         )
-        return steps.silu_mul(y, self._x.dtype) if self.is_gated else y
+        return steps.silu_mul(y, self._x.dtype) if self.is_gated and y.dim() == 3 else y
 
     def expected(self) -> Tensor:
         """The first copy's product with its adapters, float32."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from executor.model.layout import MlpSlices
 from executor.model.parameters import MlpParameters
-from executor.model.projection import project
+from executor.model.projection import project, project_gated
 from kernels.fused import FusedSteps
 from kernels.fused.reference import whole
 from kernels.lora import LoraBatch, SlotTable
@@ -23,18 +23,14 @@ class DenseMlp:
     ) -> None:
         self._weights = weights
         self._slices = slices
-        self._steps = steps
+        self._project_gated = partial(project_gated, adapters=adapters, steps=steps)
         self._project = partial(project, adapters=adapters, steps=steps)
 
     def forward(self, x_TD: Tensor, batch: LoraBatch, *, is_whole: bool = False) -> Tensor:
         """x `[T, D]`. Returns what `FusedSteps.add_norm` can add, or, if `is_whole`, the product itself:
         `[T, D]`.
         """
-        gate_up = self._weights.gate_up
-        if batch.empty:
-            wide_TI = self._steps.linear_silu_mul(x_TD, gate_up.weight, gate_up.bias)
-        else:
-            gate_up_T2I = self._project(x_TD, gate_up, self._slices.gate_up, batch)
-            wide_TI = self._steps.silu_mul(gate_up_T2I, x_TD.dtype)
-        down_TD = self._project(wide_TI, self._weights.down, self._slices.down, batch, is_added=not is_whole)
+        weights, slices = self._weights, self._slices
+        wide_TI = self._project_gated(x_TD, weights.gate_up, slices.gate_up, batch)
+        down_TD = self._project(wide_TI, weights.down, slices.down, batch, is_added=not is_whole)
         return whole(down_TD, x_TD.dtype) if is_whole else down_TD

@@ -34,6 +34,25 @@ def project(
     return y_TN
 
 
+def project_gated(
+    x_TK: Tensor,
+    layer: Linear,
+    slices: tuple[PackedSlice, ...],
+    batch: LoraBatch,
+    *,
+    adapters: SlotTable,
+    steps: FusedSteps,
+) -> Tensor:
+    """`[T, N / 2]`: silu(gate) * up, which are the halves of what `project` returns."""
+    if batch.empty:
+        return steps.linear_silu_mul(x_TK, layer.weight, layer.bias)
+    if batch.arrivals is None:
+        y_TN = project(x_TK, layer, slices, batch, adapters=adapters, steps=steps)
+        return steps.silu_mul(y_TN, x_TK.dtype)
+    y = lora.product(x_TK, layer.weight, layer.bias, slices=slices, batch=batch, table=adapters, gated=True)
+    return steps.silu_mul(y, x_TK.dtype) if y.dim() == 3 else y
+
+
 def add_product(y_TN: Tensor, x_TK: Tensor, weight_NK: Tensor) -> Tensor:
     """`y += x @ weight.T`, in place."""
     return y_TN.addmm_(x_TK, weight_NK.t())

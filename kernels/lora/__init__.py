@@ -104,9 +104,10 @@ def product(
     slices: Sequence[PackedSlice],
     batch: LoraBatch,
     table: SlotTable,
+    gated: bool = False,
 ) -> Tensor:
-    """A linear layer with its adapters in one launch, for batches with arrivals: float32 parts `[C, T, N]`,
-    whose sum it is.
+    """A linear layer with its adapters in one launch, for batches with arrivals: float32 parts `[C, T, N]`
+    whose sum it is. `gated`, maybe silu(gate) * up of that, `[T, N / 2]`, and no parts.
     """
     if batch.tiles is None or batch.arrivals is None:
         raise ValueError("a batch without arrivals or tiles has its adapters applied")
@@ -120,5 +121,6 @@ def product(
         tiles=batch.tiles,
         table=table,
         arrived=batch.arrivals.take(),
-        cut=choose(len(x_TK), *weight_NK.shape, rank=batch.tiles.rank),
+        cut=choose(len(x_TK), *weight_NK.shape, rank=batch.tiles.rank, tiles=batch.tiles.count),
+        gated=gated,
     )

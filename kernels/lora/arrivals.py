@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-_APART = 4  # int32 numbers: kernels like addresses that are multiples of 16 bytes
+_EACH = 64
+"""Zeros of a launch."""
 
 
 class Arrivals:
-    """A counter for each launch of a step that needs one. Steps follow one another, recorded or not."""
+    """Counters for each launch of a step that needs some. Steps follow one another, recorded or not."""
 
     def __init__(self, launches: int, device: torch.device) -> None:
-        self._counters = torch.zeros(launches * _APART, dtype=torch.int32, device=device)
+        self._counters = torch.zeros(launches * _EACH, dtype=torch.int32, device=device)
         self._taken = 0
 
     def begin(self) -> None:
@@ -19,9 +20,9 @@ class Arrivals:
         self._taken = 0
 
     def take(self) -> Tensor:
-        """The next launch's, int32 `[1]`. Raises IndexError where there are more than were told."""
-        first = self._taken * _APART
+        """The next launch's, int32. Raises IndexError where there are more than were told."""
+        first = self._taken * _EACH
         if first >= len(self._counters):
             raise IndexError(f"a step has more than {self._taken} launches that count")
         self._taken += 1
-        return self._counters[first : first + 1]
+        return self._counters[first : first + _EACH]

@@ -1,5 +1,8 @@
 """A product of few tokens and their adapters' share, for `beside`.
 
+Gated, programs go by spans of gate's columns: those that expand them and up's come before those of the
+product, which add what they have left, and write silu(gate) * up.
+
 Legend: as there; N also rows of lora_a, where a program shrinks, U tiles.
 """
 
@@ -10,12 +13,25 @@ import triton
 import triton.language as tl
 
 from kernels.launch import quick, wait_for_inputs
+from kernels.linear.gating import gate_and_up, silu_mul
 from kernels.lora.programs import arrive, distance, slice_of, wait_for
 
 
 @quick
-@triton.jit(do_not_specialize=["tiles", "first_slice", "shrinks", "products", "expands", "outputs", "tokens"])
+@triton.jit(
+    do_not_specialize=[
+        "tiles",
+        "first_slice",
+        "table_slices",
+        "shrinks",
+        "products",
+        "expands",
+        "outputs",
+        "tokens",
+    ]
+)
 def matrix_kernel(
+    out_ptr,
     parts_ptr,
     x_ptr,
     weight_ptr,
@@ -48,6 +64,8 @@ def matrix_kernel(
     CHUNKS: tl.constexpr,
     SLICES: tl.constexpr,
     UNIT: tl.constexpr,
+    IS_GATED: tl.constexpr,
+    PARTS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -58,9 +76,19 @@ def matrix_kernel(
     program = tl.program_id(0)
     turn = program - shrinks
     expand = turn * expands // (products + expands)
-    if (turn >= 0) & ((turn + 1) * expands // (products + expands) > expand):
+    expands_here = (turn + 1) * expands // (products + expands) > expand
+    blocks, span = tl.cdiv(outputs, ROWS), 0
+    block, split = (turn - expand) % blocks, (turn - expand) // blocks
+    if IS_GATED:
+        pairs, blocks = 2 * tl.cdiv(tiles * bucket, BLOCK_E), 2 * SPAN // ROWS
+        span, place = turn // (pairs + blocks), turn % (pairs + blocks)
+        expands_here = place < pairs
+        # Up's come after all of gate's.
+        expand = (2 * place // pairs * tl.cdiv(stop_0, SPAN) + span) * (pairs // 2) + place % (pairs // 2)
+        block, split = span * blocks + place - pairs, 0
+    if (turn >= 0) & expands_here:
         _expand(
-            parts_ptr + tokens.to(tl.int64) * outputs * SPLITS,
+            parts_ptr + (0 if IS_GATED else tokens.to(tl.int64) * outputs * SPLITS),
             shrunk_ptr,
             arrived_ptr,
             pool_ptr,
@@ -86,14 +114,14 @@ def matrix_kernel(
             TOKENS=TOKENS,
             PDL=PDL,
         )
+        if IS_GATED:
+            arrive(arrived_ptr + 1 + span)
         return
 
     t_T, k_K, i_N = tl.arange(0, TOKENS), tl.arange(0, BLOCK_K), tl.arange(0, ROWS)
     inside_T = t_T < tokens
-    blocks = tl.cdiv(outputs, ROWS)
-    block, split = (turn - expand) % blocks, (turn - expand) // blocks
     share = tl.cdiv(tl.cdiv(IN, SPLITS), BLOCK_K) * BLOCK_K
-    n_N = block * ROWS + i_N
+    n_N = gate_and_up(block * (ROWS // 2), stop_0, ROWS) if IS_GATED else block * ROWS + i_N
     inside_NT = (n_N < outputs)[:, None] & inside_T[None, :]
     # Rows beyond the last read the last one again, which costs no mask.
     row_N = tl.minimum(n_N, outputs - 1).to(tl.int64) * (IN // GRAIN)
@@ -151,9 +179,22 @@ def matrix_kernel(
     if HAS_BIAS:
         is_biased_N = (n_N < outputs) & (split == 0) & (turn >= 0)
         acc_NT += tl.load(bias_ptr + n_N, mask=is_biased_N, other=0.0).to(tl.float32)[:, None]
-    tl.store(place_NT, acc_NT, mask=inside_NT)
     if turn < 0:
+        tl.store(place_NT, acc_NT, mask=inside_NT)
         arrive(arrived_ptr)
+        return
+    if IS_GATED:
+        wait_for(arrived_ptr + 1 + span, pairs, PDL)
+        for part in tl.static_range(PARTS):
+            part_NT = parts_ptr + (part * tokens + t_T).to(tl.int64)[None, :] * outputs + n_N[:, None]
+            acc_NT += tl.load(part_NT, mask=inside_T[None, :], other=0.0, cache_modifier=".cg")
+        dtype = out_ptr.dtype.element_ty
+        gated_IT = silu_mul(acc_NT, dtype, ROWS, TOKENS)
+        i_I = block * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        out_IT = out_ptr + t_T.to(tl.int64)[None, :] * stop_0 + i_I[:, None]
+        tl.store(out_IT, gated_IT.to(dtype), mask=(i_I < stop_0)[:, None] & inside_T[None, :])
+    else:
+        tl.store(place_NT, acc_NT, mask=inside_NT)
 
 
 @triton.jit

@@ -32,27 +32,35 @@ _H100 = {
     (8, 24576, 4096): Beside(Tile(64, 16, 128, 4, 6, 1, 512), 4, 512),
     (8, 4096, 12288): Beside(Tile(64, 16, 128, 4, 4, 4, 512), 8, 128),
     (32, 6144, 4096): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 4, 512),
-    (32, 4096, 4096): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 4, 256),
-    (32, 24576, 4096): Beside(Tile(64, 32, 128, 4, 4, 1, 512), 4, 1024),
+    (32, 4096, 4096): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 8, 256),
+    (32, 24576, 4096): Beside(Tile(64, 32, 128, 4, 4, 1, 512), 4, 512),
     (32, 4096, 12288): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 4, 512),
 }
 # The same for ranks from 64 on, where that is another.
 _H100_WIDE = {
     (32, 6144, 4096): Beside(Tile(64, 32, 128, 4, 3, 2, 512), 4, 512),
-    (32, 4096, 4096): Beside(Tile(64, 32, 128, 4, 3, 4, 512), 4, 512),
+    (32, 4096, 4096): Beside(Tile(64, 32, 128, 4, 4, 2, 512), 4, 256),
     (32, 4096, 12288): Beside(Tile(64, 32, 128, 4, 4, 4, 512), 4, 512),
 }
-_WIDE_RANK = 64
+# And for many of these, since a span of which much is to be read waits for nothing else.
+_H100_MANY = {
+    (32, 6144, 4096): Beside(Tile(64, 32, 128, 4, 3, 2, 512), 4, 1024),
+    (32, 24576, 4096): Beside(Tile(64, 32, 128, 4, 3, 1, 512), 4, 2048),
+}
+_WIDE_RANK, _MANY_PAIRS = 64, 1024
 _PROGRAMS = 128
 
 
-def choose(tokens: int, outputs: int, inputs: int, rank: int) -> Beside:
-    """For 1 to `MOST_TOKENS` tokens and adapters of ranks up to `rank`."""
+def choose(tokens: int, outputs: int, inputs: int, *, rank: int, tiles: int) -> Beside:
+    """For 1 to `MOST_TOKENS` tokens in so many tiles of adapters of ranks up to `rank`."""
     size = 1 if tokens == 1 else 8 if tokens <= 16 else 32
     key = size, outputs, inputs
-    known = (_H100_WIDE.get(key) if rank >= _WIDE_RANK else None) or _H100.get(key)
-    if known is not None:
-        return known
+    found = None
+    if rank >= _WIDE_RANK:
+        found = (_H100_MANY.get(key) if rank * tiles >= _MANY_PAIRS else None) or _H100_WIDE.get(key)
+    found = found or _H100.get(key)
+    if found is not None:
+        return found
     if size == 1:
         return Beside(Tile(4, 1, 1024, 4, 1, 1), -(-inputs // 1024), 128)
     blocks, splits = -(-outputs // 64), 1

@@ -14,7 +14,9 @@ from kernels.lora.programs import arrive, distance, slice_of, wait_for
 
 
 @quick
-@triton.jit(do_not_specialize=["tiles", "first_slice", "shrinks", "products", "expands", "outputs"])
+@triton.jit(
+    do_not_specialize=["tiles", "first_slice", "table_slices", "shrinks", "products", "expands", "outputs"]
+)
 def vector_kernel(
     parts_ptr,
     x_ptr,

@@ -178,10 +178,10 @@ def linear(tokens: int, outputs: int, inputs: int, *, gated: bool = False) -> No
         compile_kernel(matrix.matrix_kernel, options, types, **common, **more)
 
 
-def beside(tokens: int, outputs: int, inputs: int, slices: int) -> None:
-    tile, chunks, span = choose_beside(tokens, outputs, inputs, 16)
+def beside(tokens: int, outputs: int, inputs: int, slices: int, *, gated: bool = False) -> None:
+    tile, chunks, span = choose_beside(tokens, outputs, inputs, rank=16, tiles=tokens)
     types = LORA | dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "pool_ptr"), "*bf16")
-    types |= {"arrived_ptr": "*i32"}
+    types |= {"arrived_ptr": "*i32", "out_ptr": "*bf16" if gated else "*fp32"}
     common = {"IN": inputs, "ROWS": tile.rows, "BLOCK_K": tile.block_k, "HAS_BIAS": True, "PDL": True}
     common |= {"GRAIN": 8, "BLOCK_E": 64, "SPAN": span, "CHUNKS": chunks, "SLICES": slices, "UNIT": 64}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
@@ -189,6 +189,7 @@ def beside(tokens: int, outputs: int, inputs: int, slices: int) -> None:
         compile_kernel(beside_vector.vector_kernel, options, types, **common)
     else:
         more = {"TOKENS": tile.tokens, "SPLITS": tile.splits, "PREFETCH": tile.prefetch}
+        more |= {"IS_GATED": gated, "PARTS": 1}
         compile_kernel(beside_matrix.matrix_kernel, options, types, **common, **more)
 
 
@@ -201,8 +202,8 @@ def main() -> None:
         linear(tokens, 24_576, 4096, gated=True)
     for tokens in (64, 128):
         linear(tokens, 151_936, 4096)
-    for tokens, outputs, inputs, slices in ((1, 4096, 12_288, 1), (8, 24_576, 4096, 2), (32, 6144, 4096, 3)):
-        beside(tokens, outputs, inputs, slices)
+    for tokens, outputs, inputs, slices in ((1, 4096, 12_288, 1), (8, 6144, 4096, 3), (32, 24_576, 4096, 2)):
+        beside(tokens, outputs, inputs, slices, gated=slices == 2)
     for dtype, head_dims in (("bf16", (64, 128, 256)), ("fp32", (128,))):
         for head_dim in head_dims:
             queries = paged.queries_per_tile(4, head_dim, DTYPES[dtype])

@@ -6,14 +6,16 @@ import torch
 from executor.model.layout import MlpSlices
 from executor.model.mlp import DenseMlp
 from executor.model.parameters import Linear, MlpParameters
+from kernels import lora
 from kernels.fused import reference
 from kernels.lora import NO_LORA, Arrivals, LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable
+from kernels.lora.beside_tiles import choose
 from kernels.lora.tiles import BLOCK, Tiles, cut
 
 gpu = pytest.importorskip("kernels.fused.gpu")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-HIDDEN, WIDE = 48, 40
+HIDDEN, WIDE = 48, 168
 SHAPES = [
     *(SliceShape(kind="linear", in_features=HIDDEN, out_features=WIDE) for _ in range(2)),
     SliceShape(kind="linear", in_features=WIDE, out_features=HIDDEN),
@@ -40,10 +42,16 @@ def make_table() -> SlotTable:
     return table
 
 
-@pytest.mark.parametrize("slots", [[1], [-1, 0, 0, 1]], ids=["one token", "mixed"])
+@pytest.mark.parametrize(
+    "slots", [[1], [-1, 0, 0, 1], [-1, *[0] * 16, 1]], ids=["one token", "mixed", "gated"]
+)
 @pytest.mark.parametrize("is_whole", [False, True], ids=["parts", "whole"])
-def test_an_mlp_with_adapters_beside_it(slots: list[int], is_whole: bool) -> None:
+def test_an_mlp_with_adapters_beside_it(
+    slots: list[int], is_whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gate and up in two spans, the second of which is not full."""
     torch.manual_seed(0)
+    monkeypatch.setattr(lora, "choose", lambda *a, **k: choose(*a, **k)._replace(span=128))
     table, batch = make_table(), LoraBatch.of_tokens(slots)
     weights = MlpParameters(
         gate_up=Linear(weight=(torch.randn(2 * WIDE, HIDDEN, device=DEVICE) / 7).half(), bias=None),
