@@ -56,15 +56,15 @@ class Workers:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a blocking function to its end, even when the caller is cancelled meanwhile.
 
-        Raises RuntimeError once closed.
+        Raises RuntimeError once closed, and where there is no thread and none can be started.
         """
         if self._is_closed:
             raise RuntimeError(f"the {self._name} threads have ended")
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
-        self._running += 1
-        if self._running > len(self._threads) < self._most:
+        if self._running >= len(self._threads) < self._most:
             self._start()
+        self._running += 1
         self._calls.put(_Call(partial(function, *args, **kwargs), loop, result))
         return await result
 
@@ -79,8 +79,13 @@ class Workers:
     def _start(self) -> None:
         # Whoever does not close them does not wait for them at the process's end either.
         thread = threading.Thread(target=self._work, name=f"{self._name}_{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the machine has no more threads now
+            if not self._threads:
+                raise
+        else:
+            self._threads.append(thread)
 
     def _work(self) -> None:
         if self._is_nice:
