@@ -62,12 +62,13 @@ def refill_from_object(
     crew: Crew,
     urgency: Urgency,
 ) -> bool:
-    """Packs an object by a recipe. False where the pack has not this checksum: it is worth nothing then.
-
-    Raises LorikeetError, DATA_LOSS, where a file is gone or has become shorter.
+    """Packs an object by a recipe. False where that does not bring a pack of this checksum: it is worth
+    nothing then, and what is there instead, damage or the same content in other files, is told by opening it.
     """
-    with _damage_said(disk, digest):
+    try:
         recipe.fill(disk.object_path(digest), target, crew=crew, urgency=urgency)
+    except (FileNotFoundError, LorikeetError):
+        return False
     return checksum_of(target, recipe.manifest, urgency) == checksum
 
 

@@ -41,7 +41,7 @@ class PackMaker:
             return fill_from_object(self._disk, pack.key.digest, opened, view, self._crew, urgency, look)
 
     def fill_again(self, pack: ArenaPack, recipe: Recipe, checksum: bytes, urgency: Urgency) -> bool:
-        """False where the pack is not what it was before. Raises LorikeetError."""
+        """False where the pack is not what it was before."""
         with self._arena.view(pack) as view:
             digest = pack.key.digest
             return refill_from_object(self._disk, digest, recipe, checksum, view, self._crew, urgency)

@@ -4,9 +4,10 @@ import blake3
 import pytest
 
 from adapter_store.pack_chunks import PackChunks
+from adapter_store.tiers.key import PackKey
 from lorikeet.v1 import layout_pb2, store_pb2
 from rpc.errors import LorikeetError
-from tests.support.store_adapters import toy_layout
+from tests.support.store_adapters import toy_layout, write_adapter
 from tests.support.store_ready import running_ready
 from tests.support.store_server import error_of, eventually
 
@@ -55,6 +56,44 @@ async def test_an_adapter_that_is_lost_is_said_and_repaired_by_loading_it(ready)
     assert await ready.load("a") == digest
     assert (await executor.acquire(1, digest)).manifest.digest == digest
     assert executor.copy(await executor.acquire(2, digest)) == ready.pack_of(digest)
+
+
+@pytest.mark.parametrize("damage", ["changed", "shorter", "gone"])
+async def test_what_comes_back_by_a_recipe_is_what_it_was_or_lost(ready, damage):
+    digest = await ready.load("a")
+    pack = ready.pack_of(digest)
+    await ready.running.settled()
+    executor, key = await ready.executor(), PackKey(layout=ready.layout, digest=digest)
+    ready.store.arena.drop(key)
+    assert executor.copy(await executor.acquire(1, digest)) == pack
+    await executor.release(1)
+    await ready.arena_leases(0)
+    ready.store.arena.drop(key)
+    weights = ready.running.config.data_dir / "objects" / digest / "adapter_model.safetensors"
+    if damage == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:-4] + (bytes(4) if damage == "changed" else b""))
+    refusal = await executor.acquire(2, digest)
+    assert (refusal.code, refusal.reason) == (15, "ADAPTER_LOST")
+    assert ready.store.statistics().arena.packs == 0
+    assert await ready.load("a") == digest
+    assert executor.copy(await executor.acquire(3, digest)) == pack
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+async def test_a_recipe_that_is_out_of_date_costs_no_object(ready, shards):
+    """The same content in other files, as when it was lost and loaded from another folder."""
+    digest = await ready.load("a")
+    pack = ready.pack_of(digest)
+    await ready.running.settled()
+    ready.store.arena.drop(PackKey(layout=ready.layout, digest=digest))
+    folder = ready.running.config.data_dir / "objects" / digest
+    (folder / "adapter_model.safetensors").unlink()
+    write_adapter(folder, shards=shards, metadata={})
+    executor = await ready.executor()
+    assert executor.copy(await executor.acquire(1, digest)) == pack
+    assert ready.store.statistics().disk.objects == 1
 
 
 async def test_packs_come_in_chunks_where_the_arena_is_out_of_reach(ready):
