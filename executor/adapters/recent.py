@@ -10,7 +10,7 @@ class Recent(Generic[T]):
     """Values by digest, the least recently used given up first. Not thread-safe.
 
     Args:
-        most: slices, of all adapters together.
+        most: slices, of all adapters together; one without any counts as one.
     """
 
     def __init__(self, most: int) -> None:
@@ -28,6 +28,7 @@ class Recent(Generic[T]):
     def keep(self, digest: str, value: T, slices: int) -> None:
         """In place of what was kept of this digest; nothing where it alone is too much."""
         self._slices -= self._values.pop(digest, (None, 0))[1]
+        slices = max(slices, 1)
         if slices > self._most:
             return
         self._values[digest] = value, slices

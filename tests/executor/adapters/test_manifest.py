@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from executor.adapters.manifest import ManifestChecker, ManifestError
+from executor.adapters.recent import Recent
 from lorikeet.v1 import layout_pb2
 from rpc.digests import layout_digest
 from tests.support.execsvc_store import small_layout
@@ -67,6 +68,34 @@ def test_a_lie_is_found(lie: Change) -> None:
     lie(pack)
     with pytest.raises(ManifestError):
         check(pack)
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_a_lie_about_what_was_good_before_is_found(lie: Change) -> None:
+    checker, pack = ManifestChecker(LAYOUT, layout_digest(LAYOUT)), manifest()
+    places = checker.check(pack, DIGEST)
+    assert checker.check(manifest(), DIGEST) is places
+    lie(pack)
+    with pytest.raises(ManifestError):
+        checker.check(pack, DIGEST)
+    assert checker.check(manifest(), DIGEST) is places
+
+
+def test_what_is_true_of_a_pack_may_change() -> None:
+    checker, pack = ManifestChecker(LAYOUT, layout_digest(LAYOUT)), manifest()
+    places = checker.check(pack, DIGEST)
+    pack.slices[1].scaling *= 2
+    changed = checker.check(pack, DIGEST)
+    assert (changed.scaling / places.scaling).tolist() == [1, 2]
+
+
+def test_what_was_found_recently_is_bounded() -> None:
+    recent: Recent[int] = Recent(3)
+    for number, slices in enumerate((2, 0, 0, 5, 1)):
+        recent.keep(str(number), number, slices)
+    assert [recent.find(str(number)) for number in range(5)] == [None, 1, 2, None, 4]
+    recent.keep("4", 4, 3)
+    assert [recent.find(str(number)) for number in range(5)] == [None, None, None, None, 4]
 
 
 FORMS_LAYOUT = small_layout()
