@@ -60,6 +60,12 @@ def test_the_services_find_each_other(tmp_path: Path) -> None:
     assert re.fullmatch(r"127\.0\.0\.1:\d+:50051", published)
 
 
+def test_a_stop_leaves_time_to_drain(tmp_path: Path) -> None:
+    for service in read("compose.yaml").values():
+        drain_seconds = config_of(service["command"], tmp_path).drain_seconds
+        assert float(service["stop_grace_period"].removesuffix("s")) > drain_seconds + 5
+
+
 def test_health_is_asked_for_where_no_certificate_is_needed(tmp_path: Path) -> None:
     for service in read("compose.yaml").values():
         config = config_of(service["command"], tmp_path)
