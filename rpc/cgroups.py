@@ -1,5 +1,6 @@
 """What a container may use of its machine, as Linux keeps it in cgroups of version 1 and 2."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,10 +13,11 @@ def processor_quota(root: Path = Path("/")) -> float | None:
     """
     quotas: list[float] = []
     try:
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        # A group is a folder, and may be called anything.
+        groups = os.fsdecode((root / "proc/self/cgroup").read_bytes()).split("\n")
     except OSError:
         return None
-    for group in groups:
+    for group in filter(None, groups):
         _, controllers, path = group.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue

@@ -11,7 +11,7 @@ HYBRID = "4:memory:/jobs/7\n3:cpu,cpuacct:/jobs/7\n0::/jobs/7\n"
 
 def machine(root: Path, groups: str, **files: str) -> Path:
     (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(groups)
+    (root / "proc/self/cgroup").write_text(groups, encoding="utf-8", errors="surrogateescape")
     for path, text in files.items():
         file = root / "sys/fs/cgroup" / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +30,7 @@ def machine(root: Path, groups: str, **files: str) -> Path:
         (HYBRID, {"cpu/jobs/7/cpu.cfs_quota_us": "400000", "cpu/jobs/7/cpu.cfs_period_us": "100000"}, 4),
         (HYBRID, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         (HYBRID, {"memory/jobs/7/cpu.cfs_quota_us": "1", "cpu.max": "nonsense"}, None),
+        ("0::/in Latin-1: caf\udce9\x1c\n", {"cpu.max": "50000 100000\n"}, 0.5),
         ("", {}, None),
     ],
 )
