@@ -103,9 +103,11 @@ class ScanProcesses:
 
     def _see_to_it(self) -> None:
         if self._timer is None:
-            self._timer = threading.Timer(min(_IDLE_SECONDS, _MOST_SECONDS), self._look_after_them)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(min(_IDLE_SECONDS, _MOST_SECONDS), self._look_after_them)
+            timer.daemon = True
+            with contextlib.suppress(RuntimeError):  # no more threads now: the next question tries again
+                timer.start()
+                self._timer = timer
 
     def _look_after_them(self) -> None:
         with self._lock:

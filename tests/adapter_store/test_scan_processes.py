@@ -2,6 +2,7 @@
 
 import pickle
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -119,3 +120,20 @@ def test_a_process_that_says_something_else_is_asked_nothing_more(arena, monkeyp
     assert process.returncode is not None
     assert (scanners._busy, scanners._idle) == (0, [])
     assert look(*ask) == scan(mapped[OFFSET:], *ask)
+
+
+def test_processes_are_asked_where_nobody_can_look_after_them(arena, monkeypatch):
+    mapped, scanners = arena
+    look = scanners.look(0, mapped)
+    expected = scan(mapped, "F32", [0], [64])
+
+    def refuse(timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Timer, "start", refuse)
+        for _ in range(3):  # one after another, each of which gives its place back
+            assert look("F32", [0], [64]) == expected
+    assert scanners._timer is None  # pyright: ignore[reportPrivateUsage]
+    assert look("F32", [0], [64]) == expected
+    assert scanners._timer is not None  # pyright: ignore[reportPrivateUsage]
