@@ -3,7 +3,8 @@
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from rpc.tuning import give_way
@@ -68,7 +69,7 @@ class Crew:
         """
         waiting = iter(parts)
         errors: list[Exception] = []
-        helpers: list[Future[None]] = []
+        begun: list[threading.Event] = []
 
         def drain() -> None:
             # Taking from a list's iterator is one step of the interpreter.
@@ -80,25 +81,39 @@ class Crew:
                 except Exception as error:
                     errors.append(error)
 
+        def help_out() -> None:
+            with gate:
+                if is_over:
+                    return
+                begun.append(end := threading.Event())
+            try:
+                drain()
+            finally:
+                end.set()
+
         def call_helpers() -> None:
             nonlocal is_helped
             with lock:
                 if self._pool is not None and not is_done and len(parts) > 1:
                     is_helped = True
                     count = min(self._threads // self._count(1) ** 2, len(parts) - 1)
-                    helpers.extend(self._pool.submit(drain) for _ in range(count))
+                    with suppress(RuntimeError):  # no more threads now: fewer help, or none
+                        for _ in range(count):
+                            self._pool.submit(help_out)
 
-        # Another thread may hurry it: a helper that has begun is listed before anybody stops waiting.
+        # Another thread may hurry it, even while it ends.
         lock, is_done, is_helped = threading.Lock(), False, False
+        gate, is_over = threading.Lock(), False
         (Urgency() if urgency is None else urgency).when(call_helpers)
         drain()
         with lock:
             is_done = True
         if is_helped:
             self._count(-1)
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        with gate:
+            is_over = True  # who has not begun, begins nothing
+        for end in begun:
+            end.wait()
         if errors:
             # What the parts worked on is not kept alive by the error.
             traceback.clear_frames(errors[0].__traceback__)

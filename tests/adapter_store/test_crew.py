@@ -28,6 +28,27 @@ def test_an_error_stops_the_rest_and_is_raised():
     assert done == [0, 1, 2, 3, 4]
 
 
+def test_helpers_that_cannot_be_started_are_not_needed(monkeypatch):
+    crew, done, begun = Crew(3), [], []
+    start = threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        begun.append(thread)
+        if len(begun) > 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_one)
+        crew.run(done.append, list(range(1000)))
+    # Nobody goes on with a piece that has been returned from.
+    assert sorted(done) == list(range(1000))
+    assert len(begun) == 2
+    crew.run(done.append, [1000, 1001])
+    assert len(done) == 1002
+    crew.close()
+
+
 def test_a_piece_within_a_piece_has_no_helpers():
     crew = Crew(3)
     threads: set[str] = set()
