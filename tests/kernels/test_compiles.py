@@ -55,12 +55,15 @@ KERNELS = {
 
 
 @pytest.fixture(scope="module")
-def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
-    """Processes that compile, all at once, with nothing compiled before."""
+def compiling(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
+    """Processes that compile what was asked for, all at once, with nothing compiled before."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_DISABLE_LINE_INFO"] = "1"
+    here = [item for item in request.session.items if item.path == request.path]
     started = {}
-    for module in KERNELS:
+    for module in [str(item.callspec.params["module"]) for item in here if isinstance(item, pytest.Function)]:
         cache = str(tmp_path_factory.mktemp("triton"))
         started[module] = subprocess.Popen(
             [sys.executable, "-m", module],

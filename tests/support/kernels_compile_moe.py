@@ -5,7 +5,10 @@ python -m tests.support.kernels_compile_moe
 
 from typing import Any
 
-from kernels.moe import gpu_products, gpu_routing, gpu_sums, gpu_vectors
+import torch
+
+from kernels.lora.table import UNIT_BYTES
+from kernels.moe import ExpertWeights, gpu_products, gpu_routing, gpu_sums, gpu_vectors
 from kernels.moe.tiles import Tile, Tiles, choose
 from kernels.moe_lora import (
     fused,
@@ -31,11 +34,19 @@ INTEGERS = (
 )
 HALVES = ("y_ptr", "x_ptr", "weight_ptr", "pool_ptr", "wide_ptr", "out_ptr", "logits_ptr")
 HIDDEN, WIDE, EXPERTS, TOP_K = 2048, 768, 128, 8
+WEIGHTS = ExpertWeights(
+    torch.empty(EXPERTS, 2 * WIDE, HIDDEN, device="meta"), torch.empty(EXPERTS, HIDDEN, WIDE, device="meta")
+)
 
 
 def types_of(dtype: str) -> dict[str, str]:
     types = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(HALVES, f"*{dtype}")
     return types | {"rows_ptr": "*i64"}
+
+
+def unit(dtype: str) -> int:
+    """Numbers of a unit of the pool."""
+    return UNIT_BYTES // (4 if dtype == "fp32" else 2)
 
 
 def cut(tile: Tile) -> tuple[dict[str, int], dict[str, int]]:
@@ -101,10 +112,12 @@ def vectors(rank: int) -> None:
         compile_kernel(kernel, options, types, **constants, **sizes, TOP_K=TOP_K, PDL=True)
 
 
-def lora(dtype: str, tokens: int, rank: int) -> None:
+def hooks(dtype: str, tokens: int) -> None:
+    """Of ranks that nothing else serves."""
     types, few = types_of(dtype), tokens <= 128
     halves, run = dtype != "fp32", gpu_runs.run_block(tokens, TOP_K, EXPERTS)
-    common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "ALONE": tokens == 1, "PDL": True}
+    rank = gpu_runs.block_of_ranks(fused.MOST_RANK + 8)
+    common: dict[str, Any] = {"UNIT": unit(dtype), "TOP_K": TOP_K, "ALONE": tokens == 1, "PDL": True}
     common["PRECISION"] = "tf32" if halves else "ieee"
     pair = {"SLICES": 2, "SPLITS": 4, "BLOCK_B": run} | common
     shrink = {"IN": HIDDEN, "PAIRS_OF_ROW": TOP_K, "READY": True, "BLOCK_K": 128 if halves else 64}
@@ -113,53 +126,64 @@ def lora(dtype: str, tokens: int, rank: int) -> None:
     few_warps["num_stages"] = 2
     expand = {"BLOCK_R": rank, "HALVES": halves}
     compile_kernel(gpu._expand_kernel, few_warps, types, **expand, BLOCK_N=128, **pair)
-    if tokens == 1:
-        return
-    together(dtype, tokens, rank, shares=False)
 
 
-def together(dtype: str, tokens: int, rank: int, *, shares: bool) -> None:
+def together(dtype: str, tokens: int, rank: int, *, shares: bool = False) -> None:
+    """As `fused.experts` computes so many tokens."""
     types, tiles = types_of(dtype), fused.with_lora(choose(tokens, TOP_K, EXPERTS))
-    common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "HALVES": dtype != "fp32", "PDL": True}
-    common |= {"BLOCK_R": rank, "PRECISION": "ieee" if dtype == "fp32" else "tf32"}
-    if tiles.down.pairs >= prompts.LEAST_PAIRS and not shares:
-        of_prompts(dtype, tiles, rank)
+    block_r = gpu_runs.block_of_ranks(rank)
+    common: dict[str, Any] = {"UNIT": unit(dtype), "TOP_K": TOP_K, "PDL": True, "BLOCK_R": block_r}
+    common["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
+    if not shares and prompts.serves(tiles.down, rank, tokens * TOP_K, WEIGHTS):
+        of_prompts(dtype, prompts.with_lora(tiles), common)
         return
+    common["HALVES"] = dtype != "fp32"
     for tile, inputs, is_down in ((tiles.gate_up, HIDDEN, False), (tiles.down, WIDE, True)):
         options, constants = cut(tile)
-        constants |= {"IN": inputs, "IS_DOWN": is_down, "BLOCK_S": max(1, 64 // rank), "SHARES": shares}
+        if tile.warps == 4 and tile.rows == 64:
+            options["maxnreg"] = fused._REGISTERS
+        constants |= {"IN": inputs, "IS_DOWN": is_down, "BLOCK_S": max(1, 64 // block_r), "SHARES": shares}
         constants["ALIGNED"] = True
-        constants["AHEAD"] = tile.pairs * rank <= 1024
-        constants["EARLY"] = constants["AHEAD"] and rank == 16
+        constants["AHEAD"] = tile.pairs * block_r <= fused._MOST_AHEAD
+        constants["EARLY"] = constants["AHEAD"] and block_r <= fused._EARLY_RANK and not shares
         compile_kernel(fused_kernels.product_kernel, options, types, **constants, **common)
     if shares:
         sizes = {"HIDDEN": HIDDEN, "BLOCK_T": 16, "BLOCK_D": 128}
         compile_kernel(fused_sum._sum_kernel, {"num_warps": 4}, types, **sizes, **common)
 
 
-def of_prompts(dtype: str, tiles: Tiles, rank: int) -> None:
+def of_prompts(dtype: str, tiles: Tiles, common: dict[str, Any]) -> None:
     types = types_of(dtype) | {"shrunk_ptr": f"*{dtype}", "found_ptr": "*i64"}
-    common: dict[str, Any] = {"UNIT": 64, "TOP_K": TOP_K, "PDL": True, "BLOCK_R": rank}
-    common |= {"PARTS": 1 if dtype == "fp32" else 2, "PRECISION": "ieee" if dtype == "fp32" else "tf32"}
-    tiles, cut_a = prompts.with_lora(tiles), prompts.SHRINK
+    parts, cut_a = 1 if dtype == "fp32" else 2, prompts.SHRINK
     for tile, inputs, slices in ((tiles.gate_up, HIDDEN, 2), (tiles.down, WIDE, 1)):
-        common |= {"IN": inputs, "IS_DOWN": slices == 1, "BLOCK_B": tile.pairs}
-        rows = min(cut_a.rows, slices * rank)
-        options = {"num_warps": cut_a.warps, "num_stages": cut_a.stages}
-        sizes = {"ROWS": rows, "BLOCK_P": cut_a.pairs, "BLOCK_K": cut_a.block_k}
+        common |= {"IN": inputs, "IS_DOWN": slices == 1, "BLOCK_B": tile.pairs, "PARTS": parts}
+        options = {"num_warps": cut_a.warps, "num_stages": cut_a.stages, "maxnreg": prompts._registers(cut_a)}
+        sizes = {"ROWS": min(cut_a.rows, slices * common["BLOCK_R"]), "BLOCK_P": cut_a.pairs}
+        sizes["BLOCK_K"] = cut_a.block_k * parts // 2
         compile_kernel(prompts_kernels.shrink_kernel, options, types, **sizes, **common)
-        options, sizes = {"num_warps": tile.warps, "num_stages": tile.stages}, {"ROWS": tile.rows}
-        sizes |= {"BLOCK_K": prompts.INPUTS, "ALIGNED": True}
+        options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": prompts._registers(tile)}
+        sizes = {"ROWS": tile.rows, "BLOCK_K": tile.block_k, "ALIGNED": True}
         compile_kernel(prompts_kernels.product_kernel, options, types, **sizes, **common)
 
 
 def main() -> None:
     routing()
     vectors(16)
-    lora("bf16", 1, 16)
-    for dtype, tokens, rank in (("bf16", 32, 64), ("bf16", 1024, 16), ("fp32", 40, 16)):
+    vectors(64)
+    for dtype, tokens in (("bf16", 1), ("bf16", 32), ("bf16", 1024), ("fp32", 40)):
+        hooks(dtype, tokens)
+    for dtype, tokens in (("bf16", 32), ("bf16", 1024), ("fp32", 40)):
         base(dtype, tokens)
-        lora(dtype, tokens, rank)
+    # Tiles of few pairs; of more, where small ranks are few; prompts' shorter and longer tiles.
+    for dtype, tokens, rank in (
+        ("bf16", 32, 16),
+        ("bf16", 32, 64),
+        ("bf16", 512, 16),
+        ("bf16", 1024, 16),
+        ("bf16", 4096, 64),
+        ("fp32", 40, 16),
+    ):
+        together(dtype, tokens, rank)
     together("bf16", 1024, 64, shares=True)
 
 
