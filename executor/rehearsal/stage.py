@@ -96,7 +96,7 @@ class Stage:
                 self._adapt(rank, everywhere=True, vectors=vectors)
                 yield from self._play_adapted(limits, rank)
                 yield from self._play(kernels, plans.adapted_large(limits, **few))
-            if self._cast.model.experts is not None and block_of_ranks(rank) >= SHARED_RANK:
+            if self._cast.model.experts is not None and block_of_ranks(rank_of(rank)) >= SHARED_RANK:
                 self._adapt(rank, shares=True)
                 yield from self._play(kernels, plans.prompts(limits, slot=0))
                 yield from self._play(self._by_graphs, plans.adapted_graphs(limits))

@@ -125,7 +125,7 @@ def arrange(
             RUN=max(run, 1),
             BLOCK_E=1 << (experts - 1).bit_length(),
             BLOCK_P=max(16, min(_MOST_PAIRS_AT_ONCE, 1 << (pairs - 1).bit_length())),
-            BLOCK_T=max(16, min(_MOST_PAIRS_AT_ONCE, 1 << (tokens - 1).bit_length())),
+            BLOCK_T=max(16, min(_MOST_PAIRS_AT_ONCE, 1 << (tokens - 1).bit_length())) if run else 16,
             HAS_RUNS=run > 0,
             HAS_TURNS=has_turns,
             SHARES=sharing is not None,

@@ -36,7 +36,7 @@ WIDE = {
 CASES = (
     # shape, ranks of plain adapters and of those with all forms, deterministic, rows, tokens
     (TINY | WIDE, (8,), (16,), False, 40, 2100),
-    (TINY_EXPERTS, (8, 24), (), False, 4, 80),
+    (TINY_EXPERTS, (8, 24), (), False, 4, 120),
     (TINY, (8,), (8,), True, 4, 80),
 )
 STEPS = 100
@@ -61,6 +61,8 @@ def make_runners(cast: Cast, ranks: tuple[int, ...], formed: tuple[int, ...]) ->
     for number, pack in enumerate(packs):
         pool.write(offsets[number], pack.data)
         row = pool.prepare(offsets[number], pack.manifest)
+        # The last says that experts share, which changes what is launched whether or not they do.
+        row = row._replace(shares=model.experts is not None and pack is packs[-1])
         for slot in range(number, cast.limits.slots, len(packs)):
             pool.install_slot(slot, row)
     config = RunnerConfig(
