@@ -127,12 +127,20 @@ def test_what_experts_share_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name"), [(torch.float32, MIXED), (torch.float16, MIXED), (torch.float16, "long")], ids=str
+    ("dtype", "name", "ranks"),
+    [
+        (torch.float32, MIXED, RANKS),
+        (torch.float16, MIXED, RANKS),
+        (torch.float16, MIXED, (24, 8, 32, 8, 8)),
+        (torch.float16, "long", RANKS),
+    ],
+    ids=str,
 )
 def test_prompts_together_with_the_base(
-    dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, name: str, ranks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More slots of a tile than programs, and more pairs of a slot than a program takes at once."""
+    monkeypatch.setitem(globals(), "RANKS", ranks)
     monkeypatch.setitem(globals(), "HIDDEN", 72)
     monkeypatch.setitem(globals(), "SHAPES", shapes_of(72))
     monkeypatch.setattr(fused, "choose", lambda *_: Tiles(Tile(32, 32, 64, 4, 2), Tile(32, 32, 64, 4, 2)))
