@@ -8,7 +8,7 @@ import grpc
 
 from adapter_store.adapter_names import check_name
 from adapter_store.catalog import Catalog
-from adapter_store.concurrency import KeyedLock, SingleFlight
+from adapter_store.concurrency.calls import KeyedLock, SingleFlight
 from adapter_store.followers import Follower, Followers, target_of
 from adapter_store.history import Pointer
 from adapter_store.layouts import Layouts

@@ -8,10 +8,11 @@ from typing import Self
 
 from adapter_store.admin import Admin
 from adapter_store.chat_templates import ChatTemplates
-from adapter_store.concurrency import Workers
+from adapter_store.concurrency.crew import Crew
+from adapter_store.concurrency.outside_reads import OutsideReads
+from adapter_store.concurrency.workers import Workers
 from adapter_store.config import StoreConfig
 from adapter_store.counters import Counters
-from adapter_store.crew import Crew
 from adapter_store.database import Database
 from adapter_store.disk_room import DiskRoom
 from adapter_store.executors import Executors
@@ -20,7 +21,6 @@ from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.metrics import StoreMetrics
-from adapter_store.outside_reads import OutsideReads
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.resolving import Resolver, SharedNames
 from adapter_store.scan_processes import ScanProcesses

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from adapter_store.concurrency import Workers
+from adapter_store.concurrency.workers import Workers
 from adapter_store.database import KEPT_LAYOUTS, Database, database_errors
 from adapter_store.formats.layout import PackLayout, read_layout
 from lorikeet.v1 import layout_pb2

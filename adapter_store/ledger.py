@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.catalog import Catalog, Change
-from adapter_store.concurrency import Workers, uninterrupted
+from adapter_store.concurrency.calls import uninterrupted
+from adapter_store.concurrency.workers import Workers
 from adapter_store.database import Database, Settled, database_errors
 from adapter_store.followers import Followers, Target, target_of
 from adapter_store.retirement import Retirement

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapter_store.arrival import Arrival
-from adapter_store.concurrency import KeyedLock, Workers
+from adapter_store.concurrency.calls import KeyedLock
+from adapter_store.concurrency.crew import Crew
+from adapter_store.concurrency.outside_reads import Moved, OutsideReads
+from adapter_store.concurrency.workers import Workers
 from adapter_store.counters import Counters, Stopwatch
-from adapter_store.crew import Crew
 from adapter_store.formats.filling import PackFiller
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, identify_adapter, open_adapter
 from adapter_store.formats.recipe import Recipe, recipe_of
 from adapter_store.formats.safetensors_files import SINGLE_NAME
-from adapter_store.outside_reads import Moved, OutsideReads
 from adapter_store.reports import report_version
 from adapter_store.scan_processes import ScanProcesses
 from adapter_store.sources import SourceReader

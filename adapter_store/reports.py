@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from adapter_store.crew import ALONE, Crew
+from adapter_store.concurrency.crew import ALONE, Crew
 from adapter_store.formats.adapted import AdaptedSlice
 from adapter_store.formats.norms import delta_norms
 from adapter_store.formats.reading import CheckedAdapter

@@ -8,9 +8,10 @@ import grpc
 
 from adapter_store.adapter_names import check_name
 from adapter_store.admin import MAY_PASS, Admin, LoadRequest
-from adapter_store.concurrency import SingleFlight, Workers
+from adapter_store.concurrency.calls import SingleFlight
+from adapter_store.concurrency.outside_reads import OutsideReads
+from adapter_store.concurrency.workers import Workers
 from adapter_store.history import NOTHING
-from adapter_store.outside_reads import OutsideReads
 from adapter_store.sources import Sources
 from adapter_store.sources.folder import FolderReader
 from adapter_store.sources.remote import RemoteReader

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from adapter_store.admin import LoadRequest
-from adapter_store.concurrency import Workers, uninterrupted
+from adapter_store.concurrency.calls import uninterrupted
+from adapter_store.concurrency.workers import Workers
 from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.tiers.disk import DiskTier

@@ -5,7 +5,7 @@ A pack that was filled without an error may be served.
 
 from collections.abc import Callable, Iterator, Sequence
 
-from adapter_store.crew import ALONE, Crew, Urgency
+from adapter_store.concurrency.crew import ALONE, Crew, Urgency
 from adapter_store.formats.identity import TensorScan
 from adapter_store.formats.packing import lies_in_place, pack_group, pack_stack
 from adapter_store.formats.plan import PackPlan, PlacedTensor

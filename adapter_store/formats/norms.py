@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from adapter_store.crew import ALONE, Crew
+from adapter_store.concurrency.crew import ALONE, Crew
 from adapter_store.formats.adapted import AdaptedSlice, Cut
 from adapter_store.formats.cutting import cut_runs
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry, TensorFiles

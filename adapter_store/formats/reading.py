@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from adapter_store.collecting import collection_put_off
-from adapter_store.crew import ALONE, Crew, Urgency
+from adapter_store.concurrency.collecting import collection_put_off
+from adapter_store.concurrency.crew import ALONE, Crew, Urgency
 from adapter_store.formats.adapted import AdaptedSlice
 from adapter_store.formats.checks import match_adapter
 from adapter_store.formats.filling import PackFiller

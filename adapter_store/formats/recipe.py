@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adapter_store.crew import ALONE, Crew, Urgency
+from adapter_store.concurrency.crew import ALONE, Crew, Urgency
 from adapter_store.formats.cutting import copy_cuts
 from adapter_store.formats.filling import gaps_of, groups_of
 from adapter_store.formats.packing import lies_in_place, read_scattered

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import blake3
 
-from adapter_store.crew import Crew, Urgency
+from adapter_store.concurrency.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import OpenedAdapter, check_adapter, open_adapter
 from adapter_store.formats.recipe import Recipe, recipe_of

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from adapter_store.concurrency import Workers
-from adapter_store.crew import Urgency
+from adapter_store.concurrency.crew import Urgency
+from adapter_store.concurrency.workers import Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")

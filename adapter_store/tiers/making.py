@@ -1,6 +1,6 @@
 """Makes packs in the arena from objects of the disk tier: what of it is a worker thread's."""
 
-from adapter_store.crew import Crew, Urgency
+from adapter_store.concurrency.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import OpenedAdapter
 from adapter_store.formats.recipe import Recipe, recipe_of

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from adapter_store.concurrency import SingleFlight, Workers
+from adapter_store.concurrency.calls import SingleFlight
+from adapter_store.concurrency.workers import Workers
 from adapter_store.counters import Counters, Stopwatch
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.crew import ALONE, Urgency
+from adapter_store.concurrency.crew import ALONE, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.reading import read_adapter
 from adapter_store.formats.recipe import Recipe

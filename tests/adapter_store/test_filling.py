@@ -7,7 +7,7 @@ import pytest
 
 from adapter_store import arrival
 from adapter_store.arrival import Arrival
-from adapter_store.crew import Crew
+from adapter_store.concurrency.crew import Crew
 from adapter_store.formats import filling
 from adapter_store.formats.filling import PackFiller, fill_pack
 from adapter_store.formats.reading import OpenedAdapter, open_adapter

@@ -2,7 +2,7 @@ import sqlite3
 
 import pytest
 
-from adapter_store.concurrency import Workers
+from adapter_store.concurrency.workers import Workers
 from adapter_store.database import Database
 from adapter_store.layouts import Layouts
 from rpc.errors import LorikeetError

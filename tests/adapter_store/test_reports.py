@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapter_store.crew import Crew
+from adapter_store.concurrency.crew import Crew
 from adapter_store.formats.norms import delta_norms
 from adapter_store.formats.reading import read_adapter
 from adapter_store.reports import report_version

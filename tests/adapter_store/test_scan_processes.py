@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adapter_store import scan_processes
-from adapter_store.crew import Crew
+from adapter_store.concurrency.crew import Crew
 from adapter_store.formats import filling
 from adapter_store.formats.filling import PackFiller, fill_pack
 from adapter_store.formats.reading import open_adapter

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adapter_store.admin import LoadRequest
-from adapter_store.outside_reads import OutsideReads
+from adapter_store.concurrency.outside_reads import OutsideReads
 from adapter_store.sources import SourceReader, Sources
 from adapter_store.watching import Sightings, WatchedFolder, look_at
 from lorikeet.v1 import adapters_pb2

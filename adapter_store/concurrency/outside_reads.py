@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from adapter_store.crew import be_nice
+from adapter_store.concurrency.crew import be_nice
 from rpc.errors import LorikeetError, unavailable
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from adapter_store.crew import ALONE, Crew, Urgency
+from adapter_store.concurrency.crew import ALONE, Crew, Urgency
 
 
 def test_every_part_is_done_once():

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from adapter_store import outside_reads
-from adapter_store.outside_reads import Moved, OutsideReads
+from adapter_store.concurrency import outside_reads
+from adapter_store.concurrency.outside_reads import Moved, OutsideReads
 from adapter_store.sources.folder import FolderReader, copy_source
 from adapter_store.watching import WatchedFolder
 from rpc.errors import LorikeetError, from_rpc

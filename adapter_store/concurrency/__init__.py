@@ -1,0 +1,1 @@
+"""Threads, and what keeps concurrent work out of each other's way."""
