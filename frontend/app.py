@@ -211,14 +211,16 @@ async def run(
     Raises ValueError for a broken model folder, OSError for an address that cannot be bound.
     """
     frontend = Frontend(config)
-    address = await frontend.start()
-    tune_process()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, frontend.reload_tokens)
-    announcing = asyncio.create_task(_announce(frontend, address, ready))
+    announcing: asyncio.Task[None] | None = None
     try:
+        address = await frontend.start()
+        tune_process()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, frontend.reload_tokens)
+        announcing = asyncio.create_task(_announce(frontend, address, ready))
         await frontend.serve_until(stop or asyncio.Event())
     finally:
-        announcing.cancel()
+        if announcing is not None:
+            announcing.cancel()
         await frontend.stop()
 
 

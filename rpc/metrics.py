@@ -38,7 +38,12 @@ class MetricsServer:
         host, _, port = address.rpartition(":")
         registry = CollectorRegistry()
         registry.register(_LoopCollector(asyncio.get_running_loop(), self._gather))
-        self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry=registry)
+        try:
+            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry=registry)
+        except OSError as error:
+            raise OSError(
+                f"cannot serve metrics on {address}: {error.strerror}; choose another metrics_listen"
+            ) from error
         bound = f"{host}:{self._server.server_port}"
         log.info("metrics on http://%s/metrics", bound)
         return bound
