@@ -22,7 +22,7 @@ async def test_a_frontend_that_cannot_start_closes_what_it_had_opened(
             executor="127.0.0.1:1",
             store="",
         )
-        # What was raised keeps the frontend from being collected, which would close it, too, but not always in time.
+        # What was raised keeps the frontend from being collected, which would close it, too.
         with pytest.raises(OSError, match="metrics_listen") as raised:
             await run(config)
         with socket.socket(socket.AF_UNIX) as client, pytest.raises(OSError, match=r"refused|No such"):
