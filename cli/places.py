@@ -33,9 +33,14 @@ class PrivateFolder:
     """A folder for as long as this process lives, locked so that others can tell whether it still does."""
 
     def __init__(self, parent: Path) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        self._lock = (self.path / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            self._lock = (self.path / _LOCK).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # Another process that starts may have found it before it was locked, and removed it.
+            if (self.path / _LOCK).exists():
+                return
+            self._lock.close()
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -78,17 +83,19 @@ def remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def reserve(listen: str) -> str:
+def reserve(listen: str, held: contextlib.ExitStack) -> str:
     """Finds out, before anything is started, whether `listen` can be had.
 
-    Returns the address with port 0 replaced by a free port. Raises CliError.
+    Returns the address with port 0 replaced by a free port, which no other process is given before `held` is
+    closed; servers that ask for it by its number get it, also when they start again. Raises CliError.
     """
     if listen.startswith("unix:"):
         return listen
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with contextlib.ExitStack() as closing:
+        probe = closing.enter_context(socket.socket(family))
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
@@ -96,7 +103,11 @@ def reserve(listen: str) -> str:
             raise usage_error(
                 f"cannot listen on {listen}: {why(error)}; choose another with --listen"
             ) from error
-        return f"{listen.rpartition(':')[0]}:{probe.getsockname()[1]}"
+        address = f"{listen.rpartition(':')[0]}:{probe.getsockname()[1]}"
+        # On Linux one that is bound and does not listen is in no server's way.
+        if int(port) == 0 and sys.platform == "linux":
+            held.push(closing.pop_all())
+        return address
 
 
 def dial_address(listen: str) -> str:

@@ -82,8 +82,11 @@ class Running:
     has_tokens: bool = False
 
 
-def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path) -> Plan:
-    """Fits the services' settings together; what was set for a service stays. Raises CliError."""
+def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path, held: contextlib.ExitStack) -> Plan:
+    """Fits the services' settings together; what was set for a service stays. Raises CliError.
+
+    `held` keeps the ports that were picked until it is closed.
+    """
     if settings.model is None:
         raise usage_error(
             "no model: give its folder with --model, LORIKEET_MODEL or `model:` in a settings file"
@@ -107,7 +110,7 @@ def make_plan(settings: Settings, *, runtime_dir: Path, arena_dir: Path) -> Plan
     return Plan(
         store=store,
         executor=executor,
-        frontend=_reserve_ports(frontend),
+        frontend=_reserve_ports(frontend, held),
         adapters={
             name: str(source) if isinstance(source, Path) else settings.adapters[name]
             for name, source in sources.items()
@@ -142,12 +145,12 @@ def _allow(settings: Settings, sources: Collection[Path | SourceUrl]) -> Setting
     return settings.model_copy(update={"store": settings.store.model_copy(update=more)})
 
 
-def _reserve_ports(frontend: FrontendConfig) -> FrontendConfig:
+def _reserve_ports(frontend: FrontendConfig, held: contextlib.ExitStack) -> FrontendConfig:
     """The same with addresses that can be had, and no port 0. Raises CliError."""
-    listen = reserve(frontend.listen)
+    listen = reserve(frontend.listen, held)
     admin_listen = frontend.admin_listen
     if admin_listen:
-        admin_listen = listen if admin_listen == frontend.listen else reserve(admin_listen)
+        admin_listen = listen if admin_listen == frontend.listen else reserve(admin_listen, held)
     return replace(frontend, listen=listen, admin_listen=admin_listen)
 
 
@@ -170,7 +173,7 @@ def make_specs(plan: Plan) -> list[ChildSpec]:
 
 
 class Services:
-    """Store, executor and frontend of one machine, with the folders that live as long as they do.
+    """Store, executor and frontend of one machine, with the folders and ports that they have for as long.
 
     Use: `start`, then work, and `stop` in a `finally`, also when `start` failed.
     """
@@ -178,13 +181,13 @@ class Services:
     def __init__(self, settings: Settings, console: Console) -> None:
         self._settings = settings
         self._console = console
-        self._folders = contextlib.ExitStack()
+        self._held = contextlib.ExitStack()
         self._supervisor: Supervisor | None = None
         self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> Running:
         """Returns once all three are healthy and the adapters are loaded. Raises CliError."""
-        plan = make_plan(self._settings, **self._make_folders())
+        plan = make_plan(self._settings, **self._make_folders(), held=self._held)
         listener = _Screen(self._console)
         self._supervisor = Supervisor(make_specs(plan), listener)
         self._keeping = asyncio.create_task(self._supervisor.run())
@@ -212,7 +215,7 @@ class Services:
                 self._keeping.cancel()
                 await asyncio.gather(self._keeping, return_exceptions=True)
         finally:
-            self._folders.close()
+            self._held.close()
 
     def kill(self) -> None:
         """Ends all three without draining."""
@@ -223,7 +226,7 @@ class Services:
         arena_bytes = self._settings.store.arena_bytes or StoreConfig.arena_bytes
         paths: dict[str, Path] = {}
         for name, folder in (("runtime_dir", runtime_folder()), ("arena_dir", arena_folder(arena_bytes))):
-            self._folders.callback(folder.remove)
+            self._held.callback(folder.remove)
             paths[name] = folder.path
         return paths
 

@@ -1,5 +1,10 @@
+import contextlib
+import fcntl
 import socket
+import struct
+import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -12,6 +17,7 @@ from cli.places import (
     remove_abandoned,
     reserve,
 )
+from rpc.server import Server
 
 
 def test_a_port_in_use_is_found_out() -> None:
@@ -20,19 +26,41 @@ def test_a_port_in_use_is_found_out() -> None:
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(CliError, match=f"cannot listen on {address}: .*--listen"):
-            reserve(address)
+            reserve(address, contextlib.ExitStack())
 
 
-def test_port_0_becomes_a_free_port() -> None:
-    host, _, port = reserve("127.0.0.1:0").rpartition(":")
-    assert host == "127.0.0.1"
-    assert int(port) > 0
+async def test_port_0_becomes_a_free_port_for_servers_alone() -> None:
+    with contextlib.ExitStack() as held:
+        address = reserve("127.0.0.1:0", held)
+        host, _, port = address.rpartition(":")
+        assert host == "127.0.0.1"
+        for _ in range(2):
+            server = Server()
+            assert await server.start(address) == address
+            await server.drain(0)
+        if sys.platform == "linux":
+            assert not _is_given_out(int(port))
+
+
+def _is_given_out(port: int) -> bool:
+    """Whether the system gives this port to who asks for any."""
+    ip_local_port_range = 51
+    with socket.socket() as asking:
+        try:
+            asking.setsockopt(socket.IPPROTO_IP, ip_local_port_range, struct.pack("I", port | port << 16))
+        except OSError:
+            pytest.skip("this kernel has no range of ports for a socket")
+        try:
+            asking.bind(("127.0.0.1", 0))
+        except OSError:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("address", ["no.such.host.invalid:1", "127.0.0.1:http", "127.0.0.1:70000"])
 def test_addresses_that_cannot_be(address: str) -> None:
     with pytest.raises(CliError, match="cannot listen"):
-        reserve(address)
+        reserve(address, contextlib.ExitStack())
 
 
 @pytest.mark.parametrize(
@@ -74,3 +102,20 @@ def test_only_folders_that_nobody_holds_are_removed(tmp_path: Path) -> None:
     assert other.exists()
     held.remove()
     assert not held.path.exists()
+
+
+def test_a_folder_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another server that starts just then."""
+    lock = fcntl.flock
+
+    def late(file: IO[str], operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        remove_abandoned(tmp_path)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    folder = PrivateFolder(tmp_path)
+    assert list(tmp_path.iterdir()) == [folder.path]
+    folder.remove()

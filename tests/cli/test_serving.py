@@ -1,5 +1,6 @@
 """What `lorikeet serve` makes of its settings, before anything starts."""
 
+import contextlib
 from pathlib import Path
 
 import grpc
@@ -16,7 +17,8 @@ from tests.support.cli_serving import MODEL
 
 def plan_of(folder: Path, **flags: object) -> Plan:
     settings = Settings.load({"model": MODEL, "listen": "127.0.0.1:0", **flags})
-    return make_plan(settings, runtime_dir=folder, arena_dir=folder)
+    with contextlib.ExitStack() as held:
+        return make_plan(settings, runtime_dir=folder, arena_dir=folder, held=held)
 
 
 def test_adapters_may_be_urls_and_nothing_else_is_allowed_for_them(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What adapters did, as operators see it: known traffic over real services, with one slot to wait for."""
 
 import asyncio
+import contextlib
 import shutil
 import urllib.request
 from collections.abc import AsyncIterator
@@ -48,25 +49,26 @@ async def seen(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Seen]:
     digests = {adapter.name: adapter.digest for adapter in loaded}
     # Nothing is in memory any more: all adapters are cold.
     shutil.rmtree(folder / "arena")
-    ports = {name: reserve("127.0.0.1:0") for name in ("frontend", "executor")}
-    async with stack_at(
-        folder,
-        executor_flags=["--adapter-slots", "1", "--metrics-listen", ports["executor"]],
-        frontend_flags=["--metrics-listen", ports["frontend"]],
-    ) as stack:
-        answers = await _traffic(stack)
-        await stack.until_empty()
-        request = pb.GetAdapterStatisticsRequest()
-        response = await stack.adapters.GetAdapterStatistics(request, timeout=20)
-        scraped = {name: await asyncio.to_thread(_scrape, address) for name, address in ports.items()}
-        yield Seen(
-            stack=stack,
-            answers=answers,
-            digests=digests,
-            usages={usage.digest: usage for usage in response.adapters},
-            tiers={tier.tier: tier for tier in response.tiers},
-            **scraped,
-        )
+    with contextlib.ExitStack() as held:
+        ports = {name: reserve("127.0.0.1:0", held) for name in ("frontend", "executor")}
+        async with stack_at(
+            folder,
+            executor_flags=["--adapter-slots", "1", "--metrics-listen", ports["executor"]],
+            frontend_flags=["--metrics-listen", ports["frontend"]],
+        ) as stack:
+            answers = await _traffic(stack)
+            await stack.until_empty()
+            request = pb.GetAdapterStatisticsRequest()
+            response = await stack.adapters.GetAdapterStatistics(request, timeout=20)
+            scraped = {name: await asyncio.to_thread(_scrape, address) for name, address in ports.items()}
+            yield Seen(
+                stack=stack,
+                answers=answers,
+                digests=digests,
+                usages={usage.digest: usage for usage in response.adapters},
+                tiers={tier.tier: tier for tier in response.tiers},
+                **scraped,
+            )
 
 
 async def _traffic(stack: Stack) -> dict[str, list[Answer]]:
