@@ -22,8 +22,8 @@ from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.metrics import StoreMetrics
 from adapter_store.pack_chunks import PackChunks
+from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.resolving import Resolver, SharedNames
-from adapter_store.scan_processes import ScanProcesses
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources import Sources
 from adapter_store.statistics import StoreStatistics, pack_statistics

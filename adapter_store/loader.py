@@ -15,13 +15,13 @@ from adapter_store.concurrency.crew import Crew
 from adapter_store.concurrency.outside_reads import Moved, OutsideReads
 from adapter_store.concurrency.workers import Workers
 from adapter_store.counters import Counters, Stopwatch
-from adapter_store.formats.filling import PackFiller
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import CheckedAdapter, OpenedAdapter, identify_adapter, open_adapter
-from adapter_store.formats.recipe import Recipe, recipe_of
 from adapter_store.formats.safetensors_files import SINGLE_NAME
+from adapter_store.packs.filling import PackFiller
+from adapter_store.packs.reading import CheckedAdapter, OpenedAdapter, identify_adapter, open_adapter
+from adapter_store.packs.recipe import Recipe, recipe_of
+from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.reports import report_version
-from adapter_store.scan_processes import ScanProcesses
 from adapter_store.sources import SourceReader
 from adapter_store.sources.reader import is_outside
 from adapter_store.tiers.arena import Arena

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from adapter_store.concurrency.crew import ALONE, Crew
 from adapter_store.formats.adapted import AdaptedSlice
-from adapter_store.formats.norms import delta_norms
-from adapter_store.formats.reading import CheckedAdapter
+from adapter_store.packs.norms import delta_norms
+from adapter_store.packs.reading import CheckedAdapter
 from adapter_store.versions import ModuleReport, Version
 
 

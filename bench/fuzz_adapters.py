@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from rpc.errors import LorikeetError
 
 MAX_CPU_SECONDS = 5.0

@@ -1,1 +1,1 @@
-"""Adapters as people have them on disk: read, checked, identified, packed. No state, no sockets."""
+"""Adapters as people have them on disk: read and checked against a layout. No state, no sockets."""

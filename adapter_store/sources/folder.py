@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.formats.prompt_files import PROMPT_FILES
-from adapter_store.formats.reading import read_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
+from adapter_store.packs.reading import read_config
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
     check_config,

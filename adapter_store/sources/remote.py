@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapter_store.formats.prompt_files import PROMPT_FILES
-from adapter_store.formats.reading import read_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, header_bytes
+from adapter_store.packs.reading import read_config
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
     PICKLE_NAME,

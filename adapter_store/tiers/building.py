@@ -7,9 +7,9 @@ import blake3
 
 from adapter_store.concurrency.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import OpenedAdapter, check_adapter, open_adapter
-from adapter_store.formats.recipe import Recipe, recipe_of
-from adapter_store.formats.scanning import Look
+from adapter_store.packs.reading import OpenedAdapter, check_adapter, open_adapter
+from adapter_store.packs.recipe import Recipe, recipe_of
+from adapter_store.packs.scanning import Look
 from adapter_store.tiers.disk import DiskTier
 from rpc.errors import LorikeetError, data_loss
 

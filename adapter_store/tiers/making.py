@@ -2,9 +2,9 @@
 
 from adapter_store.concurrency.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import OpenedAdapter
-from adapter_store.formats.recipe import Recipe, recipe_of
-from adapter_store.scan_processes import ScanProcesses
+from adapter_store.packs.reading import OpenedAdapter
+from adapter_store.packs.recipe import Recipe, recipe_of
+from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.building import fill_from_object, open_object, refill_from_object
 from adapter_store.tiers.disk import DiskTier

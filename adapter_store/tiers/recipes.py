@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from adapter_store.formats.recipe import Recipe
+from adapter_store.packs.recipe import Recipe
 from adapter_store.tiers.key import PackKey
 
 _MOST_BYTES = 64 << 20

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from adapter_store.concurrency.crew import Urgency
-from adapter_store.formats.recipe import manifest_bytes
+from adapter_store.packs.recipe import manifest_bytes
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.building import checksum_of
 from adapter_store.tiers.pack import ArenaPack, PackState

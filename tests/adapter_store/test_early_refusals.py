@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import OpenedAdapter, open_adapter
 from adapter_store.formats.safetensors_files import SINGLE_NAME, header_bytes
+from adapter_store.packs.reading import OpenedAdapter, open_adapter
 from adapter_store.sources import SourceReader, Sources
 from adapter_store.sources.folder import copy_source, resolve_source
 from adapter_store.tiers.files import copy_bytes

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import NUMPY, lora_config, packed, write_adapter

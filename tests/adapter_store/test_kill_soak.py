@@ -15,7 +15,7 @@ import pytest
 
 from adapter_store.app import AdapterStore
 from adapter_store.config import StoreConfig
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import LorikeetError

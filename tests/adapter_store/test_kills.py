@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
 from tests.support.store_adapters import lora_tensors, toy_layout, toy_pack_layout, write_adapter
@@ -126,7 +126,7 @@ async def all_of(catalog):
 CRASH_POINTS = [
     ("adapter_store.sources.folder.copy_bytes", "after"),
     ("adapter_store.loader.open_adapter", "after"),
-    ("adapter_store.formats.packing._scans", "before"),
+    ("adapter_store.packs.packing._scans", "before"),
     ("adapter_store.loader.identify_adapter", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "before"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "after"),

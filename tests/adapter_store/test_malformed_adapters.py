@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import HIDDEN, VOCABULARY, lora_config, toy_pack_layout, write_adapter
 from tests.support.store_adapters import lora_tensors as lora

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adapter_store.formats.layout import PackLayout
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from tests.support.store_adapters import packed
 from tests.support.store_experts import (
     EXPERTS,

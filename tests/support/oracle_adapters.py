@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from adapter_store.formats.filling import fill_pack
 from adapter_store.formats.layout import read_layout
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.filling import fill_pack
+from adapter_store.packs.reading import read_adapter
 from bench.engine_rig import Pack
 from lorikeet.v1 import layout_pb2
 

@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from adapter_store.formats.filling import fill_pack
 from adapter_store.formats.layout import PackLayout, read_layout
-from adapter_store.formats.plan import PackPlan
-from adapter_store.formats.reading import check_adapter, open_adapter
 from adapter_store.formats.safetensors_files import TensorFiles
+from adapter_store.packs.filling import fill_pack
+from adapter_store.packs.plan import PackPlan
+from adapter_store.packs.reading import check_adapter, open_adapter
 from lorikeet.v1 import layout_pb2
 
 HIDDEN, HEADS_OUT, KV_OUT, MLP, VOCABULARY = 16, 32, 8, 24, 40

@@ -1,7 +1,5 @@
 import asyncio
 
-import pytest
-
 from adapter_store.concurrency.calls import KeyedLock, SingleFlight
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from adapter_store.formats.fits import Fit, Fits, Likeness
-from adapter_store.formats.plan import PackPlan
-from adapter_store.formats.reading import open_adapter, read_adapter
+from adapter_store.packs.fits import Fit, Fits, Likeness
+from adapter_store.packs.plan import PackPlan
+from adapter_store.packs.reading import open_adapter, read_adapter
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import lora_config, lora_tensors, toy_pack_layout, write_adapter

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from adapter_store.formats import norms
-from adapter_store.formats.norms import delta_norm
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs import norms
+from adapter_store.packs.norms import delta_norm
+from adapter_store.packs.reading import read_adapter
 from tests.support.store_adapters import (
     effective_deltas,
     lora_config,

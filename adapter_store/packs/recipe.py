@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from adapter_store.concurrency.crew import ALONE, Crew, Urgency
-from adapter_store.formats.cutting import copy_cuts
-from adapter_store.formats.filling import gaps_of, groups_of
-from adapter_store.formats.packing import lies_in_place, read_scattered
-from adapter_store.formats.plan import PackPlan, PlacedTensor
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES
+from adapter_store.packs.cutting import copy_cuts
+from adapter_store.packs.filling import gaps_of, groups_of
+from adapter_store.packs.packing import lies_in_place, read_scattered
+from adapter_store.packs.plan import PackPlan, PlacedTensor
 from lorikeet.v1 import layout_pb2
 
 # What a tensor that is cut takes: its places are kept as they are.

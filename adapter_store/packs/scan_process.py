@@ -1,4 +1,4 @@
-"""`python -m adapter_store.scan_process`: looks at tensors in the arena for a store, and only reads them.
+"""`python -m adapter_store.packs.scan_process`: looks at tensors in the arena for a store, and only reads.
 
 One question after another comes on stdin, each answered on stdout; a pickled message after its length. Ends
 with its stdin, and so with its store.
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import IO, NamedTuple
 
-from adapter_store.formats.scanning import Found, scan
+from adapter_store.packs.scanning import Found, scan
 
 _LENGTH = struct.Struct("<Q")
 _NICENESS = 10

@@ -6,11 +6,11 @@ A pack that was filled without an error may be served.
 from collections.abc import Callable, Iterator, Sequence
 
 from adapter_store.concurrency.crew import ALONE, Crew, Urgency
-from adapter_store.formats.identity import TensorScan
-from adapter_store.formats.packing import lies_in_place, pack_group, pack_stack
-from adapter_store.formats.plan import PackPlan, PlacedTensor
 from adapter_store.formats.safetensors_files import TensorFiles
-from adapter_store.formats.scanning import Look
+from adapter_store.packs.identity import TensorScan
+from adapter_store.packs.packing import lies_in_place, pack_group, pack_stack
+from adapter_store.packs.plan import PackPlan, PlacedTensor
+from adapter_store.packs.scanning import Look
 
 # What one thread takes at a time: long enough to pay for taking it, short enough that all end together, and
 # still in a core's cache when it is checked.

@@ -8,10 +8,10 @@ import pytest
 from adapter_store import arrival
 from adapter_store.arrival import Arrival
 from adapter_store.concurrency.crew import Crew
-from adapter_store.formats import filling
-from adapter_store.formats.filling import PackFiller, fill_pack
-from adapter_store.formats.reading import OpenedAdapter, open_adapter
-from adapter_store.formats.recipe import recipe_of
+from adapter_store.packs import filling
+from adapter_store.packs.filling import PackFiller, fill_pack
+from adapter_store.packs.reading import OpenedAdapter, open_adapter
+from adapter_store.packs.recipe import recipe_of
 from lorikeet.v1 import layout_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_pack_layout, write_adapter
 

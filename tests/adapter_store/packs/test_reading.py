@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adapter_store.formats import coverage
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import (
     HIDDEN,

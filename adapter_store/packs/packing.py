@@ -12,11 +12,11 @@ from typing import NamedTuple
 import blake3
 import numpy as np
 
-from adapter_store.formats.cutting import copy_cuts, zero_cuts
-from adapter_store.formats.identity import TensorScan
-from adapter_store.formats.plan import PlacedTensor
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry, TensorFiles
-from adapter_store.formats.scanning import BITS, Look, largest, scan
+from adapter_store.packs.cutting import copy_cuts, zero_cuts
+from adapter_store.packs.identity import TensorScan
+from adapter_store.packs.plan import PlacedTensor
+from adapter_store.packs.scanning import BITS, Look, largest, scan
 from rpc.errors import LorikeetError, invalid_argument
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from adapter_store.formats.reading import read_adapter
+from adapter_store.packs.reading import read_adapter
 from rpc.digests import is_digest
 from tests.support.store_adapters import lora_config, lora_tensors, toy_pack_layout, write_adapter
 

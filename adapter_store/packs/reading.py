@@ -10,15 +10,15 @@ from adapter_store.concurrency.collecting import collection_put_off
 from adapter_store.concurrency.crew import ALONE, Crew, Urgency
 from adapter_store.formats.adapted import AdaptedSlice
 from adapter_store.formats.checks import match_adapter
-from adapter_store.formats.filling import PackFiller
-from adapter_store.formats.fits import Fit, Fits, Likeness
-from adapter_store.formats.identity import Identity, TensorScan, identity_of
 from adapter_store.formats.layout import PackLayout, Slice
 from adapter_store.formats.peft_config import PeftConfig, parse_peft_config
-from adapter_store.formats.plan import PackPlan, plan_pack
 from adapter_store.formats.prompt_files import read_prompt_files
 from adapter_store.formats.safetensors_files import CONFIG_NAME, Heads, TensorEntry, TensorFiles
-from adapter_store.formats.scanning import Look
+from adapter_store.packs.filling import PackFiller
+from adapter_store.packs.fits import Fit, Fits, Likeness
+from adapter_store.packs.identity import Identity, TensorScan, identity_of
+from adapter_store.packs.plan import PackPlan, plan_pack
+from adapter_store.packs.scanning import Look
 from lorikeet.v1 import layout_pb2
 from rpc.errors import invalid_argument
 

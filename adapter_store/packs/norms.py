@@ -6,8 +6,8 @@ import numpy as np
 
 from adapter_store.concurrency.crew import ALONE, Crew
 from adapter_store.formats.adapted import AdaptedSlice, Cut
-from adapter_store.formats.cutting import cut_runs
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES, TensorEntry, TensorFiles
+from adapter_store.packs.cutting import cut_runs
 
 # Values that are turned into float64 at once: some 16 MB.
 _CHUNK_VALUES = 2 << 20

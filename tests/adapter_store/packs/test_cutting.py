@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from adapter_store.formats.adapted import Cut
-from adapter_store.formats.cutting import copy_cuts, view_of, zero_cuts
-from adapter_store.formats.plan import PlacedTensor
 from adapter_store.formats.safetensors_files import TensorEntry
+from adapter_store.packs.cutting import copy_cuts, view_of, zero_cuts
+from adapter_store.packs.plan import PlacedTensor
 from tests.support.store_adapters import NUMPY
 
 E, R, WIDE = 5, 3, 7

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from adapter_store.formats.adapted import Cut
-from adapter_store.formats.plan import PlacedTensor
 from adapter_store.formats.safetensors_files import NUMPY_DTYPES
+from adapter_store.packs.plan import PlacedTensor
 
 # Of the tensor, taken at a time: what one cut reads of a line of the cache, the next finds there.
 _BLOCK_BYTES = 1 << 17

@@ -7,13 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from adapter_store import scan_processes
 from adapter_store.concurrency.crew import Crew
-from adapter_store.formats import filling
-from adapter_store.formats.filling import PackFiller, fill_pack
-from adapter_store.formats.reading import open_adapter
-from adapter_store.formats.scanning import scan
-from adapter_store.scan_processes import ScanProcesses
+from adapter_store.packs import filling, scan_processes
+from adapter_store.packs.filling import PackFiller, fill_pack
+from adapter_store.packs.reading import open_adapter
+from adapter_store.packs.scan_processes import ScanProcesses
+from adapter_store.packs.scanning import scan
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import lora_tensors, toy_pack_layout, write_adapter
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from adapter_store.formats.scanning import Found, Look, scan
-from adapter_store.scan_process import Question, receive, send
+from adapter_store.packs.scan_process import Question, receive, send
+from adapter_store.packs.scanning import Found, Look, scan
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +126,10 @@ class ScanProcesses:
 
 
 def _start() -> subprocess.Popen[bytes] | None:
-    paths = filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")))
+    paths = filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")))
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "adapter_store.scan_process"],
+            [sys.executable, "-P", "-m", "adapter_store.packs.scan_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

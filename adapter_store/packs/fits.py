@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from adapter_store.formats.adapted import AdaptedSlice
-from adapter_store.formats.identity import Identity, identity_of
-from adapter_store.formats.plan import PackPlan
 from adapter_store.formats.safetensors_files import Heads, TensorEntry
+from adapter_store.packs.identity import Identity, identity_of
+from adapter_store.packs.plan import PackPlan
 
 _MOST_BYTES = 128 << 20
 _BYTES_PER_TENSOR = 1000
