@@ -14,7 +14,7 @@ from adapter_store.history import Pointer
 from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
-from adapter_store.sources import SourceReader
+from adapter_store.sources.reader import SourceReader
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.versions import Version

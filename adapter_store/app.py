@@ -12,7 +12,6 @@ from adapter_store.concurrency.crew import Crew
 from adapter_store.concurrency.outside_reads import OutsideReads
 from adapter_store.concurrency.workers import Workers
 from adapter_store.config import StoreConfig
-from adapter_store.counters import Counters
 from adapter_store.database import Database
 from adapter_store.disk_room import DiskRoom
 from adapter_store.executors import Executors
@@ -25,10 +24,11 @@ from adapter_store.pack_chunks import PackChunks
 from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.resolving import Resolver, SharedNames
 from adapter_store.service import CatalogServicer, PackServicer
-from adapter_store.sources import Sources
+from adapter_store.sources.opening import Sources
 from adapter_store.statistics import StoreStatistics, pack_statistics
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.arena_file import ArenaFile
+from adapter_store.tiers.counters import Counters
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.eviction import POLICIES
 from adapter_store.tiers.holds import Holds

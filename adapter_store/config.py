@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.quota import Limits
-from adapter_store.source_urls import check_allowed, is_url, parse_prefix, parse_url
+from adapter_store.sources.urls import check_allowed, is_url, parse_prefix, parse_url
 from adapter_store.tiers.eviction import POLICIES
 from rpc.addresses import check_address, check_tcp_address
 from rpc.errors import LorikeetError

@@ -14,7 +14,6 @@ from adapter_store.concurrency.calls import KeyedLock
 from adapter_store.concurrency.crew import Crew
 from adapter_store.concurrency.outside_reads import Moved, OutsideReads
 from adapter_store.concurrency.workers import Workers
-from adapter_store.counters import Counters, Stopwatch
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.safetensors_files import SINGLE_NAME
 from adapter_store.packs.filling import PackFiller
@@ -22,9 +21,9 @@ from adapter_store.packs.reading import CheckedAdapter, OpenedAdapter, identify_
 from adapter_store.packs.recipe import Recipe, recipe_of
 from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.reports import report_version
-from adapter_store.sources import SourceReader
-from adapter_store.sources.reader import is_outside
+from adapter_store.sources.reader import SourceReader, is_outside
 from adapter_store.tiers.arena import Arena
+from adapter_store.tiers.counters import Counters, Stopwatch
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.pack import ArenaPack

@@ -12,8 +12,8 @@ from adapter_store.concurrency.calls import SingleFlight
 from adapter_store.concurrency.outside_reads import OutsideReads
 from adapter_store.concurrency.workers import Workers
 from adapter_store.history import NOTHING
-from adapter_store.sources import Sources
 from adapter_store.sources.folder import FolderReader
+from adapter_store.sources.opening import Sources
 from adapter_store.sources.remote import RemoteReader
 from adapter_store.views import AdapterView
 from rpc.errors import LorikeetError, not_found, permission_denied, resource_exhausted

@@ -12,7 +12,7 @@ from adapter_store.followers import Followers
 from adapter_store.layouts import Layouts
 from adapter_store.pack_chunks import PackChunks
 from adapter_store.resolving import Resolver
-from adapter_store.sources import Sources
+from adapter_store.sources.opening import Sources
 from adapter_store.streams import converse
 from adapter_store.uploads import Uploads
 from adapter_store.watchers import Watchers

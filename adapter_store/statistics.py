@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapter_store.counters import Counters
+from adapter_store.tiers.counters import Counters
 from adapter_store.tiers.disk import DiskStatistics
 from adapter_store.tiers.pack import ArenaStatistics
 from lorikeet.v1 import adapters_pb2, store_pb2

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from adapter_store.config import StoreConfig
-from adapter_store.source_urls import SourceUrl, is_url, parse_url
+from adapter_store.sources.urls import SourceUrl, is_url, parse_url
 from cli.adapters import all_adapters
 from cli.client import Client, Connection, explain
 from cli.errors import usage_error

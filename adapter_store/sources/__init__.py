@@ -1,6 +1,1 @@
-"""Where adapters come from."""
-
-from adapter_store.sources.opening import Sources
-from adapter_store.sources.reader import SourceReader
-
-__all__ = ["SourceReader", "Sources"]
+"""Where adapters come from: folders, buckets, web servers, the hub. No state."""

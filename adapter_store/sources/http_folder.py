@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPResponse
 from urllib.parse import urlsplit
 
-from adapter_store.source_urls import SourceUrl, parse_url
 from adapter_store.sources.http_requests import Hop, Judge, get, redirect_refused
 from adapter_store.sources.transfers import BrokenOffError, Checksum, RemoteFile, changed, find_each
+from adapter_store.sources.urls import SourceUrl, parse_url
 from rpc.errors import LorikeetError, invalid_argument, permission_denied
 
 # Each request; what is not through by then goes on by range.

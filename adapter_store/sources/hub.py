@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
-from adapter_store.source_urls import SourceUrl
 from adapter_store.sources.http_folder import read_range
 from adapter_store.sources.http_requests import Hop, redirect_refused
 from adapter_store.sources.transfers import BrokenOffError, Checksum, RemoteFile
+from adapter_store.sources.urls import SourceUrl
 from rpc.errors import LorikeetError, invalid_argument, not_found, permission_denied
 
 _SECONDS = 30

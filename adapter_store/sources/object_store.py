@@ -12,8 +12,8 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import from_url
 
-from adapter_store.source_urls import SourceUrl
 from adapter_store.sources.transfers import BrokenOffError, RemoteFile, changed, find_each
+from adapter_store.sources.urls import SourceUrl
 from rpc.errors import LorikeetError, not_found, permission_denied
 
 _RANGE_BYTES = 32 << 20

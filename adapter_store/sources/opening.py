@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapter_store.formats.strict_json import printable
-from adapter_store.source_urls import (
+from adapter_store.sources.folder import FolderReader
+from adapter_store.sources.remote import RemoteReader
+from adapter_store.sources.transfers import Patience, Remote
+from adapter_store.sources.urls import (
     OBJECT_SCHEMES,
     SourceUrl,
     check_allowed,
@@ -13,9 +16,6 @@ from adapter_store.source_urls import (
     parse_prefix,
     parse_url,
 )
-from adapter_store.sources.folder import FolderReader
-from adapter_store.sources.remote import RemoteReader
-from adapter_store.sources.transfers import Patience, Remote
 from rpc.errors import invalid_argument
 
 _MAX_SOURCE_LENGTH = 4096

@@ -8,11 +8,11 @@ from typing import ParamSpec, TypeVar
 
 from adapter_store.concurrency.calls import SingleFlight
 from adapter_store.concurrency.workers import Workers
-from adapter_store.counters import Counters, Stopwatch
 from adapter_store.formats.layout import PackLayout
 from adapter_store.packs.reading import CheckedAdapter, OpenedAdapter
 from adapter_store.packs.recipe import Recipe
 from adapter_store.tiers.arena import Arena
+from adapter_store.tiers.counters import Counters, Stopwatch
 from adapter_store.tiers.hints import Hints, Way
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.key import PackKey

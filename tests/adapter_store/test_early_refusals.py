@@ -12,8 +12,9 @@ import pytest
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.safetensors_files import SINGLE_NAME, header_bytes
 from adapter_store.packs.reading import OpenedAdapter, open_adapter
-from adapter_store.sources import SourceReader, Sources
 from adapter_store.sources.folder import copy_source, resolve_source
+from adapter_store.sources.opening import Sources
+from adapter_store.sources.reader import SourceReader
 from adapter_store.tiers.files import copy_bytes
 from rpc.errors import LorikeetError
 from tests.support.source_servers import WebServer

@@ -152,7 +152,7 @@ from adapter_store.app import AdapterStore
 from adapter_store.catalog import Change
 from adapter_store.config import StoreConfig
 from adapter_store.database import Database
-from adapter_store.sources import Sources
+from adapter_store.sources.opening import Sources
 from tests.support.store_adapters import toy_layout
 
 owner, _, name = point.rpartition(".")

@@ -8,7 +8,8 @@ import pytest
 
 from adapter_store.admin import LoadRequest
 from adapter_store.concurrency.outside_reads import OutsideReads
-from adapter_store.sources import SourceReader, Sources
+from adapter_store.sources.opening import Sources
+from adapter_store.sources.reader import SourceReader
 from adapter_store.watching import Sightings, WatchedFolder, look_at
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import invalid_argument, unavailable

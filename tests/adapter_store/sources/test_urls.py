@@ -1,6 +1,6 @@
 import pytest
 
-from adapter_store.source_urls import check_allowed, parse_prefix, parse_url
+from adapter_store.sources.urls import check_allowed, parse_prefix, parse_url
 from rpc.errors import LorikeetError
 
 

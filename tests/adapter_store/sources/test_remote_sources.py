@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from adapter_store.sources import Sources
+from adapter_store.sources.opening import Sources
 from adapter_store.sources.transfers import Patience
 from rpc.errors import LorikeetError
 from tests.support.source_servers import FakeHub, WebServer, put_folder, reach_s3, s3_bucket, serving

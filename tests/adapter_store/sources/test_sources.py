@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.sources import Sources
 from adapter_store.sources import folder as folder_module
 from adapter_store.sources.folder import copy_source, resolve_source
+from adapter_store.sources.opening import Sources
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import write_adapter
 
