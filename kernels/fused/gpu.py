@@ -128,7 +128,8 @@ def silu_mul(gate_up_T2I: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         raise ValueError("gate_up must be contiguous")
     out_TI = gate_up_T2I.new_empty(tokens, wide, dtype=dtype or gate_up_T2I.dtype)
     if tokens:
-        _silu_mul_kernel[(-(-wide // _COLUMNS_OF_A_PROGRAM), tokens)](
+        # Tokens are pairs, too, of which there may be more than a grid's other dimensions hold.
+        _silu_mul_kernel[(tokens * -(-wide // _COLUMNS_OF_A_PROGRAM),)](
             out_TI,
             gate_up_T2I,
             2 * out_TI.numel(),
@@ -256,9 +257,10 @@ def _silu_mul_kernel(
     PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    i_I = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    blocks: tl.constexpr = (WIDE + BLOCK - 1) // BLOCK
+    i_I = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside_I = i_I < WIDE
-    token = tl.program_id(1).to(tl.int64)
+    token = (tl.program_id(0) // blocks).to(tl.int64)
     wait_for_inputs(PDL)
     dtype = out_ptr.dtype.element_ty
     gate_ptr = gate_up_ptr + token * (2 * WIDE) + i_I

@@ -1,5 +1,7 @@
 """The fused steps against their definitions: odd sizes, poisoned memory, places that store nothing."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -74,6 +76,19 @@ def test_silu_mul(dtype: torch.dtype) -> None:
     near(gpu.silu_mul(gate_up, dtype), reference.silu_mul(gate_up, dtype), "product")
     parts = torch.randn(3, 2, 2 * 1030, device=DEVICE)
     near(gpu.silu_mul(parts, dtype), reference.silu_mul(parts, dtype), "product of parts")
+
+
+def test_silu_mul_of_more_pairs_than_a_grid_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            grids.append(grid)
+            return lambda *args, **named: None
+
+    monkeypatch.setattr(gpu, "_silu_mul_kernel", Kernel())
+    gpu.silu_mul(torch.empty(70_000, 2 * 1030, device="meta"))
+    assert grids == [(2 * 70_000,)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
