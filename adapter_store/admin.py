@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 
 import grpc
 
-from adapter_store.adapter_names import check_name
-from adapter_store.catalog import Catalog
+from adapter_store.catalog.adapter_names import check_name
+from adapter_store.catalog.catalog import Catalog
+from adapter_store.catalog.history import Pointer
+from adapter_store.catalog.versions import Version
+from adapter_store.catalog.views import AdapterView, Event, Progress, Stage, State
 from adapter_store.concurrency.calls import KeyedLock, SingleFlight
 from adapter_store.followers import Follower, Followers, target_of
-from adapter_store.history import Pointer
 from adapter_store.layouts import Layouts
 from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.sources.reader import SourceReader
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
-from adapter_store.versions import Version
-from adapter_store.views import AdapterView, Event, Progress, Stage, State
 from adapter_store.watchers import Watcher, Watchers
 from rpc.errors import LorikeetError, data_loss, resource_exhausted
 

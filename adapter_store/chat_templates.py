@@ -1,6 +1,6 @@
 """The chat templates that adapters bring, for frontends."""
 
-from adapter_store.catalog import Catalog
+from adapter_store.catalog.catalog import Catalog
 from adapter_store.concurrency.workers import Workers
 from adapter_store.formats.prompt_files import read_chat_template
 from adapter_store.formats.strict_json import printable

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.quota import Limits
+from adapter_store.catalog.quota import Limits
 from adapter_store.sources.urls import check_allowed, is_url, parse_prefix, parse_url
 from adapter_store.tiers.eviction import POLICIES
 from rpc.addresses import check_address, check_tcp_address

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-from adapter_store.catalog import Catalog, Change
-from adapter_store.history import Earlier, Pointer
-from adapter_store.quota import Limits
+from adapter_store.catalog.catalog import Catalog, Change
+from adapter_store.catalog.history import Earlier, Pointer
+from adapter_store.catalog.quota import Limits
+from adapter_store.catalog.versions import ModuleReport, Version
 from adapter_store.reserve import Reserve
-from adapter_store.versions import ModuleReport, Version
 from rpc.errors import resource_exhausted
 
 log = logging.getLogger(__name__)

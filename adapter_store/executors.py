@@ -5,8 +5,8 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapter_store.adapter_names import unknown_digest
-from adapter_store.catalog import Catalog
+from adapter_store.catalog.adapter_names import unknown_digest
+from adapter_store.catalog.catalog import Catalog
 from adapter_store.formats.layout import PackLayout
 from adapter_store.retirement import Retirement
 from adapter_store.streams import Outbox

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from adapter_store.catalog import Catalog
-from adapter_store.history import Pointer
+from adapter_store.catalog.catalog import Catalog
+from adapter_store.catalog.history import Pointer
 from adapter_store.streams import fell_behind
 from rpc.errors import LorikeetError, invalid_argument
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from adapter_store.catalog import Catalog, Change
+from adapter_store.catalog.catalog import Catalog, Change
 from adapter_store.concurrency.calls import uninterrupted
 from adapter_store.concurrency.workers import Workers
 from adapter_store.database import Database, Settled, database_errors

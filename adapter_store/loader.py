@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapter_store.arrival import Arrival
+from adapter_store.catalog.versions import Version
+from adapter_store.catalog.views import Progress, Stage
 from adapter_store.concurrency.calls import KeyedLock
 from adapter_store.concurrency.crew import Crew
 from adapter_store.concurrency.outside_reads import Moved, OutsideReads
@@ -28,8 +30,6 @@ from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.pack import ArenaPack
 from adapter_store.tiers.warm import WarmTier
-from adapter_store.versions import Version
-from adapter_store.views import Progress, Stage
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from adapter_store.adapter_names import unknown_digest
-from adapter_store.catalog import Catalog
+from adapter_store.catalog.adapter_names import unknown_digest
+from adapter_store.catalog.catalog import Catalog
 from adapter_store.formats.layout import PackLayout
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.warm import WarmTier

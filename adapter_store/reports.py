@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
+from adapter_store.catalog.versions import ModuleReport, Version
 from adapter_store.concurrency.crew import ALONE, Crew
 from adapter_store.formats.adapted import AdaptedSlice
 from adapter_store.packs.norms import delta_norms
 from adapter_store.packs.reading import CheckedAdapter
-from adapter_store.versions import ModuleReport, Version
 
 
 def report_version(checked: CheckedAdapter, notes: tuple[str, ...], *, crew: Crew = ALONE) -> Version:

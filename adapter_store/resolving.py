@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import grpc
 
-from adapter_store.adapter_names import check_name
 from adapter_store.admin import MAY_PASS, Admin, LoadRequest
+from adapter_store.catalog.adapter_names import check_name
+from adapter_store.catalog.history import NOTHING
+from adapter_store.catalog.views import AdapterView
 from adapter_store.concurrency.calls import SingleFlight
 from adapter_store.concurrency.outside_reads import OutsideReads
 from adapter_store.concurrency.workers import Workers
-from adapter_store.history import NOTHING
 from adapter_store.sources.folder import FolderReader
 from adapter_store.sources.opening import Sources
 from adapter_store.sources.remote import RemoteReader
-from adapter_store.views import AdapterView
 from rpc.errors import LorikeetError, not_found, permission_denied, resource_exhausted
 
 # Anybody who may generate can ask for any name: what that costs is bounded.

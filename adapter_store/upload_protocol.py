@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from adapter_store.adapter_names import check_name
+from adapter_store.catalog.adapter_names import check_name
 from adapter_store.formats.safetensors_files import INDEX_NAME, SINGLE_NAME
 from adapter_store.formats.strict_json import printable
 from lorikeet.v1 import adapters_pb2

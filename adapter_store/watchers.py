@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from adapter_store.catalog.views import Event
 from adapter_store.streams import Outbox
-from adapter_store.views import Event
 from rpc.errors import LorikeetError, resource_exhausted
 
 _QUEUED_EVENTS = 1024

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.catalog import Catalog
+from adapter_store.catalog.catalog import Catalog
+from adapter_store.catalog.versions import ModuleReport, Version
 from adapter_store.database import Database, DatabaseError
-from adapter_store.versions import ModuleReport, Version
 
 
 def version(number: int) -> Version:

@@ -134,7 +134,7 @@ CRASH_POINTS = [
     ("adapter_store.tiers.disk.sync_file", "before"),
     ("adapter_store.tiers.disk.DiskTier.commit_object", "after"),
     ("adapter_store.database.Database.commit", "before"),
-    ("adapter_store.catalog.Catalog.apply", "before"),
+    ("adapter_store.catalog.catalog.Catalog.apply", "before"),
     ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.set_checksum", "before"),
     ("adapter_store.tiers.disk.DiskTier.set_aside", "before"),
@@ -149,7 +149,7 @@ folder, point, when, root = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 sys.path.insert(0, root)
 from adapter_store.admin import LoadRequest
 from adapter_store.app import AdapterStore
-from adapter_store.catalog import Change
+from adapter_store.catalog.catalog import Change
 from adapter_store.config import StoreConfig
 from adapter_store.database import Database
 from adapter_store.sources.opening import Sources

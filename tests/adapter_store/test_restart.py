@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from adapter_store.app import AdapterStore
-from adapter_store.catalog import Change
+from adapter_store.catalog.catalog import Change
 from adapter_store.config import StoreConfig
 from adapter_store.database import KEPT_LAYOUTS, Database, Settled
 from adapter_store.packs.reading import read_adapter

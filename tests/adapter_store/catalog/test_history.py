@@ -2,9 +2,9 @@
 
 import pytest
 
-from adapter_store.catalog import Catalog, Change
-from adapter_store.quota import Limits
-from adapter_store.versions import Version
+from adapter_store.catalog.catalog import Catalog, Change
+from adapter_store.catalog.quota import Limits
+from adapter_store.catalog.versions import Version
 from rpc.errors import LorikeetError
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from adapter_store.history import Pointer
-from adapter_store.versions import Version
+from adapter_store.catalog.history import Pointer
+from adapter_store.catalog.versions import Version
 
 
 class State(Enum):

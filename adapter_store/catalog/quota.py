@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adapter_store.history import Pointer
+from adapter_store.catalog.history import Pointer
 from rpc.errors import LorikeetError, resource_exhausted
 
 

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from adapter_store.adapter_names import unknown_digest, unknown_name
-from adapter_store.history import Pointer, check_expected, roll_back, succeed
-from adapter_store.page_tokens import read_token, write_token
-from adapter_store.quota import Limits, check_limits
-from adapter_store.versions import Version
+from adapter_store.catalog.adapter_names import unknown_digest, unknown_name
+from adapter_store.catalog.history import Pointer, check_expected, roll_back, succeed
+from adapter_store.catalog.page_tokens import read_token, write_token
+from adapter_store.catalog.quota import Limits, check_limits
+from adapter_store.catalog.versions import Version
 from rpc.digests import is_digest
 from rpc.errors import invalid_argument, permission_denied
 

@@ -2,10 +2,10 @@ import random
 
 import pytest
 
-from adapter_store.adapter_names import check_name
-from adapter_store.catalog import Catalog, Change
-from adapter_store.quota import Limits
-from adapter_store.versions import ModuleReport, Version
+from adapter_store.catalog.adapter_names import check_name
+from adapter_store.catalog.catalog import Catalog, Change
+from adapter_store.catalog.quota import Limits
+from adapter_store.catalog.versions import ModuleReport, Version
 from rpc.errors import LorikeetError
 
 

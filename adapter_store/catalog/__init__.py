@@ -1,0 +1,1 @@
+"""Names and the versions that they point to: decided here, without a clock, a thread or a file."""
