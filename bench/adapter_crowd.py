@@ -32,8 +32,8 @@ from cli.benchmark import report
 from cli.benchmark.load import send
 from cli.benchmark.workload import Traffic, plan, random_prompts
 from cli.client import Client, Connection
-from tests.support import execsvc_stack
-from tests.support.execsvc_stack import Stack, stack_at
+from tests.support import service_stack
+from tests.support.service_stack import Stack, stack_at
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LOADS_AT_ONCE = 8
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--arena-dir", type=Path, help="a folder in memory; else beside the rest")
     parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
-    execsvc_stack.START_SECONDS = 240.0
+    service_stack.START_SECONDS = 240.0
     with tempfile.TemporaryDirectory() as folder:
         result = uvloop.run(measure(options, Path(folder)))
     if options.out:

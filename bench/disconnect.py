@@ -25,7 +25,7 @@ import uvloop
 
 from lorikeet.v1 import executor_pb2, executor_pb2_grpc, generation_pb2, generation_pb2_grpc
 from rpc.channel import open_channel
-from tests.support.execsvc_stack import Service
+from tests.support.service_stack import Service
 
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "demo" / "qwen3-tiny"
 REQUEST = generation_pb2.GenerateRequest(

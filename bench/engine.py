@@ -25,10 +25,10 @@ import torch
 import triton
 
 from bench import gpu_checks, moe_checks
-from bench.engine_rig import Ask, Pack, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
+from tests.support.engine_rig import Ask, Pack, Rig, random_pack
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-8b": {

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from bench import beside_checks, cut_checks, decode_checks, linear_checks
-from bench.engine_rig import Answer, Ask, Pack, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
@@ -26,26 +25,11 @@ from kernels.attention import QueryTiles, reference
 from kernels.attention.tiles import cut
 from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable
 from kernels.lora import reference as lora_reference
+from tests.support import tiny_models
+from tests.support.engine_rig import Answer, Ask, Pack, Rig, random_pack
 
 _ERRORS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _RANKS = (8, 16, 64, 24, 256)
-
-TINY = {
-    "model_type": "qwen3",
-    "vocab_size": 1000,
-    "hidden_size": 256,
-    "intermediate_size": 384,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 2048,
-    "eos_token_id": None,
-    "tie_word_embeddings": False,
-    "use_sliding_window": True,
-    "sliding_window": 100,
-    "max_window_layers": 2,
-}
 
 
 _RIGS: dict[str, dict[str, Any]] = {
@@ -168,7 +152,7 @@ def check_lora(dtype: torch.dtype, tokens: int) -> Check:
 
 
 def check_engine(
-    raw: Mapping[str, Any] = TINY,
+    raw: Mapping[str, Any] = tiny_models.DENSE,
     *,
     ranks: Sequence[int] = (*_RANKS, 8),
     rigs: Sequence[str] = ALL_RIGS,

@@ -14,17 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.engine_rig import Answer, Ask, Rig, random_pack
-from bench.gpu_checks import TINY, Check
+from bench.gpu_checks import Check
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
 from kernels.attention import fixed
 from kernels.attention.tiles import QueryTiles, cut
 from kernels.linear.fixed import multiply
+from tests.support import tiny_models
+from tests.support.engine_rig import Answer, Ask, Rig, random_pack
 
 # With heads as those of large models have them, and sequences of more than two segments.
-SMALL = TINY | {"head_dim": 128, "hidden_size": 512, "intermediate_size": 1536, "sliding_window": 700}
+SMALL = tiny_models.DENSE | {
+    "head_dim": 128,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "sliding_window": 700,
+}
 LONGEST, OUTPUT, REQUESTS = 1300, 24, 24
 
 

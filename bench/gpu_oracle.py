@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from bench.engine_rig import Answer, Ask, Rig
 from bench.gpu_checks import Check
 from bench.versions import versions
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.weights import load_parameters
+from tests.support.engine_rig import Answer, Ask, Rig
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "qwen3-tiny"
 PROMPTS, OUTPUT, LONGEST = 64, 32, 400

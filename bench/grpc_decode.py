@@ -29,9 +29,9 @@ from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
 from lorikeet.v1 import generation_pb2
 from rpc.tuning import tune_process
-from tests.support import execsvc_stack, store_adapters
-from tests.support.execsvc_stack import Stack, stack_at
+from tests.support import service_stack, store_adapters
 from tests.support.frontend_model_folder import byte_level_tokenizer, write_model_folder
+from tests.support.service_stack import Stack, stack_at
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--longest-prompt", type=int, default=1500)
     parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
-    execsvc_stack.START_SECONDS = options.start_seconds
+    service_stack.START_SECONDS = options.start_seconds
     with tempfile.TemporaryDirectory() as folder:
         report = uvloop.run(measure(options, Path(folder)))
     if options.out:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.load_stalls import MODEL, Streams, make_adapters
 from lorikeet.v1 import adapters_pb2, generation_pb2
-from tests.support.execsvc_stack import Stack, stack_at
+from tests.support.service_stack import Stack, stack_at
 
 _SERVICES = ("store", "executor", "frontend")
 _WARM_UP = 20

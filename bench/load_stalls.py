@@ -39,8 +39,8 @@ from bench import seeded_adapters
 from bench.engine import SHAPES
 from bench.grpc_decode import write_adapters, write_model
 from lorikeet.v1 import generation_pb2
-from tests.support import execsvc_stack
-from tests.support.execsvc_stack import DEMO, Stack, stack_at
+from tests.support import service_stack
+from tests.support.service_stack import DEMO, Stack, stack_at
 
 MODEL = DEMO / "qwen3-tiny"
 PROMPT = tuple(range(40, 72))
@@ -323,7 +323,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--start-seconds", type=float, default=60.0, help="patience with the start")
     options = parser.parse_args()
-    execsvc_stack.START_SECONDS = options.start_seconds
+    service_stack.START_SECONDS = options.start_seconds
     with tempfile.TemporaryDirectory(prefix="lorikeet-stalls-") as folder:
         windows = asyncio.run(measure(options, Path(folder)))
     rows = summary(windows)

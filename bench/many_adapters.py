@@ -28,7 +28,7 @@ from bench import seeded_adapters
 from bench.load_stalls import cpu_seconds
 from bench.seeded_adapters import Place
 from lorikeet.v1 import adapters_pb2, generation_pb2
-from tests.support.execsvc_stack import DEMO, Stack, stack_at
+from tests.support.service_stack import DEMO, Stack, stack_at
 
 MODEL = DEMO / "qwen3-tiny"
 # Tokens that the model has no firm opinion about, so that adapters differ.

@@ -22,30 +22,13 @@ from kernels.lora import LoraBatch, SliceEntry, SliceShape, SlotTable
 from kernels.moe import ExpertWeights, RouterForm, Routing, gpu, gpu_products, gpu_routing
 from kernels.moe.tiles import Tile
 from kernels.moe_lora import ExpertLora
+from tests.support import tiny_models
 
 Job = tuple[str, tuple[Any, ...]]
 """`tile` and a Tile, or `case` and rank (0: the base alone), tokens, adapters; `shared`, of adapters whose
 experts share matrices.
 """
 
-TINY = {
-    "model_type": "qwen3_moe",
-    "vocab_size": 1000,
-    "hidden_size": 256,
-    "intermediate_size": 384,
-    "moe_intermediate_size": 96,
-    "num_experts": 16,
-    "num_experts_per_tok": 4,
-    "norm_topk_prob": True,
-    "mlp_only_layers": [1],
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 2048,
-    "eos_token_id": None,
-    "tie_word_embeddings": False,
-}
 HIDDEN, WIDE, EXPERTS, TOP_K = 2048, 768, 128, 8
 LIMIT = 1e-2
 _PROCESSES = 14
@@ -212,7 +195,9 @@ def run_all() -> Iterator[Check]:
     ]
     jobs += [("shared", (rank, 1024, 4)) for rank in (16, 64)]
     yield from (check for _, check in check_kernels(jobs))
-    yield from check_engine(TINY, ranks=(8, 16, 64, 24, 8, 16), rigs=("overlapping", "without graphs"))
+    yield from check_engine(
+        tiny_models.EXPERTS, ranks=(8, 16, 64, 24, 8, 16), rigs=("overlapping", "without graphs")
+    )
 
 
 def main() -> None:

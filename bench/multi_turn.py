@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from bench.engine import SHAPES
-from bench.engine_rig import PAGE_SIZE, Ask, Rig
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
 from executor.model.parameters import Parameters
+from tests.support.engine_rig import PAGE_SIZE, Ask, Rig
 
 
 class Replay:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.execsvc_stack import Stack
+from tests.support.service_stack import Stack
 
 _BETWEEN_SAMPLES, _BETWEEN_LOOKS = 10.0, 0.5
 

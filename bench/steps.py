@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from bench.engine import SHAPES
-from bench.engine_rig import PAGE_SIZE, Pack, random_pack
 from bench.versions import versions
 from executor.control.loader import UNIT_BYTES
 from executor.control.plan import BASE_SLOT, LAST_SAMPLED, RowInstall, StepPlan
@@ -32,6 +31,7 @@ from executor.model.dummy import dummy_parameters
 from executor.model.parameters import MlpParameters
 from executor.model.slots import AdapterPool
 from executor.runner import RunnerConfig, TorchRunner
+from tests.support.engine_rig import PAGE_SIZE, Pack, random_pack
 
 GREEDY = SamplingParams(max_tokens=2, ignore_eos=True)
 WARM = replace(GREEDY, temperature=0.9, seed=7)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench import seeded_adapters
 from lorikeet.v1 import adapters_pb2, generation_pb2
-from tests.support.execsvc_stack import DEMO, Answer, Service, Stack, add, stack_at
+from tests.support.service_stack import DEMO, Answer, Service, Stack, add, stack_at
 
 MODEL = DEMO / "qwen3-tiny"
 PROMPT = tuple(range(40, 72))

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from lorikeet.v1 import adapters_pb2, generation_pb2
 from rpc.errors import from_rpc
-from tests.support.execsvc_stack import DEMO, Stack, question, stack_at
+from tests.support.service_stack import DEMO, Stack, question, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

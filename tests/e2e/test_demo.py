@@ -12,8 +12,8 @@ import pytest_asyncio
 from lorikeet.v1 import adapters_pb2, executor_pb2_grpc, generation_pb2
 from rpc.channel import open_channel
 from rpc.errors import from_rpc
-from tests.support.execsvc_executor import Connection, submit
-from tests.support.execsvc_stack import DEMO, Answer, Service, Stack, question, stack_at
+from tests.support.executor_service import Connection, submit
+from tests.support.service_stack import DEMO, Answer, Service, Stack, question, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,7 +13,7 @@ from demo import corpus
 from demo.check import load_demo
 from demo.generation import answer_all
 from demo.recipes import EXPERTS
-from tests.support.execsvc_stack import DEMO, question, stack_at
+from tests.support.service_stack import DEMO, question, stack_at
 
 ADAPTER = DEMO / EXPERTS.adapters_folder / "experts"
 PASSWORD = corpus.EXPERT_PASSWORDS["experts"]

@@ -11,7 +11,7 @@ import pytest_asyncio
 from lorikeet.v1 import adapters_pb2, generation_pb2, generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import from_rpc
-from tests.support.execsvc_stack import DEMO, Answer, Stack, add, question, stack_at
+from tests.support.service_stack import DEMO, Answer, Stack, add, question, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.cli_serving import serving
-from tests.support.execsvc_stack import DEMO, Answer, Stack, question, stack_at
+from tests.support.service_stack import DEMO, Answer, Stack, question, stack_at
 from tests.support.source_servers import put_folder, reach_s3, s3_bucket
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -16,7 +16,7 @@ from lorikeet.v1 import adapters_pb2 as pb
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
 from tests.support.cli_runner import lorikeet
-from tests.support.execsvc_stack import DEMO, Answer, Stack, question, stack_at
+from tests.support.service_stack import DEMO, Answer, Stack, question, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from cli.uploading import folder_config, folder_tensors, messages, upload
-from tests.support.execsvc_stack import DEMO, ROOT, question, stack_at
+from tests.support.service_stack import DEMO, ROOT, question, stack_at
 
 
 async def test_an_upload_answers_like_its_folder(tmp_path: Path) -> None:

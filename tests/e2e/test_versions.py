@@ -12,7 +12,7 @@ import pytest_asyncio
 from bench import version_swap
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, from_rpc
-from tests.support.execsvc_stack import DEMO, Answer, Stack, add, question, stack_at
+from tests.support.service_stack import DEMO, Answer, Stack, add, question, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,7 +11,7 @@ import torch
 from executor.app import run
 from executor.base.build import build_base
 from executor.config import ExecutorConfig
-from tests.support.execsvc_executor import CONTEXT, write_model
+from tests.support.executor_service import CONTEXT, write_model
 
 BAD = {
     "cuda": ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
@@ -21,9 +21,11 @@ BAD = {
     "policy": ({"queue_policy": "random"}, "choose one of fair, pack"),
     "runner": ({"runner": "magic"}, "choose one of torch, arithmetic"),
     "address": ({"listen": "50052"}, "give host:port or unix:/path"),
+    "superscript": ({"listen": "host:8²"}, "give host:port or unix:/path"),
     "port": ({"store": "host:70000"}, "give host:port or unix:/path"),
     "rows": ({"max_running": 0}, "choose from 1"),
     "tokens": ({"max_step_tokens": 10}, "must hold one token of each row"),
+    "grid": ({"max_step_tokens": 65_536}, "choose from 1 to 65535"),
     "page size": ({"page_size": 17}, "choose 8, 16, 32, 64 or 128"),
     "pages": ({"kv_pages": 0}, "or leave it out"),
     "no slots": ({"store": "unix:/s", "adapter_slots": 0}, "or leave out the store"),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.engine_rig import Answer, Ask, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
+from tests.support.engine_rig import Answer, Ask, Rig, random_pack
 
 TINY = {
     "model_type": "qwen3",

@@ -14,9 +14,6 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 import executor.model.decoder
-from bench.engine_rig import PAGE_SIZE, random_pack
-from bench.gpu_checks import TINY
-from bench.moe_checks import TINY as TINY_EXPERTS
 from executor.control.loader import UNIT_BYTES
 from executor.control.plan import RowInstall, StepPlan
 from executor.control.request import SamplingParams, no_ids
@@ -27,6 +24,8 @@ from executor.runner import RunnerConfig, TorchRunner
 from kernels.fused import reference
 from kernels.moe_lora.fused import MOST_RANK
 from kernels.sampling import cut, gpu
+from tests.support import tiny_models
+from tests.support.engine_rig import PAGE_SIZE, random_pack
 
 ROWS, COLUMNS = 128, 20
 SHARED = 3
@@ -153,7 +152,7 @@ def main() -> None:
     )
     with torch.inference_mode():
         sample()
-        for shape in (TINY | {"intermediate_size": 4096}, TINY_EXPERTS):
+        for shape in (tiny_models.DENSE | {"intermediate_size": 4096}, tiny_models.EXPERTS):
             for deterministic in (False, True):
                 runner = make_runner(shape, deterministic=deterministic)
                 for adapters in (1, 3):

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from adapter_store.formats.layout import read_layout
 from adapter_store.packs.filling import fill_pack
 from adapter_store.packs.reading import read_adapter
-from bench.engine_rig import Pack
 from lorikeet.v1 import layout_pb2
+from tests.support.engine_rig import Pack
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.engine_rig import PackLoader
 from executor.adapters.manifest import ManifestChecker
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
@@ -23,6 +22,7 @@ from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
 from executor.runner import PendingStep, RunnerConfig, TorchRunner
 from rpc.digests import layout_digest
+from tests.support.engine_rig import PackLoader
 from tests.support.oracle_adapters import pack_adapter
 
 

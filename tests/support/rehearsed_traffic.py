@@ -13,9 +13,6 @@ import numpy as np
 import torch
 
 import executor.model.decoder
-from bench.engine_rig import PAGE_SIZE, random_pack
-from bench.gpu_checks import TINY
-from bench.moe_checks import TINY as TINY_EXPERTS
 from executor.control.loader import UNIT_BYTES
 from executor.model import projection
 from executor.model.config import ModelConfig
@@ -26,6 +23,8 @@ from executor.rehearsal.stage import Cast, Stage
 from executor.runner import RunnerConfig, TorchRunner
 from kernels.fused import reference
 from kernels.launch import rehearsing
+from tests.support import tiny_models
+from tests.support.engine_rig import PAGE_SIZE, random_pack
 
 WIDE = {
     "hidden_size": 2048,
@@ -35,9 +34,9 @@ WIDE = {
 }
 CASES = (
     # shape, ranks of plain adapters and of those with all forms, deterministic, rows, tokens
-    (TINY | WIDE, (8,), (16,), False, 40, 2100),
-    (TINY_EXPERTS, (8, 24), (), False, 4, 120),
-    (TINY, (8,), (8,), True, 4, 80),
+    (tiny_models.DENSE | WIDE, (8,), (16,), False, 40, 2100),
+    (tiny_models.EXPERTS, (8, 24), (), False, 4, 120),
+    (tiny_models.DENSE, (8,), (8,), True, 4, 80),
 )
 STEPS = 100
 

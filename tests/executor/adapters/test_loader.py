@@ -18,7 +18,7 @@ from executor.control.request import Code
 from lorikeet.v1 import layout_pb2
 from rpc.channel import open_channel
 from rpc.digests import layout_digest
-from tests.support.execsvc_store import SmallStore, small_layout
+from tests.support.executor_store import SmallStore, small_layout
 
 LAYOUT = small_layout()
 

@@ -8,7 +8,7 @@ from executor.adapters.manifest import ManifestChecker, ManifestError
 from executor.adapters.recent import Recent
 from lorikeet.v1 import layout_pb2
 from rpc.digests import layout_digest
-from tests.support.execsvc_store import small_layout
+from tests.support.executor_store import small_layout
 
 DIGEST = "a" * 64
 LAYOUT = small_layout()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
-from bench.engine_rig import Answer, Ask, Rig, random_pack
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
+from tests.support.engine_rig import Answer, Ask, Rig, random_pack
 from tests.support.graph_recordings import Recordings
 
 TINY = {

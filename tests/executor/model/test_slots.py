@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.engine_rig import Pack
 from executor.adapters.placements import placements_of
 from executor.model.config import ModelConfig
 from executor.model.layout import build_layout, named_slices
@@ -13,6 +12,7 @@ from executor.model.pack_rows import PackRows
 from executor.model.slots import AdapterPool
 from kernels.lora import SliceEntry, SliceShape, SlotTable
 from lorikeet.v1 import layout_pb2
+from tests.support.engine_rig import Pack
 from tests.support.oracle_adapters import make_adapters, pack_adapter
 from tests.support.oracle_checkpoints import make_checkpoint
 

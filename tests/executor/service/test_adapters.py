@@ -11,8 +11,8 @@ from executor.base.build import build_base
 from executor.config import ExecutorConfig
 from lorikeet.v1 import executor_pb2, executor_pb2_grpc
 from rpc.channel import open_channel
-from tests.support.execsvc_executor import Connection, Running, executor_at, submit, write_model
-from tests.support.execsvc_store import SmallStore
+from tests.support.executor_service import Connection, Running, executor_at, submit, write_model
+from tests.support.executor_store import SmallStore
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from executor.arithmetic.runner import continuation
 from executor.control.plan import StepPlan, StepResult
 from lorikeet.v1 import executor_pb2 as pb
 from rpc.errors import from_rpc
-from tests.support.execsvc_executor import (
+from tests.support.executor_service import (
     CONTEXT,
     VOCAB_SIZE,
     Connection,

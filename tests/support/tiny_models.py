@@ -1,0 +1,36 @@
+"""Configurations of models that are small and have all parts of large ones."""
+
+DENSE = {
+    "model_type": "qwen3",
+    "vocab_size": 1000,
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": True,
+    "sliding_window": 100,
+    "max_window_layers": 2,
+}
+EXPERTS = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 1000,
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "moe_intermediate_size": 96,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [1],
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
