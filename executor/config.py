@@ -128,7 +128,7 @@ class ExecutorConfig:
         for name, least, most in (
             ("max_running", 1, 4096),
             ("max_waiting", 1, 1 << 20),
-            ("max_step_tokens", 1, 1 << 20),
+            ("max_step_tokens", 1, 65_535),  # what a grid of a GPU has in its second dimension
             ("adapter_slots", 0, 1 << 16),
             ("adapter_pool_bytes", 0, 1 << 50),
             ("max_lora_rank", 0, 4096),
