@@ -11,7 +11,7 @@ _PAUSE_SECONDS = 0.1
 def parse_progress(line: str) -> tuple[int, int] | None:
     """(done, total) if the line is one of ours."""
     words = line.split()
-    if len(words) == 3 and words[0] == _MARK and words[1].isdigit() and words[2].isdigit():
+    if len(words) == 3 and words[0] == _MARK and words[1].isdecimal() and words[2].isdecimal():
         return int(words[1]), int(words[2])
     return None
 

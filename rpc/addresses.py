@@ -26,4 +26,4 @@ def check_tcp_address(name: str, address: str) -> None:
 
 def _is_tcp(address: str) -> bool:
     host, _, port = address.rpartition(":")
-    return bool(host) and "/" not in host and port.isdigit() and int(port) <= 65_535
+    return bool(host) and "/" not in host and port.isdecimal() and int(port) <= 65_535
