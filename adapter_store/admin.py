@@ -12,14 +12,14 @@ from adapter_store.catalog.history import Pointer
 from adapter_store.catalog.versions import Version
 from adapter_store.catalog.views import AdapterView, Event, Progress, Stage, State
 from adapter_store.concurrency.calls import KeyedLock, SingleFlight
-from adapter_store.followers import Follower, Followers, target_of
-from adapter_store.layouts import Layouts
-from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
+from adapter_store.peers.followers import Follower, Followers, target_of
+from adapter_store.peers.watchers import Watcher, Watchers
+from adapter_store.records.layouts import Layouts
+from adapter_store.records.ledger import Ledger
 from adapter_store.sources.reader import SourceReader
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
-from adapter_store.watchers import Watcher, Watchers
 from rpc.errors import LorikeetError, data_loss, resource_exhausted
 
 MAY_PASS = (

@@ -12,16 +12,17 @@ from adapter_store.concurrency.crew import Crew
 from adapter_store.concurrency.outside_reads import OutsideReads
 from adapter_store.concurrency.workers import Workers
 from adapter_store.config import StoreConfig
-from adapter_store.database import Database
-from adapter_store.disk_room import DiskRoom
-from adapter_store.executors import Executors
-from adapter_store.followers import Followers
-from adapter_store.layouts import Layouts
-from adapter_store.ledger import Ledger
 from adapter_store.loader import Loader
 from adapter_store.metrics import StoreMetrics
-from adapter_store.pack_chunks import PackChunks
 from adapter_store.packs.scan_processes import ScanProcesses
+from adapter_store.peers.executors import Executors
+from adapter_store.peers.followers import Followers
+from adapter_store.peers.pack_chunks import PackChunks
+from adapter_store.peers.watchers import Watchers
+from adapter_store.records.database import Database
+from adapter_store.records.disk_room import DiskRoom
+from adapter_store.records.layouts import Layouts
+from adapter_store.records.ledger import Ledger
 from adapter_store.resolving import Resolver, SharedNames
 from adapter_store.service import CatalogServicer, PackServicer
 from adapter_store.sources.opening import Sources
@@ -35,7 +36,6 @@ from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.making import PackMaker
 from adapter_store.tiers.warm import WarmTier
 from adapter_store.uploads import Uploads
-from adapter_store.watchers import Watchers
 from adapter_store.watching import WatchedFolder
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from adapter_store.catalog.views import AdapterView, Event
-from adapter_store.executors import Grant, Refusal, Retire
-from adapter_store.followers import Target, Update
+from adapter_store.peers.executors import Grant, Refusal, Retire
+from adapter_store.peers.followers import Target, Update
 from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import code_number
 

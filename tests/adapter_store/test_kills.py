@@ -133,13 +133,13 @@ CRASH_POINTS = [
     ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "before"),
     ("adapter_store.tiers.disk.sync_file", "before"),
     ("adapter_store.tiers.disk.DiskTier.commit_object", "after"),
-    ("adapter_store.database.Database.commit", "before"),
+    ("adapter_store.records.database.Database.commit", "before"),
     ("adapter_store.catalog.catalog.Catalog.apply", "before"),
     ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.set_checksum", "before"),
     ("adapter_store.tiers.disk.DiskTier.set_aside", "before"),
     ("adapter_store.tiers.disk.DiskTier.set_aside", "after"),
-    ("adapter_store.database.Database.settle", "before"),
+    ("adapter_store.records.database.Database.settle", "before"),
 ]
 
 CRASHING_STORE = """
@@ -151,7 +151,7 @@ from adapter_store.admin import LoadRequest
 from adapter_store.app import AdapterStore
 from adapter_store.catalog.catalog import Change
 from adapter_store.config import StoreConfig
-from adapter_store.database import Database
+from adapter_store.records.database import Database
 from adapter_store.sources.opening import Sources
 from tests.support.store_adapters import toy_layout
 

@@ -11,8 +11,8 @@ import pytest
 from adapter_store.app import AdapterStore
 from adapter_store.catalog.catalog import Change
 from adapter_store.config import StoreConfig
-from adapter_store.database import KEPT_LAYOUTS, Database, Settled
 from adapter_store.packs.reading import read_adapter
+from adapter_store.records.database import KEPT_LAYOUTS, Database, Settled
 from adapter_store.tiers.key import PackKey
 from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_adapters import lora_tensors, toy_layout, toy_pack_layout, write_adapter

@@ -3,7 +3,7 @@
 import blake3
 import pytest
 
-from adapter_store.pack_chunks import PackChunks
+from adapter_store.peers.pack_chunks import PackChunks
 from adapter_store.tiers.key import PackKey
 from lorikeet.v1 import layout_pb2, store_pb2
 from rpc.errors import LorikeetError

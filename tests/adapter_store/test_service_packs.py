@@ -273,7 +273,7 @@ async def test_hints_bring_packs_in_and_never_hurt(ready):
 
 
 async def test_too_many_leases_of_one_stream_are_refused(ready, monkeypatch):
-    monkeypatch.setattr("adapter_store.executors._MAX_LEASES", 3)
+    monkeypatch.setattr("adapter_store.peers.executors._MAX_LEASES", 3)
     digest = await ready.load("a")
     executor = await ready.executor()
     for lease in range(3):
@@ -285,7 +285,7 @@ async def test_too_many_leases_of_one_stream_are_refused(ready, monkeypatch):
 
 
 async def test_an_executor_that_does_not_read_is_cut_off(ready, monkeypatch):
-    monkeypatch.setattr("adapter_store.executors._QUEUED_MESSAGES", 2)
+    monkeypatch.setattr("adapter_store.peers.executors._QUEUED_MESSAGES", 2)
     executor = await ready.executor()
     await eventually(lambda: len(ready.store.executors) == 1)
     (session,) = ready.store.executors._sessions

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from adapter_store.followers import Followers, Target
+from adapter_store.peers.followers import Followers, Target
 from rpc.errors import LorikeetError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from adapter_store.catalog.catalog import Catalog
 from adapter_store.catalog.history import Pointer
-from adapter_store.streams import fell_behind
+from adapter_store.peers.streams import fell_behind
 from rpc.errors import LorikeetError, invalid_argument
 
 log = logging.getLogger(__name__)

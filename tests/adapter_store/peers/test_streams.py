@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from adapter_store.streams import Outbox, converse
+from adapter_store.peers.streams import Outbox, converse
 from rpc.errors import LorikeetError, invalid_argument, unavailable
 
 

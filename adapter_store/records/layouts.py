@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from adapter_store.concurrency.workers import Workers
-from adapter_store.database import KEPT_LAYOUTS, Database, database_errors
 from adapter_store.formats.layout import PackLayout, read_layout
+from adapter_store.records.database import KEPT_LAYOUTS, Database, database_errors
 from lorikeet.v1 import layout_pb2
 from rpc.errors import LorikeetError, failed_precondition
 

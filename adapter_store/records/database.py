@@ -18,7 +18,7 @@ from adapter_store.catalog.catalog import Catalog, Change
 from adapter_store.catalog.history import Earlier, Pointer
 from adapter_store.catalog.quota import Limits
 from adapter_store.catalog.versions import ModuleReport, Version
-from adapter_store.reserve import Reserve
+from adapter_store.records.reserve import Reserve
 from rpc.errors import resource_exhausted
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 from adapter_store.catalog.catalog import Catalog, Change
 from adapter_store.concurrency.calls import uninterrupted
 from adapter_store.concurrency.workers import Workers
-from adapter_store.database import Database, Settled, database_errors
-from adapter_store.followers import Followers, Target, target_of
-from adapter_store.retirement import Retirement
+from adapter_store.peers.followers import Followers, Target, target_of
+from adapter_store.peers.retirement import Retirement
+from adapter_store.records.database import Database, Settled, database_errors
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.warm import WarmTier

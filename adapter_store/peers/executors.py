@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from adapter_store.catalog.adapter_names import unknown_digest
 from adapter_store.catalog.catalog import Catalog
 from adapter_store.formats.layout import PackLayout
-from adapter_store.retirement import Retirement
-from adapter_store.streams import Outbox
+from adapter_store.peers.retirement import Retirement
+from adapter_store.peers.streams import Outbox
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.pack import ArenaPack

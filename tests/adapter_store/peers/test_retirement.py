@@ -1,6 +1,6 @@
 import asyncio
 
-from adapter_store.retirement import Retirement
+from adapter_store.peers.retirement import Retirement
 from adapter_store.tiers.holds import Holds
 
 

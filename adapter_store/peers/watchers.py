@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from adapter_store.catalog.views import Event
-from adapter_store.streams import Outbox
+from adapter_store.peers.streams import Outbox
 from rpc.errors import LorikeetError, resource_exhausted
 
 _QUEUED_EVENTS = 1024

@@ -3,8 +3,8 @@ import sqlite3
 import pytest
 
 from adapter_store.concurrency.workers import Workers
-from adapter_store.database import Database
-from adapter_store.layouts import Layouts
+from adapter_store.records.database import Database
+from adapter_store.records.layouts import Layouts
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import toy_layout
 

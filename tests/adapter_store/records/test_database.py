@@ -7,7 +7,7 @@ import pytest
 
 from adapter_store.catalog.catalog import Catalog
 from adapter_store.catalog.versions import ModuleReport, Version
-from adapter_store.database import Database, DatabaseError
+from adapter_store.records.database import Database, DatabaseError
 
 
 def version(number: int) -> Version:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from adapter_store.catalog.catalog import Catalog
-from adapter_store.ledger import Ledger
+from adapter_store.records.ledger import Ledger
 from adapter_store.tiers.disk import DiskTier
 
 log = logging.getLogger(__name__)
