@@ -20,6 +20,8 @@ def test_lines_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixture[st
     assert len(lines) < 1000
 
 
-@pytest.mark.parametrize("line", ["", "@progress", "@progress 1", "@progress 1 two", "@progress 1 ²", "loading @progress 1 2"])
+@pytest.mark.parametrize(
+    "line", ["", "@progress", "@progress 1", "@progress 1 two", "@progress 1 ²", "loading @progress 1 2"]
+)
 def test_other_lines_are_none_of_ours(line: str) -> None:
     assert parse_progress(line) is None
