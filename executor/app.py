@@ -7,10 +7,10 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from executor.adapters.base_only import BaseOnlyLoader
+from executor.adapters.copier import Copier
 from executor.adapters.lease_client import LeaseClient
 from executor.adapters.loader import StoreLoader
 from executor.base.build import Base, build_base
@@ -202,7 +202,7 @@ class Executor:
             loop=asyncio.get_running_loop(),
             client=self._leases,
             pool=self._base.pool,
-            copier=stack.enter_context(ThreadPoolExecutor(1, "adapter-copy")),
+            copier=stack.enter_context(Copier()),
             wake=self._mailbox.wake,
         )
         self._loading = asyncio.create_task(loader.run())

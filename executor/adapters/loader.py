@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic
@@ -14,6 +13,7 @@ from typing import Generic
 import grpc
 
 from executor.adapters.arena_view import ArenaView, StalePackError
+from executor.adapters.copier import Copier
 from executor.adapters.lease_client import Lease, LeaseClient
 from executor.adapters.pool import Pool, Row
 from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent, LoadFailed, Retire
@@ -55,7 +55,7 @@ class StoreLoader(Generic[Row]):
     """Implements `executor.control.loader.AdapterLoader` with packs of the adapter store.
 
     The port's methods come from the engine's thread and hand over to the event loop, which speaks with the
-    store, and to `copier`'s one thread, which copies bytes and prepares slots' rows: the engine only shows
+    store, and to the copier's thread, which copies bytes and prepares slots' rows: the engine only shows
     them. Reports come back through a queue that holds at most a few entries per adapter, and `wake` tells
     the engine.
     """
@@ -66,7 +66,7 @@ class StoreLoader(Generic[Row]):
         loop: asyncio.AbstractEventLoop,
         client: LeaseClient,
         pool: Pool[Row],
-        copier: Executor,
+        copier: Copier,
         wake: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -101,7 +101,7 @@ class StoreLoader(Generic[Row]):
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
         load = self._current[digest]
         load.unit_offset = unit_offset
-        self._copier.submit(self._copy, load)
+        self._copier.submit(partial(self._copy, load))
 
     def install(self, slot: int, digest: str) -> None:
         self._pool.install_slot(slot, self._rows[digest])
@@ -152,7 +152,7 @@ class StoreLoader(Generic[Row]):
             before = load.granted_bytes
             self._fail(load, internal("PACK_SIZE", f"the pack's size changed from {before} to {size}"))
         else:
-            self._copier.submit(self._copy, load)
+            self._copier.submit(partial(self._copy, load))
 
     def _ask_again(self, load: _Load) -> None:
         """The store moved the pack while it was copied."""
@@ -178,13 +178,13 @@ class StoreLoader(Generic[Row]):
         except Exception as error:
             self._fail(load, error)
         else:
-            self._copier.submit(self._copy, load, pack)
+            self._copier.submit(partial(self._copy, load, pack))
 
     def _on_retire(self, digest: str) -> None:
         self._post(_Report(Retire(digest=digest)))
 
     async def _on_map(self, view: ArenaView) -> None:
-        await self._loop.run_in_executor(self._copier, self._pool.register, view.memory)
+        await self._copier.run(partial(self._pool.register, view.memory))
 
     # The copier's thread.
 

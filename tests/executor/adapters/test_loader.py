@@ -3,12 +3,12 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from executor.adapters.copier import Copier
 from executor.adapters.lease_client import LeaseClient, is_news
 from executor.adapters.loader import StoreLoader
 from executor.adapters.placements import Placements
@@ -69,7 +69,7 @@ async def engine_of(
             arena_dir=arena_dir,
             patience_seconds=patience,
         )
-        with ThreadPoolExecutor(1) as copier:
+        with Copier() as copier:
             loader = StoreLoader(
                 loop=asyncio.get_running_loop(), client=client, pool=pool, copier=copier, wake=woken.set
             )
