@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from adapter_store.admin import Admin
-from adapter_store.chat_templates import ChatTemplates
 from adapter_store.concurrency.crew import Crew
 from adapter_store.concurrency.outside_reads import OutsideReads
 from adapter_store.concurrency.workers import Workers
 from adapter_store.config import StoreConfig
-from adapter_store.loader import Loader
-from adapter_store.metrics import StoreMetrics
+from adapter_store.loads.admin import Admin
+from adapter_store.loads.loader import Loader
+from adapter_store.loads.resolving import Resolver, SharedNames
+from adapter_store.loads.uploads import Uploads
+from adapter_store.loads.watching import WatchedFolder
 from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.peers.executors import Executors
 from adapter_store.peers.followers import Followers
@@ -23,10 +24,11 @@ from adapter_store.records.database import Database
 from adapter_store.records.disk_room import DiskRoom
 from adapter_store.records.layouts import Layouts
 from adapter_store.records.ledger import Ledger
-from adapter_store.resolving import Resolver, SharedNames
-from adapter_store.service import CatalogServicer, PackServicer
+from adapter_store.service.chat_templates import ChatTemplates
+from adapter_store.service.metrics import StoreMetrics
+from adapter_store.service.servicers import CatalogServicer, PackServicer
+from adapter_store.service.statistics import StoreStatistics, pack_statistics
 from adapter_store.sources.opening import Sources
-from adapter_store.statistics import StoreStatistics, pack_statistics
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.counters import Counters
@@ -35,8 +37,6 @@ from adapter_store.tiers.eviction import POLICIES
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.making import PackMaker
 from adapter_store.tiers.warm import WarmTier
-from adapter_store.uploads import Uploads
-from adapter_store.watching import WatchedFolder
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.metrics import MetricsServer

@@ -14,8 +14,8 @@ import pytest
 from typer.main import get_command
 
 from adapter_store.config import StoreConfig
-from adapter_store.metrics import StoreMetrics
-from adapter_store.statistics import StoreStatistics
+from adapter_store.service.metrics import StoreMetrics
+from adapter_store.service.statistics import StoreStatistics
 from adapter_store.tiers.counters import Counters
 from cli.app import app
 from cli.services import service_app

@@ -125,9 +125,9 @@ async def all_of(catalog):
 
 CRASH_POINTS = [
     ("adapter_store.sources.folder.copy_bytes", "after"),
-    ("adapter_store.loader.open_adapter", "after"),
+    ("adapter_store.loads.loader.open_adapter", "after"),
     ("adapter_store.packs.packing._scans", "before"),
-    ("adapter_store.loader.identify_adapter", "after"),
+    ("adapter_store.loads.loader.identify_adapter", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "before"),
     ("adapter_store.tiers.arena_file.ArenaFile.name_pack", "after"),
     ("adapter_store.tiers.arena_file.ArenaFile.publish_pack", "before"),
@@ -147,7 +147,7 @@ import asyncio, os, pathlib, pkgutil, sys
 
 folder, point, when, root = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 sys.path.insert(0, root)
-from adapter_store.admin import LoadRequest
+from adapter_store.loads.admin import LoadRequest
 from adapter_store.app import AdapterStore
 from adapter_store.catalog.catalog import Change
 from adapter_store.config import StoreConfig

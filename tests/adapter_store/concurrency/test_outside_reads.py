@@ -10,8 +10,8 @@ import pytest
 
 from adapter_store.concurrency import outside_reads
 from adapter_store.concurrency.outside_reads import Moved, OutsideReads
+from adapter_store.loads.watching import WatchedFolder
 from adapter_store.sources.folder import FolderReader, copy_source
-from adapter_store.watching import WatchedFolder
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.store_adapters import write_adapter
 from tests.support.store_server import WAIT_SECONDS, eventually, running_store
@@ -206,7 +206,8 @@ async def test_a_watched_folder_that_hangs_is_told_once_and_found_again(tmp_path
     looks, release = [0], threading.Event()
     with reading(1) as (reads, hanging):
         monkeypatch.setattr(
-            "adapter_store.watching.look_at", lambda _, moved: {} if release.is_set() else hanging(moved)
+            "adapter_store.loads.watching.look_at",
+            lambda _, moved: {} if release.is_set() else hanging(moved),
         )
 
         async def wait(_: float) -> None:
@@ -226,6 +227,6 @@ async def test_a_watched_folder_that_hangs_is_told_once_and_found_again(tmp_path
         task = asyncio.ensure_future(watched.run())
         await eventually(lambda: looks[0] >= 6)
         task.cancel()
-        told = [record for record in caplog.records if record.name == "adapter_store.watching"]
+        told = [record for record in caplog.records if record.name == "adapter_store.loads.watching"]
         # That it hangs, and that it is asked no more.
         assert len(told) == 2

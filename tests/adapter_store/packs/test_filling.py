@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store import arrival
-from adapter_store.arrival import Arrival
 from adapter_store.concurrency.crew import Crew
+from adapter_store.loads import arrival
+from adapter_store.loads.arrival import Arrival
 from adapter_store.packs import filling
 from adapter_store.packs.filling import PackFiller, fill_pack
 from adapter_store.packs.reading import OpenedAdapter, open_adapter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapter_store.metrics import StoreMetrics, load_seconds
+from adapter_store.service.metrics import StoreMetrics, load_seconds
 from adapter_store.tiers.counters import BOUNDS, Counters
 from rpc.metrics import MetricsServer
 from tests.support.store_ready import running_ready

@@ -9,7 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from adapter_store.arrival import Arrival
 from adapter_store.catalog.versions import Version
 from adapter_store.catalog.views import Progress, Stage
 from adapter_store.concurrency.calls import KeyedLock
@@ -18,11 +17,12 @@ from adapter_store.concurrency.outside_reads import Moved, OutsideReads
 from adapter_store.concurrency.workers import Workers
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.safetensors_files import SINGLE_NAME
+from adapter_store.loads.arrival import Arrival
+from adapter_store.loads.reports import report_version
 from adapter_store.packs.filling import PackFiller
 from adapter_store.packs.reading import CheckedAdapter, OpenedAdapter, identify_adapter, open_adapter
 from adapter_store.packs.recipe import Recipe, recipe_of
 from adapter_store.packs.scan_processes import ScanProcesses
-from adapter_store.reports import report_version
 from adapter_store.sources.reader import SourceReader, is_outside
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.counters import Counters, Stopwatch

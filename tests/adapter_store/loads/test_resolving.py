@@ -4,7 +4,7 @@ import threading
 import grpc
 import pytest
 
-from adapter_store.admin import Admin
+from adapter_store.loads.admin import Admin
 from adapter_store.sources.folder import copy_source
 from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
@@ -72,7 +72,7 @@ async def test_a_refusal_is_remembered_for_a_while(tmp_path):
 
 
 async def test_callers_who_leave_make_no_room_for_more_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr("adapter_store.resolving._MAX_PENDING", 2)
+    monkeypatch.setattr("adapter_store.loads.resolving._MAX_PENDING", 2)
     release = threading.Event()
     monkeypatch.setattr(
         "adapter_store.sources.folder.copy_source", lambda *args: (release.wait(20), copy_source(*args))

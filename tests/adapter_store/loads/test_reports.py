@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from adapter_store.concurrency.crew import Crew
+from adapter_store.loads.reports import report_version
 from adapter_store.packs.norms import delta_norms
 from adapter_store.packs.reading import read_adapter
-from adapter_store.reports import report_version
 from tests.support.store_adapters import lora_config, write_adapter
 from tests.support.store_experts import (
     EXPERTS,

@@ -5,15 +5,15 @@ import io
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from adapter_store.admin import LoadRequest
 from adapter_store.catalog.views import AdapterView
 from adapter_store.concurrency.calls import uninterrupted
 from adapter_store.concurrency.workers import Workers
 from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME
+from adapter_store.loads.admin import LoadRequest
+from adapter_store.loads.upload_protocol import DATA_START, Chunk, UploadProtocol
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.files import disk_errors
-from adapter_store.upload_protocol import DATA_START, Chunk, UploadProtocol
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, aborted, invalid_argument, resource_exhausted
 from rpc.refusing import read_to_end

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from adapter_store.admin import LoadRequest
 from adapter_store.concurrency.outside_reads import OutsideReads
+from adapter_store.loads.admin import LoadRequest
+from adapter_store.loads.watching import Sightings, WatchedFolder, look_at
 from adapter_store.sources.opening import Sources
 from adapter_store.sources.reader import SourceReader
-from adapter_store.watching import Sightings, WatchedFolder, look_at
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import invalid_argument, unavailable
 from tests.support.store_adapters import lora_tensors, write_adapter
@@ -129,7 +129,7 @@ async def test_what_goes_wrong_with_one_adapter_keeps_no_other_from_loading(tmp_
 
 
 async def test_what_an_admin_pinned_stays_pinned(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("adapter_store.watching._SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("adapter_store.loads.watching._SECONDS_BETWEEN_LOOKS", 0.01)
     watched = tmp_path / "adapters" / "live"
     folder = write_adapter(watched / "a")
     async with running_store(tmp_path, watch_folder=watched) as running:
@@ -158,7 +158,7 @@ async def test_a_folder_does_not_replace_a_tenants_adapter(tmp_path: Path, caplo
 
 
 async def test_names_follow_the_folder(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("adapter_store.watching._SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("adapter_store.loads.watching._SECONDS_BETWEEN_LOOKS", 0.01)
     watched = tmp_path / "adapters" / "live"
     watched.mkdir(parents=True)
     async with running_store(tmp_path, watch_folder=watched) as running:

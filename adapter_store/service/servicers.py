@@ -4,18 +4,18 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from adapter_store.admin import Admin, LoadRequest
-from adapter_store.chat_templates import ChatTemplates
-from adapter_store.encoding import adapter_message, event_message, follow_message, lease_messages
+from adapter_store.loads.admin import Admin, LoadRequest
+from adapter_store.loads.resolving import Resolver
+from adapter_store.loads.uploads import Uploads
 from adapter_store.peers.executors import Executors, Held, LeaseSession
 from adapter_store.peers.followers import Followers
 from adapter_store.peers.pack_chunks import PackChunks
 from adapter_store.peers.streams import converse
 from adapter_store.peers.watchers import Watchers
 from adapter_store.records.layouts import Layouts
-from adapter_store.resolving import Resolver
+from adapter_store.service.chat_templates import ChatTemplates
+from adapter_store.service.encoding import adapter_message, event_message, follow_message, lease_messages
 from adapter_store.sources.opening import Sources
-from adapter_store.uploads import Uploads
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.errors import invalid_argument
 

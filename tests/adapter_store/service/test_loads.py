@@ -249,7 +249,7 @@ async def test_a_large_file_that_is_packed_while_it_is_copied(running, monkeypat
     expected = await running.load("a", toy_adapter(running))
     monkeypatch.setattr("adapter_store.sources.folder._LARGE_BYTES", 1)
     monkeypatch.setattr("adapter_store.tiers.files._CHUNK_BYTES", 300)
-    monkeypatch.setattr("adapter_store.arrival._STEP_BYTES", 1)
+    monkeypatch.setattr("adapter_store.loads.arrival._STEP_BYTES", 1)
     folder = write_adapter(running.config.roots[0] / "large", lora_tensors())
     if how is None:
         adapter = (await running.load("b", folder)).adapter

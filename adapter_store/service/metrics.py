@@ -5,7 +5,7 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from adapter_store.statistics import StoreStatistics, tier_usages
+from adapter_store.service.statistics import StoreStatistics, tier_usages
 from adapter_store.tiers.counters import BOUNDS, Counters, Histogram
 from lorikeet.v1 import adapters_pb2
 

@@ -12,7 +12,7 @@ from adapter_store.catalog.history import Pointer
 from adapter_store.catalog.versions import Version
 from adapter_store.catalog.views import AdapterView, Event, Progress, Stage, State
 from adapter_store.concurrency.calls import KeyedLock, SingleFlight
-from adapter_store.loader import Loader
+from adapter_store.loads.loader import Loader
 from adapter_store.peers.followers import Follower, Followers, target_of
 from adapter_store.peers.watchers import Watcher, Watchers
 from adapter_store.records.layouts import Layouts

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adapter_store.upload_protocol import DATA_START, MAX_CHUNK_BYTES, UploadProtocol
+from adapter_store.loads.upload_protocol import DATA_START, MAX_CHUNK_BYTES, UploadProtocol
 from lorikeet.v1 import adapters_pb2 as pb
 from rpc.errors import LorikeetError
 

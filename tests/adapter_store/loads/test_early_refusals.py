@@ -65,7 +65,7 @@ async def test_a_store_refuses_a_remote_adapter_by_its_header(web, tmp_path, mon
         come.append((staged / SINGLE_NAME).read_bytes())
         return open_adapter(staged, layout)
 
-    monkeypatch.setattr("adapter_store.loader.open_adapter", look)
+    monkeypatch.setattr("adapter_store.loads.loader.open_adapter", look)
     async with running_store(tmp_path, sources=(web.url,)) as running:
         await running.register()
         assert "unknown" in (await refusal(running.load("b", f"{web.url}/adapters/b"))).message

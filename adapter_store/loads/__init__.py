@@ -1,0 +1,1 @@
+"""Loads, wherever they come from: calls, uploads, unknown names, a watched folder."""

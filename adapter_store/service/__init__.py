@@ -1,0 +1,1 @@
+"""The store's two gRPC services, and what they and Prometheus tell."""
