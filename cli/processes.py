@@ -22,6 +22,8 @@ _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 2.0
 _TAIL_LINES = 20
 _LINE_BYTES = 1 << 20
+_LEFT_SECONDS = 1.0
+"""Most that what a process leaves behind has to end by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +91,27 @@ class Child:
         self._reader = asyncio.create_task(self._read())
 
     async def exited(self) -> int:
-        """Waits for the end of the process. Returns its exit code, negative for a signal."""
+        """Waits for the end of the process; what it leaves behind is killed soon after.
+
+        Returns its exit code, negative for a signal.
+        """
         assert self._process is not None
-        code = await self._process.wait()
-        if self._reader is not None:
-            await self._reader
-        return code
+        assert self._reader is not None
+        # It ends only with the pipes, which what the process has started may hold open.
+        closed = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({closed}, timeout=_LEFT_SECONDS)
+            while self.running:
+                await asyncio.wait({closed}, timeout=_LEFT_SECONDS)
+            if not closed.done():
+                self._kill_group()
+            await asyncio.wait({closed, self._reader}, timeout=_LEFT_SECONDS)
+        finally:
+            closed.cancel()
+        if self._reader.done():
+            self._reader.result()
+        assert self._process.returncode is not None
+        return self._process.returncode
 
     async def become_ready(self) -> bool:
         """Waits until the health service says SERVING; False when the process ends before."""
@@ -130,9 +147,13 @@ class Child:
 
     def kill(self) -> None:
         """Ends the process and whatever it started."""
-        if self._process is not None and self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        if self.running:
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _read(self) -> None:
         assert self._process is not None
