@@ -97,15 +97,16 @@ class Child:
         """
         assert self._process is not None
         assert self._reader is not None
-        # It ends only with the pipes, which what the process has started may hold open.
+        # `wait` may end only with the pipes, which what the process has started may hold open.
         closed = asyncio.create_task(self._process.wait())
         try:
-            await asyncio.wait({closed}, timeout=_LEFT_SECONDS)
-            while self.running:
-                await asyncio.wait({closed}, timeout=_LEFT_SECONDS)
-            if not closed.done():
+            is_running = True
+            while is_running:
+                await asyncio.wait({closed, self._reader}, timeout=_LEFT_SECONDS)
+                is_running = self.running
+            if not self._reader.done():
                 self._kill_group()
-            await asyncio.wait({closed, self._reader}, timeout=_LEFT_SECONDS)
+                await asyncio.wait({self._reader}, timeout=_LEFT_SECONDS)
         finally:
             closed.cancel()
         if self._reader.done():
