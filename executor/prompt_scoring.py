@@ -41,10 +41,9 @@ class PromptScorer:
         self._pool = pool
         self._owed: dict[int, _Owed] = {}
 
-    @property
-    def idle(self) -> bool:
-        """Whether no row owes scores."""
-        return not self._owed
+    def owes(self, rows: np.ndarray) -> bool:
+        """Whether one of the rows int[R] still owes scores."""
+        return bool(self._owed) and not self._owed.keys().isdisjoint(rows.tolist())
 
     def install(self, install: RowInstall) -> None:
         """Give the row to a request; nothing of the former one stays."""

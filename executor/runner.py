@@ -173,8 +173,8 @@ class TorchRunner:
     def _by_graph(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
     ) -> "_Computed | None":
-        """Where the step has one, and no prompt is to be scored."""
-        if self._graphs is None or not self._prompts.idle:
+        """Where the step has one, and scores no prompt."""
+        if self._graphs is None or self._prompts.owes(spans.rows):
             return None
         computed = self._graphs.compute(spans, slots, input_ids, sampled)
         return None if computed is None else _Computed(*computed, ())

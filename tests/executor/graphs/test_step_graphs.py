@@ -9,7 +9,8 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
-from executor.control.request import SamplingParams
+from executor.control.plan import RowInstall
+from executor.control.request import SamplingParams, no_ids
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
 from tests.support.engine_rig import Answer, Ask, Rig, random_pack
@@ -119,6 +120,17 @@ def test_a_shape_is_recorded_when_it_comes_again(recordings: Recordings) -> None
     assert list(recordings.replays.values()) == [1]
     graphs.serve([ask(22, output=1)])
     assert list(recordings.replays.values()) == [2]
+
+
+def test_another_rows_unscored_prompt_does_not_matter(recordings: Recordings) -> None:
+    """One that was aborted, say; no step of others scores it."""
+    graphs = rig(triton=True)
+    scored = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    left = RowInstall(row=5, sampling=scored, prompt_ids=np.arange(9, dtype=np.int32), emitted_ids=no_ids())
+    graphs.runner._runner._prompts.install(left)
+    for length in (20, 21):
+        graphs.serve([ask(length, output=1)])
+    assert list(recordings.replays.values()) == [1]
 
 
 def test_what_fits_no_shape_is_computed_all_the_same(recordings: Recordings) -> None:
