@@ -1,6 +1,7 @@
 """`lorikeet adapters top`: what adapters do now, refreshed in place."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,12 +75,13 @@ async def _read(opened: "Client", limit: int) -> "pb.GetAdapterStatisticsRespons
 async def _refresh(opened: "Client", limit: int, seconds: float) -> None:
     from rich.live import Live
 
-    before = None
+    before, last = None, time.monotonic()
     with Live(screen=False, auto_refresh=False) as display:
         while True:
             response = await _read(opened, limit)
-            display.update(_picture(response, before, seconds), refresh=True)
-            before = response
+            now = time.monotonic()
+            display.update(_picture(response, before, now - last), refresh=True)
+            before, last = response, now
             await asyncio.sleep(seconds)
 
 
@@ -115,7 +117,7 @@ def rows(
             str(usage.waiting),
             str(usage.requests),
             _rate(usage.generated_tokens - earlier.get(usage.digest, 0), seconds) if before else "",
-            _share(usage.pool_hits, usage.pool_hits + usage.pool_loads),
+            _share(usage.pool_hits, usage.requests) if usage.digest else "-",
             f"{usage.slot_wait_seconds:.2f}",
             f"{usage.load_wait_seconds:.2f}",
             f"{usage.queue_wait_seconds:.2f}",
