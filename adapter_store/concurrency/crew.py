@@ -5,7 +5,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from rpc.tuning import give_way
 
@@ -42,6 +43,58 @@ class Urgency:
         listener()
 
 
+class _Piece(Generic[T]):
+    """A piece of work, whose parts its caller takes, and helpers that join before the caller is through.
+
+    open: parts are taken, helpers join -> closed: nobody joins, helpers end -> nobody is at it: over
+    """
+
+    def __init__(self, work: Callable[[T], object], parts: Sequence[T]) -> None:
+        self._work = work
+        self._parts = iter(parts)
+        self._errors: list[BaseException] = []
+        self._changed = threading.Condition()
+        self._helpers = 0
+        self.is_open = True
+
+    def take_parts(self) -> None:
+        """Until none is left, or one has failed."""
+        # Taking from a list's iterator is one step of the interpreter.
+        for part in self._parts:
+            if self._errors:
+                return
+            try:
+                self._work(part)
+            except BaseException as error:  # in a helper nobody else would hear of it
+                self._errors.append(error)
+
+    def help(self) -> None:
+        """A helper's whole share."""
+        with self._changed:
+            if not self.is_open:
+                return
+            self._helpers += 1
+        self.take_parts()
+        with self._changed:
+            self._helpers -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Helpers that have not begun begin nothing."""
+        with self._changed:
+            self.is_open = False
+
+    def end(self) -> None:
+        """Waits for those that have begun, and raises what the first part that failed raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._helpers)
+        for error in self._errors:
+            # What the parts worked on is not kept alive by the errors.
+            traceback.clear_frames(error.__traceback__)
+        if self._errors:
+            raise self._errors.pop(0)
+
+
 class Crew:
     """Helps threads with work that falls into parts; every part runs once, the caller takes part.
 
@@ -55,7 +108,7 @@ class Crew:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "store-crew", be_nice) if threads else None
         self._lock = threading.Lock()
-        self._pieces = 0
+        self._helped: set[_Piece[Any]] = set()
 
     def run(self, work: Callable[[T], object], parts: Sequence[T], urgency: Urgency | None = None) -> None:
         """Calls `work` with each part, in any order; returns when all are done.
@@ -65,69 +118,38 @@ class Crew:
         threads wait for one interpreter.
 
         Raises:
-            Exception: the first that `work` raised; parts that had not begun are left out.
+            BaseException: the first that `work` raised; parts that had not begun are left out.
         """
-        waiting = iter(parts)
-        errors: list[Exception] = []
-        begun: list[threading.Event] = []
-
-        def drain() -> None:
-            # Taking from a list's iterator is one step of the interpreter.
-            for part in waiting:
-                if errors:
-                    return
-                try:
-                    work(part)
-                except Exception as error:
-                    errors.append(error)
-
-        def help_out() -> None:
-            with gate:
-                if is_over:
-                    return
-                begun.append(end := threading.Event())
-            try:
-                drain()
-            finally:
-                end.set()
-
-        def call_helpers() -> None:
-            nonlocal is_helped
-            with lock:
-                if self._pool is not None and not is_done and len(parts) > 1:
-                    is_helped = True
-                    count = min(self._threads // self._count(1) ** 2, len(parts) - 1)
-                    with suppress(RuntimeError):  # no more threads now: fewer help, or none
-                        for _ in range(count):
-                            self._pool.submit(help_out)
-
-        # Another thread may hurry it, even while it ends.
-        lock, is_done, is_helped = threading.Lock(), False, False
-        gate, is_over = threading.Lock(), False
-        (Urgency() if urgency is None else urgency).when(call_helpers)
-        drain()
-        with lock:
-            is_done = True
-        if is_helped:
-            self._count(-1)
-        with gate:
-            is_over = True  # who has not begun, begins nothing
-        for end in begun:
-            end.wait()
-        if errors:
-            # What the parts worked on is not kept alive by the error.
-            traceback.clear_frames(errors[0].__traceback__)
-            raise errors[0]
+        piece = _Piece(work, parts)
+        call = partial(self._call_helpers, piece, len(parts) - 1)
+        if urgency is None:
+            call()
+        else:
+            urgency.when(call)
+        piece.take_parts()
+        piece.close()
+        with self._lock:
+            self._helped.discard(piece)
+        piece.end()
 
     def close(self) -> None:
         """Waits for what runs."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def _count(self, change: int) -> int:
+    def _call_helpers(self, piece: _Piece[Any], most: int) -> None:
+        """Called by whoever hurries the piece, perhaps while it ends or after."""
+        if self._pool is None or most < 1:
+            return
         with self._lock:
-            self._pieces += change
-            return self._pieces
+            # A piece is closed before it is discarded: one that is open is discarded later.
+            if not piece.is_open:
+                return
+            self._helped.add(piece)
+            count = min(self._threads // len(self._helped) ** 2, most)
+        with suppress(RuntimeError):  # no more threads now: fewer help, or none
+            for _ in range(count):
+                self._pool.submit(piece.help)
 
 
 ALONE = Crew(0)

@@ -61,7 +61,7 @@ def test_a_piece_within_a_piece_has_no_helpers():
     # Of two at once each may have a quarter of the helpers.
     assert len(threads) == 1
     crew.run(work, range(1, 2))
-    assert crew._pieces == 0
+    assert not crew._helped
     crew.close()
 
 
@@ -123,4 +123,37 @@ def test_a_helper_called_at_the_last_moment_is_waited_for(monkeypatch):
     returned.set()
     assert sorted(done) == [0, 1]
     hurrying.join(20)
+    crew.close()
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_what_helpers_raise_is_raised_when_all_have_ended(kind):
+    crew = Crew(2)
+    at_work, done = threading.Barrier(3), []
+
+    def work(part: int) -> None:
+        if part > 2:
+            done.append(part)
+            return
+        at_work.wait(20)
+        if threading.current_thread() is not threading.main_thread():
+            raise kind(part)
+        done.append(part)
+
+    with pytest.raises(kind):
+        crew.run(work, [0, 1, 2])
+    assert len(done) == 1
+    assert not crew._helped
+    crew.run(done.append, [3, 4, 5])
+    assert sorted(done[1:]) == [3, 4, 5]
+    crew.close()
+
+
+def test_nobody_is_called_to_a_piece_that_is_over():
+    crew, urgency = Crew(1), Urgency(is_urgent=False)
+    done: list[int] = []
+    crew.run(done.append, [0, 1], urgency)
+    urgency.raise_()
+    assert done == [0, 1]
+    assert not crew._helped
     crew.close()
