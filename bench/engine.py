@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 
 from bench import gpu_checks, moe_checks
+from bench.versions import versions
 from executor.control.request import SamplingParams
 from executor.model.config import ModelConfig
 from executor.model.dummy import dummy_parameters
@@ -243,11 +241,7 @@ def main() -> None:
         del rig
         gc.collect()
         torch.cuda.empty_cache()
-    report = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": _commit(),
+    report = versions() | {
         "options": {name: str(value) for name, value in vars(options).items()},
         "decode": [asdict(row) for row in rows],
         "first_token_ms": first_tokens,
@@ -272,16 +266,6 @@ def show(report: dict[str, Any]) -> None:
         )
     for name, milliseconds in report["first_token_ms"].items():
         print(f"first token of 1024, ms: {milliseconds:>8}  {name}")
-
-
-def _commit() -> str:
-    known = os.environ.get("COMMIT")
-    if known:
-        return known
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown commit"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Microseconds of a layer's experts in the shape of Qwen3-30B-A3B, base and LoRA, cold in L2, within a CUDA
 graph.
 
-    PYTHONPATH=.:protos python -m bench.moe_kernels --peers ../shared/bench/peers_lora_kernels_h100.json
+    PYTHONPATH=.:protos python -m bench.moe_kernels --peers peers.json
 
 n tokens over u adapters of one rank, experts of a uniform router. Three tables: the base's products beside
 what their bytes need at 3.06 TB/s and beside `torch._grouped_mm`; LoRA by itself (shrink and expand of both
@@ -251,8 +251,11 @@ def search_vectors(layers: Layers, tokens: int) -> None:
 
 
 def peers(path: Path | None) -> dict[tuple[int, int, int], tuple[float, str]]:
-    """The best recorded time of each case."""
-    if path is None or not path.is_file():
+    """The best recorded time of each case (rank, tokens, adapters), and whose it is.
+
+    The file is a list of rows: kind ("moe"), r, n, u, us, impl.
+    """
+    if path is None:
         return {}
     best: dict[tuple[int, int, int], tuple[float, str]] = {}
     for row in json.loads(path.read_text()):
