@@ -22,17 +22,34 @@ _LOCK = ".serve-lock"
 
 
 def default_data_dir(model: Path) -> Path:
-    """A folder of the user's (XDG) for this model folder."""
-    home = os.environ.get("XDG_DATA_HOME")
-    base = Path(home) if home else Path.home() / ".local" / "share"
+    """A folder of the user's (XDG) for this model folder. Raises CliError for a user without a home."""
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if not base.is_absolute():  # The specification has what is not ignored.
+        try:
+            base = Path.home() / ".local" / "share"
+        except RuntimeError as error:
+            raise usage_error(
+                "this user has no home folder to keep adapters in: name one with --data-dir"
+            ) from error
     folder = model.resolve()
     return base / "lorikeet" / f"{folder.name}-{hashlib.sha256(bytes(folder)).hexdigest()[:8]}"
 
 
 class PrivateFolder:
-    """A folder for as long as this process lives, locked so that others can tell whether it still does."""
+    """A folder for as long as this process lives, locked so that others can tell whether it still does.
+
+    Raises CliError where none can be made.
+    """
 
     def __init__(self, parent: Path) -> None:
+        try:
+            self._make(parent)
+        except OSError as error:
+            raise usage_error(
+                f"cannot make a folder in {parent}: {why(error)}; make room, or let this user write there"
+            ) from error
+
+    def _make(self, parent: Path) -> None:
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             self._lock = (self.path / _LOCK).open("w")
@@ -48,8 +65,8 @@ class PrivateFolder:
 
 
 def runtime_folder() -> PrivateFolder:
-    """For sockets. Its path is short: a socket's may have some 100 characters."""
-    parent = _SHORT if _SHORT.is_dir() else Path(tempfile.gettempdir())
+    """For sockets. Its path is short: a socket's may have some 100 characters. Raises CliError."""
+    parent = _SHORT if os.access(_SHORT, os.W_OK) else _temporary()
     remove_abandoned(parent)
     return PrivateFolder(parent)
 
@@ -60,7 +77,7 @@ def arena_folder(arena_bytes: int) -> PrivateFolder:
     Raises CliError when there is too little shared memory, as in a container with Docker's 64 MB.
     """
     if not (sys.platform == "linux" and os.access(_SHARED_MEMORY, os.W_OK)):
-        return PrivateFolder(Path(tempfile.gettempdir()))
+        return PrivateFolder(_temporary())
     remove_abandoned(_SHARED_MEMORY)
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if free < arena_bytes:
@@ -70,6 +87,15 @@ def arena_folder(arena_bytes: int) -> PrivateFolder:
             "or give the container more with --shm-size"
         )
     return PrivateFolder(_SHARED_MEMORY)
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise usage_error(
+            f"there is no folder for temporary files: make {_SHORT} writable, or name one with TMPDIR"
+        ) from error
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -21,7 +21,14 @@ from cli.errors import usage_error
 from cli.flags import to_flags
 from cli.loading import load_adapter
 from cli.output import print_error, progress
-from cli.places import arena_folder, default_data_dir, dial_address, reserve, runtime_folder
+from cli.places import (
+    PrivateFolder,
+    arena_folder,
+    default_data_dir,
+    dial_address,
+    reserve,
+    runtime_folder,
+)
 from cli.processes import ChildSpec, Supervisor
 from cli.settings import Settings
 from executor.config import ExecutorConfig
@@ -223,12 +230,14 @@ class Services:
             self._supervisor.kill()
 
     def _make_folders(self) -> dict[str, Path]:
-        arena_bytes = self._settings.store.arena_bytes or StoreConfig.arena_bytes
-        paths: dict[str, Path] = {}
-        for name, folder in (("runtime_dir", runtime_folder()), ("arena_dir", arena_folder(arena_bytes))):
-            self._held.callback(folder.remove)
-            paths[name] = folder.path
-        return paths
+        store = self._settings.store
+        runtime_dir = self._hold(runtime_folder())
+        arena_dir = store.arena_dir or self._hold(arena_folder(store.arena_bytes or StoreConfig.arena_bytes))
+        return {"runtime_dir": runtime_dir, "arena_dir": arena_dir}
+
+    def _hold(self, folder: PrivateFolder) -> Path:
+        self._held.callback(folder.remove)
+        return folder.path
 
     async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._keeping is not None

@@ -3,11 +3,13 @@ import fcntl
 import socket
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+import cli.places
 from cli.errors import CliError
 from cli.places import (
     PrivateFolder,
@@ -16,6 +18,7 @@ from cli.places import (
     dial_address,
     remove_abandoned,
     reserve,
+    runtime_folder,
 )
 from rpc.server import Server
 
@@ -81,6 +84,9 @@ def test_each_model_folder_has_its_own_data(tmp_path: Path, monkeypatch: pytest.
     one, other = default_data_dir(Path("/a/model")), default_data_dir(Path("/b/model"))
     assert one != other
     assert one.parent == other.parent == tmp_path / "lorikeet"
+    monkeypatch.setenv("XDG_DATA_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_data_dir(Path("/a/model")).is_relative_to(tmp_path / "home")
 
 
 def test_too_little_shared_memory_is_said() -> None:
@@ -88,6 +94,17 @@ def test_too_little_shared_memory_is_said() -> None:
         pytest.skip("this platform has no /dev/shm")
     with pytest.raises(CliError, match=r"store\.arena_bytes"):
         arena_folder(1 << 62)
+
+
+def test_where_no_folder_can_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CliError, match=r"cannot make a folder in .*: Not a directory"):
+        PrivateFolder(tmp_path / "file")
+    monkeypatch.setattr(cli.places, "_SHORT", tmp_path / "nowhere")
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(CliError, match="TMPDIR"):
+        runtime_folder()
 
 
 def test_only_folders_that_nobody_holds_are_removed(tmp_path: Path) -> None:

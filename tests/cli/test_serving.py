@@ -1,15 +1,18 @@
 """What `lorikeet serve` makes of its settings, before anything starts."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import grpc
 import pytest
+from rich.console import Console
 
+import cli.places
 from cli.client import Client, Connection
 from cli.errors import CliError
 from cli.output import progress
-from cli.serving import Plan, load_until, make_plan
+from cli.serving import Plan, Services, load_until, make_plan
 from cli.settings import Settings
 from tests.support.cli_fake_server import fake_server
 from tests.support.cli_serving import MODEL
@@ -61,6 +64,24 @@ def test_an_admin_address_gets_its_port_too(tmp_path: Path) -> None:
     apart = plan_of(tmp_path, frontend={"admin_listen": "localhost:0"}).frontend
     assert apart.admin_listen != apart.listen
     assert not apart.admin_listen.endswith(":0")
+
+
+@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="this platform has no /dev/shm")
+async def test_an_arena_elsewhere_needs_no_room_in_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.places, "_SHORT", tmp_path)
+
+    def services(**store: object) -> Services:
+        return Services(Settings.load({"store": {"arena_bytes": "16TiB", **store}}), Console())
+
+    elsewhere, refused = services(arena_dir=str(tmp_path / "arena")), services()
+    assert elsewhere._make_folders()["arena_dir"] == tmp_path / "arena"
+    with pytest.raises(CliError, match=r"store\.arena_dir"):
+        refused._make_folders()
+    for each in (elsewhere, refused):
+        await each.stop()
+    assert os.listdir(tmp_path) == []
 
 
 async def test_what_was_loaded_before_is_served_while_its_source_is_away(capsys) -> None:
