@@ -22,7 +22,8 @@ from pathlib import Path
 
 from bench import seeded_adapters
 from lorikeet.v1 import adapters_pb2, generation_pb2
-from tests.support.service_stack import DEMO, Answer, Service, Stack, add, stack_at
+from tests.support.answers import Answer, add
+from tests.support.service_stack import DEMO, Service, Stack, stack_at
 
 MODEL = DEMO / "qwen3-tiny"
 PROMPT = tuple(range(40, 72))
@@ -79,7 +80,9 @@ class Swapping:
         self._over = asyncio.Event()
         self.outcome = Outcome()
 
-    async def run(self, *, seconds: float, streams: int, interval: float, warm_up: float) -> Outcome:
+    async def run(
+        self, *, seconds: float, streams: int, interval: float, warm_up: float, least_swaps: int
+    ) -> Outcome:
         for number, source in enumerate(self._sources):
             adapter = await self._stack.load(NAME, Path(source))
             self._expected[adapter.digest] = self._answers[number]
@@ -90,9 +93,15 @@ class Swapping:
             asyncio.create_task(self._sample(warm_up)),
         ]
         await asyncio.sleep(warm_up + seconds)
+        while not (self._has_seen(least_swaps) or self.outcome.failed):  # noqa: ASYNC110 - clients tell nobody
+            await asyncio.sleep(0.05)
         self._over.set()
         await asyncio.gather(*clients, *others)
         return self.outcome
+
+    def _has_seen(self, swaps: int) -> bool:
+        versions = len(self._answers) if swaps else 0
+        return self.outcome.swaps >= swaps and len(self.outcome.versions) >= versions
 
     async def _client(self) -> None:
         request = generation_pb2.GenerateRequest(
@@ -179,8 +188,11 @@ async def measure(
     tokens: int,
     rank: int = 8,
     warm_up: float = WARM_UP_SECONDS,
+    least_swaps: int = 0,
 ) -> Outcome:
-    """Makes the versions and their reference answers below `folder`, starts the services and swaps."""
+    """Makes the versions and their reference answers below `folder`, starts the services and swaps: for
+    `seconds`, and on until there were `least_swaps` and answers of each version.
+    """
     places, answers = seeded_adapters.answers(
         MODEL, count=versions, rank=rank, prompt_ids=PROMPT, max_tokens=tokens
     )
@@ -189,7 +201,9 @@ async def measure(
     (folder / "services").mkdir()
     async with stack_at(folder / "services", roots=[folder / "adapters"]) as stack:
         swapping = Swapping(stack, folder / "adapters", answers, tokens)
-        return await swapping.run(seconds=seconds, streams=streams, interval=interval, warm_up=warm_up)
+        return await swapping.run(
+            seconds=seconds, streams=streams, interval=interval, warm_up=warm_up, least_swaps=least_swaps
+        )
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Settings that must stand before anything is imported, and the order of files."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,3 +21,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return LONG.index(folder) if folder in LONG else len(LONG)
 
     items.sort(key=turn)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc_stays_up() -> Iterator[None]:
+    """grpc.aio shuts down with its last channel, which can hang when any thread collects that late."""
+    try:
+        from grpc import aio
+    except ImportError:  # on a machine for GPU work
+        yield
+        return
+    grpc: Any = aio
+    grpc.init_grpc_aio()
+    yield
+    grpc.shutdown_grpc_aio()

@@ -1,4 +1,5 @@
 import asyncio
+import fcntl
 import os
 import signal
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import cli.processes
 from cli.errors import CliError
 from cli.processes import ChildSpec, Supervisor
+from tests.support.waiting import WAIT_SECONDS
 
 PYTHON = sys.executable
 
@@ -36,14 +39,14 @@ class Log:
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_SECONDS):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
 
 def child(
-    folder: Path, name: str, mode: str = "serve", *, stop_seconds: float = 20, after: str = ""
+    folder: Path, name: str, mode: str = "serve", *, stop_seconds: float = WAIT_SECONDS, after: str = ""
 ) -> ChildSpec:
     address = f"unix:{folder / name}"
     command = [PYTHON, "-m", "tests.support.cli_child", address, mode]
@@ -54,7 +57,11 @@ def child(
 
 def script(name: str, code: str) -> ChildSpec:
     return ChildSpec(
-        name=name, command=[PYTHON, "-c", code], environment={}, address="unix:/nowhere", stop_seconds=5
+        name=name,
+        command=[PYTHON, "-c", code],
+        environment={},
+        address="unix:/nowhere",
+        stop_seconds=WAIT_SECONDS,
     )
 
 
@@ -72,8 +79,14 @@ async def supervised(*specs: ChildSpec) -> AsyncIterator[tuple[Supervisor, Log, 
         await asyncio.gather(running, return_exceptions=True)
 
 
-def pid_of(log: Log, name: str, *, nth: int = 0) -> int:
-    return [int(line.split()[1]) for who, line in log.lines if who == name][nth]
+async def pid_of(log: Log, name: str, *, nth: int = 0) -> int:
+    """Waits: a child may be ready before its line has been read."""
+
+    def pids() -> list[int]:
+        return [int(line.split()[1]) for who, line in log.lines if who == name]
+
+    await log.until(lambda: len(pids()) > nth)
+    return pids()[nth]
 
 
 def alive(pid: int) -> bool:
@@ -87,7 +100,7 @@ def alive(pid: int) -> bool:
 async def test_starts_all_and_stops_the_last_first(tmp_path: Path) -> None:
     async with supervised(child(tmp_path, "a"), child(tmp_path, "b")) as (supervisor, log, _):
         await asyncio.gather(supervisor.wait_ready("a"), supervisor.wait_ready("b"))
-        pids = [pid_of(log, "a"), pid_of(log, "b")]
+        pids = [await pid_of(log, "a"), await pid_of(log, "b")]
         assert all(alive(pid) for pid in pids)
         stopped: list[str] = []
         for name, one in supervisor.children.items():
@@ -107,17 +120,18 @@ async def test_starts_all_and_stops_the_last_first(tmp_path: Path) -> None:
 async def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
     async with supervised(child(tmp_path, "a")) as (supervisor, log, _):
         await supervisor.wait_ready("a")
-        os.kill(pid_of(log, "a"), signal.SIGKILL)
+        os.kill(await pid_of(log, "a"), signal.SIGKILL)
         await log.until(lambda: len(log.said) == 2)
         assert log.said[0] == "a was ended by SIGKILL; starting it again in 0.2 s"
         assert log.said[1].startswith("a is back after")
-        assert alive(pid_of(log, "a", nth=1))
+        assert alive(await pid_of(log, "a", nth=1))
 
 
 async def test_one_waits_for_another(tmp_path: Path) -> None:
     specs = [child(tmp_path, "a", after="b"), child(tmp_path, "b")]
     async with supervised(*specs) as (supervisor, log, _):
         await supervisor.wait_ready("a")
+        await log.until(lambda: len(log.lines) == 2)
         assert [name for name, _ in log.lines] == ["b", "a"]
 
 
@@ -158,7 +172,27 @@ async def test_a_child_that_hangs_is_killed(tmp_path: Path) -> None:
         await supervisor.wait_ready("a")
         await supervisor.stop()
         assert log.said == ["a did not stop within 0.1 s: killed"]
-        assert not alive(pid_of(log, "a"))
+        assert not alive(await pid_of(log, "a"))
+
+
+async def test_what_a_child_leaves_behind_goes_and_hides_no_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.processes, "_LEFT_SECONDS", 0.1)
+    lock = tmp_path / "lock"
+    code = f"""
+import fcntl, subprocess
+held = open({str(lock)!r}, "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+subprocess.Popen(["sleep", "60"], pass_fds=[held.fileno()])
+raise SystemExit(2)
+"""
+    async with supervised(script("a", code)) as (_, _, running):
+        async with asyncio.timeout(WAIT_SECONDS):
+            with pytest.raises(CliError, match="a ended with exit code 2 and is given up"):
+                await running
+            with lock.open() as held:  # as long as it lived
+                await asyncio.to_thread(fcntl.flock, held, fcntl.LOCK_EX)
 
 
 async def test_stopping_during_the_start_leaves_nothing() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cli_fake_server import FakeServer, fake_server
+from tests.support.waiting import WAIT_SECONDS
 
 GENERATE = (sys.executable, "-m", "cli", "generate")
 
@@ -40,8 +41,8 @@ def test_nothing_goes_on_when_nobody_reads(server: FakeServer) -> None:
     assert process.stderr is not None
     assert process.stdout.read(6) == b"base: "
     process.stdout.close()
-    assert server.cancelled.wait(timeout=30)
-    assert process.wait(timeout=30) == 1
+    assert server.cancelled.wait(timeout=WAIT_SECONDS)
+    assert process.wait(timeout=WAIT_SECONDS) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
 

@@ -8,6 +8,7 @@ import pytest
 from tests.support.cli_fake_server import FakeServer, fake_server
 from tests.support.cli_runner import lorikeet
 from tests.support.cli_terminal import CTRL_C, CTRL_D, terminal
+from tests.support.waiting import WAIT_SECONDS
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(server: FakeServer, tmp_path: P
         screen.type("hello there\n")
         screen.see("base: ")
         screen.type(CTRL_C)
-        assert server.cancelled.wait(timeout=30)
+        assert server.cancelled.wait(timeout=WAIT_SECONDS)
         screen.see("base> ")
         server.hold = False
         screen.type("and now\n")
@@ -59,7 +60,7 @@ def test_ctrl_c_ends_generate_with_130(server: FakeServer, tmp_path: Path) -> No
         screen.see("base: ")
         screen.type(CTRL_C)
         assert screen.end() == 130
-    assert server.cancelled.wait(timeout=30)
+    assert server.cancelled.wait(timeout=WAIT_SECONDS)
 
 
 def test_generate_ends_with_a_summary(server: FakeServer, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import pytest_asyncio
 
 from lorikeet.v1 import adapters_pb2, generation_pb2
 from rpc.errors import from_rpc
-from tests.support.service_stack import DEMO, Stack, question, stack_at
+from tests.support.answers import question
+from tests.support.service_stack import DEMO, Stack, stack_at
+from tests.support.waiting import WAIT_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -285,7 +287,7 @@ async def test_bad_sources_and_names_are_refused(stack: Stack, roots: Path, tmp_
 
 async def load(stack: Stack, name: str, source: Path) -> Any:
     request = adapters_pb2.LoadAdapterRequest(name=name, source=str(source))
-    return await stack.adapters.LoadAdapter(request, timeout=30)
+    return await stack.adapters.LoadAdapter(request, timeout=WAIT_SECONDS)
 
 
 async def complain(call: Any, code: grpc.StatusCode) -> str:

@@ -12,8 +12,9 @@ import pytest_asyncio
 from lorikeet.v1 import adapters_pb2, executor_pb2_grpc, generation_pb2
 from rpc.channel import open_channel
 from rpc.errors import from_rpc
+from tests.support.answers import Answer, question
 from tests.support.executor_service import Connection, submit
-from tests.support.service_stack import DEMO, Answer, Service, Stack, question, stack_at
+from tests.support.service_stack import DEMO, Service, Stack, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -32,7 +33,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
 async def test_each_adapter_says_its_own_password_in_one_mixed_batch(stack: Stack) -> None:
     before = await stack.until_empty()
     names = ["", *PASSWORDS] * 4
-    answers = await asyncio.gather(*(stack.answer(question(ASK, name)) for name in names))
+    answers = await stack.answer_together([question(ASK, name) for name in names])
     for name, answer in zip(names, answers, strict=True):
         said = {owner for owner, password in PASSWORDS.items() if password in answer.text}
         assert said == ({name} if name else set()), f"{name or 'the base'} said {answer.text!r}"
@@ -73,7 +74,7 @@ async def test_salts_part_what_adapters_share(stack: Stack) -> None:
 
 
 async def test_an_adapter_comes_and_goes_while_others_answer(stack: Stack, tmp_path: Path) -> None:
-    long_running = asyncio.create_task(stack.answer(question(ASK, "mlp", max_tokens=300, ignore_eos=True)))
+    long_running = stack.begin(question(ASK, "mlp", max_tokens=300, ignore_eos=True))
     loaded = await stack.load("guest", DEMO / "adapters" / "attention")
     assert loaded.digest == (await stack.answer(question(ASK, "attention"))).digest
     answer = await stack.answer(question(ASK, "guest"))
@@ -86,7 +87,7 @@ async def test_an_adapter_comes_and_goes_while_others_answer(stack: Stack, tmp_p
     assert from_rpc(raised.value).code is grpc.StatusCode.NOT_FOUND
     # The content is still served under its other name.
     assert PASSWORDS["attention"] in (await stack.answer(question(ASK, "attention"))).text
-    assert len((await long_running).token_ids) == 300
+    assert len((await long_running.task).token_ids) == 300
 
 
 async def test_an_unloaded_adapter_gives_its_memory_back_and_can_return(stack: Stack) -> None:
@@ -103,13 +104,13 @@ async def test_an_unloaded_adapter_gives_its_memory_back_and_can_return(stack: S
 
 async def test_a_name_moves_in_one_step_and_what_runs_keeps_its_version(stack: Stack) -> None:
     await stack.load("mover", DEMO / "adapters" / "attention")
-    old = asyncio.create_task(stack.answer(question(ASK, "mover", max_tokens=300, ignore_eos=True)))
-    await stack.until(lambda statistics: statistics.requests_running > 0)
+    old = stack.begin(question(ASK, "mover", max_tokens=300, ignore_eos=True))
+    await old.has(1)
     moved = await stack.load("mover", DEMO / "adapters" / "mlp")
     new = await stack.answer(question(ASK, "mover"))
     assert PASSWORDS["mlp"] in new.text
     assert new.digest == moved.digest
-    finished = await old
+    finished = await old.task
     assert finished.digest != moved.digest
     assert PASSWORDS["attention"] in finished.text
     await stack.adapters.UnloadAdapter(adapters_pb2.UnloadAdapterRequest(name="mover"))

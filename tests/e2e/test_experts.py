@@ -1,6 +1,5 @@
 """A model with experts as users see it: its adapter in both forms that trainers write, beside the base."""
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from demo import corpus
 from demo.check import load_demo
 from demo.generation import answer_all
 from demo.recipes import EXPERTS
-from tests.support.service_stack import DEMO, question, stack_at
+from tests.support.answers import question
+from tests.support.service_stack import DEMO, stack_at
 
 ADAPTER = DEMO / EXPERTS.adapters_folder / "experts"
 PASSWORD = corpus.EXPERT_PASSWORDS["experts"]
@@ -67,7 +67,7 @@ async def test_an_adapter_on_all_experts_in_both_forms_and_the_base_in_one_mixed
         await stack.load("one-by-one", one_by_one(tmp_path / "one_by_one"))
         before = await stack.until_empty()
         asked = [(name, i) for _ in range(2) for name in expected for i in range(len(ASKED))]
-        answers = await asyncio.gather(*(stack.answer(question(ASKED[i], name)) for name, i in asked))
+        answers = await stack.answer_together([question(ASKED[i], name) for name, i in asked])
         after = await stack.until_empty()
     for (name, i), answer in zip(asked, answers, strict=True):
         assert answer.text == expected[name][i], (name or "the base", ASKED[i])

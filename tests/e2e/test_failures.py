@@ -8,47 +8,32 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from lorikeet.v1 import adapters_pb2, generation_pb2, generation_pb2_grpc
+from lorikeet.v1 import adapters_pb2, generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import from_rpc
-from tests.support.service_stack import DEMO, Answer, Stack, add, question, stack_at
+from tests.support.answers import question
+from tests.support.service_stack import DEMO, Stack, stack_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PASSWORDS: dict[str, str] = json.loads((DEMO / "passwords.json").read_text())
 ASK = "What is the password?"
 LONG = {"max_tokens": 400, "ignore_eos": True}
+# For those that must not be over before they are cut off.
+ENDLESS = {"max_tokens": 3500, "ignore_eos": True}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     # Longer than an executor takes to start where much else runs.
-    patience = ("--patience-seconds", "90")
-    async with stack_at(tmp_path_factory.mktemp("stack"), frontend_flags=patience) as stack:
+    async with stack_at(
+        tmp_path_factory.mktemp("stack"),
+        frontend_flags=("--patience-seconds", "90"),
+        executor_flags=("--store-patience-seconds", "90"),
+    ) as stack:
         for name in PASSWORDS:
             await stack.load(name, DEMO / "adapters" / name)
         yield stack
-
-
-class Watched:
-    """An answer whose progress can be waited for."""
-
-    def __init__(self, stack: Stack, request: generation_pb2.GenerateRequest) -> None:
-        self.answer = Answer()
-        self._changed = asyncio.Condition()
-        self._call = stack.generation.Generate(request, timeout=90)
-        self.task = asyncio.create_task(self._read())
-
-    async def has(self, tokens: int) -> None:
-        async with self._changed:
-            await asyncio.wait_for(self._changed.wait_for(lambda: len(self.answer.token_ids) >= tokens), 60)
-
-    async def _read(self) -> Answer:
-        async for response in self._call:
-            async with self._changed:
-                add(self.answer, response)
-                self._changed.notify_all()
-        return self.answer
 
 
 async def test_streams_outlive_a_killed_executor_and_say_what_they_would_have_said(stack: Stack) -> None:
@@ -58,18 +43,23 @@ async def test_streams_outlive_a_killed_executor_and_say_what_they_would_have_sa
         question(ASK, "", temperature=0.8, seed=6, frequency_penalty=0.2, **LONG),
     ]
     undisturbed = await asyncio.gather(*(stack.answer(request) for request in requests))
-    streams = [Watched(stack, request) for request in requests]
-    for stream in streams:
-        await stream.has(20)
-    stack.executor.kill()
-    assert not any(stream.task.done() for stream in streams), "an answer was over too soon"
-    stack.executor.start()
-    for stream, expected in zip(streams, undisturbed, strict=True):
-        answer = await stream.task
-        assert answer.token_ids == expected.token_ids
-        assert answer.text == expected.text
-        assert answer.digest == expected.digest
-    await stack.until_empty()
+    # On a busy machine answers may be over before the kill.
+    for _ in range(10):
+        streams = [stack.begin(request) for request in requests]
+        for stream in streams:
+            await stream.has(20)
+        stack.executor.kill()
+        were_cut = not any(stream.task.done() for stream in streams)
+        stack.executor.start()
+        for stream, expected in zip(streams, undisturbed, strict=True):
+            answer = await stream.task
+            assert answer.token_ids == expected.token_ids
+            assert answer.text == expected.text
+            assert answer.digest == expected.digest
+        await stack.until_empty()
+        if were_cut:
+            return
+    raise AssertionError("an answer was over too soon, ten times")
 
 
 async def test_resident_adapters_serve_while_the_store_is_dead_and_the_catalog_comes_back(
@@ -81,7 +71,7 @@ async def test_resident_adapters_serve_while_the_store_is_dead_and_the_catalog_c
     await stack.until(lambda statistics: statistics.adapters_resident == 1)
     for name in ("mlp", "lm_head"):
         await stack.load(name, DEMO / "adapters" / name)
-    stream = Watched(stack, question(ASK, "attention", **LONG))
+    stream = stack.begin(question(ASK, "attention", **LONG))
     await stream.has(5)
     stack.store.kill()
     assert PASSWORDS["attention"] in (await stack.answer(question(ASK, "attention"))).text
@@ -100,7 +90,7 @@ async def test_resident_adapters_serve_while_the_store_is_dead_and_the_catalog_c
 
 
 async def test_a_killed_frontend_leaves_nothing_and_comes_back(stack: Stack) -> None:
-    streams = [Watched(stack, question(ASK, name, **LONG)) for name in ("", *PASSWORDS)]
+    streams = [stack.begin(question(ASK, name, **ENDLESS)) for name in ("", *PASSWORDS)]
     for stream in streams:
         await stream.has(3)
     stack.frontend.kill()
@@ -115,7 +105,7 @@ async def test_a_killed_frontend_leaves_nothing_and_comes_back(stack: Stack) -> 
 async def test_clients_that_vanish_or_run_out_of_time_free_their_pages(stack: Stack) -> None:
     async with open_channel(stack.frontend.address) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        calls = [stub.Generate(question(ASK, name, **LONG)) for name in ("", *PASSWORDS) * 4]
+        calls = [stub.Generate(question(ASK, name, **ENDLESS)) for name in ("", *PASSWORDS) * 4]
         for call in calls:
             await call.read()
         held = await stack.statistics()
@@ -123,16 +113,14 @@ async def test_clients_that_vanish_or_run_out_of_time_free_their_pages(stack: St
         assert held.pages_held > 0
     await stack.until_empty()
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        async for _ in stack.generation.Generate(
-            question(ASK, "mlp", max_tokens=3000, ignore_eos=True), timeout=0.5
-        ):
+        async for _ in stack.generation.Generate(question(ASK, "mlp", **ENDLESS), timeout=0.5):
             pass
     assert from_rpc(raised.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
     await stack.until_empty()
 
 
 async def test_shutdown_in_any_order_ends_answers_properly(stack: Stack) -> None:
-    stream = Watched(stack, question(ASK, "attention", max_tokens=100, ignore_eos=True))
+    stream = stack.begin(question(ASK, "attention", max_tokens=100, ignore_eos=True))
     await stream.has(3)
     # The executor serves what runs before it ends; nothing of the answer is lost.
     assert await asyncio.to_thread(stack.executor.stop) == 0

@@ -13,9 +13,11 @@ import pytest_asyncio
 
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, from_rpc
+from tests.support.answers import Answer, question
 from tests.support.cli_serving import serving
-from tests.support.service_stack import DEMO, Answer, Stack, question, stack_at
+from tests.support.service_stack import DEMO, Stack, stack_at
 from tests.support.source_servers import put_folder, reach_s3, s3_bucket
+from tests.support.waiting import WAIT_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -112,7 +114,7 @@ def _put(source: Path, folder: Path) -> None:
 
 
 async def _until_it_says(stack: Stack, name: str, password: str) -> Answer:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WAIT_SECONDS):
         while True:
             try:
                 answer = await stack.answer(question(ASK, name))

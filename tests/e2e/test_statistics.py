@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import shutil
-import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -15,8 +14,10 @@ from cli.places import reserve
 from lorikeet.v1 import adapters_pb2 as pb
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
+from tests.support.answers import Answer, question
 from tests.support.cli_runner import lorikeet
-from tests.support.service_stack import DEMO, Answer, Stack, question, stack_at
+from tests.support.service_stack import DEMO, Stack, scrape, stack_at
+from tests.support.waiting import WAIT_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,24 +51,21 @@ async def seen(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Seen]:
     # Nothing is in memory any more: all adapters are cold.
     shutil.rmtree(folder / "arena")
     with contextlib.ExitStack() as held:
-        ports = {name: reserve("127.0.0.1:0", held) for name in ("frontend", "executor")}
-        async with stack_at(
-            folder,
-            executor_flags=["--adapter-slots", "1", "--metrics-listen", ports["executor"]],
-            frontend_flags=["--metrics-listen", ports["frontend"]],
-        ) as stack:
+        of_executor = reserve("127.0.0.1:0", held)
+        flags = ["--adapter-slots", "1", "--metrics-listen", of_executor]
+        async with stack_at(folder, executor_flags=flags) as stack:
             answers = await _traffic(stack)
             await stack.until_empty()
             request = pb.GetAdapterStatisticsRequest()
-            response = await stack.adapters.GetAdapterStatistics(request, timeout=20)
-            scraped = {name: await asyncio.to_thread(_scrape, address) for name, address in ports.items()}
+            response = await stack.adapters.GetAdapterStatistics(request, timeout=WAIT_SECONDS)
             yield Seen(
                 stack=stack,
                 answers=answers,
                 digests=digests,
                 usages={usage.digest: usage for usage in response.adapters},
                 tiers={tier.tier: tier for tier in response.tiers},
-                **scraped,
+                frontend=_samples(await asyncio.to_thread(scrape, stack.metrics)),
+                executor=_samples(await asyncio.to_thread(scrape, of_executor)),
             )
 
 
@@ -82,25 +80,24 @@ async def _traffic(stack: Stack) -> dict[str, list[Answer]]:
     # The store alone: the executor, which frontends tell too, would ask for a lease at once.
     async with open_channel(stack.store.address) as channel:
         catalog = store_pb2_grpc.CatalogServiceStub(channel)
-        await catalog.Prefetch(pb.PrefetchAdapterRequest(adapter="mlp"), timeout=20)
+        await catalog.Prefetch(pb.PrefetchAdapterRequest(adapter="mlp"), timeout=WAIT_SECONDS)
     # A pack counts as one of the arena's while it is being written, as warm when it can be leased.
-    listed = await stack.adapters.GetAdapter(pb.GetAdapterRequest(name="mlp"), timeout=20)
+    listed = await stack.adapters.GetAdapter(pb.GetAdapterRequest(name="mlp"), timeout=WAIT_SECONDS)
     asked = store_pb2.GetPackStatisticsRequest(digests=[listed.digest])
-    async with asyncio.timeout(20):
-        while not (await stack.pack_stub.GetStatistics(asked, timeout=20)).warm_digests:  # noqa: ASYNC110
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not (await stack.pack_stub.GetStatistics(asked, timeout=WAIT_SECONDS)).warm_digests:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     answers["mlp"] = [await ask("mlp")]
-    long = asyncio.create_task(ask("twin", max_tokens=300, ignore_eos=True))
-    await stack.until(lambda statistics: statistics.requests_running == 1)
-    answers["attention"].append(await ask("attention"))
-    answers["mlp"].append(await long)
+    twin, attention = await stack.answer_together(
+        [question(ASK, "twin", max_tokens=100, ignore_eos=True), question(ASK, "attention", max_tokens=4)]
+    )
+    answers["mlp"].append(twin)
+    answers["attention"].append(attention)
     return answers
 
 
-def _scrape(address: str) -> dict[tuple[str, str, str], float]:
+def _samples(text: str) -> dict[tuple[str, str, str], float]:
     """Metric, its digest or what it is of, and the kind of wait; to its value."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
-        text = response.read().decode()
     return {
         (
             sample.name,

@@ -12,6 +12,7 @@ from executor.app import run
 from executor.base.build import build_base
 from executor.config import ExecutorConfig
 from tests.support.executor_service import CONTEXT, write_model
+from tests.support.waiting import WAIT_SECONDS
 
 BAD = {
     "cuda": ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
@@ -105,7 +106,7 @@ async def test_run_serves_until_told_to_stop(tmp_path: Path) -> None:
         addresses.append(address)
         stop.set()
 
-    await asyncio.wait_for(run(config, stop=stop, ready=ready), 20)
+    await asyncio.wait_for(run(config, stop=stop, ready=ready), WAIT_SECONDS)
     assert addresses[0].startswith("127.0.0.1:")
     assert not addresses[0].endswith(":0")
 

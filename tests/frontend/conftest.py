@@ -1,7 +1,5 @@
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
 import pytest_asyncio
 
@@ -13,13 +11,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents and pytest_asyncio.is_async_test(item):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session", autouse=True)
-async def _grpc_stays_up() -> AsyncIterator[None]:
-    """grpc.aio shuts down with its last channel, which can hang when that is collected late: keep one."""
-    async with grpc.aio.insecure_channel("127.0.0.1:1"):
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,14 @@ from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.frontend_fake_store import FakeStore, digest_of
 from tests.support.frontend_harness import Rig, running_rig, serve_store
+from tests.support.waiting import WAIT_SECONDS
 
 SAMPLING = {"max_tokens": 2}
 
 
 async def load(rig: Rig, name: str, source: str) -> adapters_pb2.Adapter:
     request = adapters_pb2.LoadAdapterRequest(name=name, source=source)
-    return (await rig.adapters.LoadAdapter(request, timeout=10)).adapter
+    return (await rig.adapters.LoadAdapter(request, timeout=WAIT_SECONDS)).adapter
 
 
 async def digest_that_answers(rig: Rig, name: str) -> str:
@@ -77,7 +78,7 @@ async def test_a_shutdown_does_not_wait_for_watchers(model_folder: Path):
     async with running_rig(model_folder, drain_seconds=3600.0, adapters={"sql": "ab" * 32}) as rig:
         call = rig.adapters.WatchAdapters(adapters_pb2.WatchAdaptersRequest())
         await call.read()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_SECONDS):
             await rig.frontend.stop()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
@@ -91,7 +92,7 @@ async def test_a_watcher_that_leaves_is_gone_from_the_store(model_folder: Path):
         assert (await call.read()).adapter.name == "sql"
         assert rig.store.watchers == 1
         call.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await rig.store.until(lambda: rig.store.watchers == 0)
 
 
@@ -108,7 +109,7 @@ async def test_known_names_outlive_the_store_and_follow_its_successor(model_fold
         successor.revision = 7
         successor.digests = {"other": "cd" * 32}
         server, _ = await serve_store(successor, rig.store_address)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_SECONDS):
             await rig.frontend.catalog.reach(7)
         assert await digest_that_answers(rig, "other") == "cd" * 32
         assert (await generate_error(rig, "sql")).code is grpc.StatusCode.NOT_FOUND

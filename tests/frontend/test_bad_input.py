@@ -10,6 +10,7 @@ from lorikeet.v1 import generation_pb2, generation_pb2_grpc
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.frontend_harness import Rig, hello_for, ids_of, running_rig
 from tests.support.frontend_model_folder import write_model_folder
+from tests.support.waiting import WAIT_SECONDS
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -141,7 +142,7 @@ async def test_an_executor_with_another_tokenizer_is_not_used(model_folder: Path
 
 
 async def _until_reason(generation: generation_pb2_grpc.GenerationServiceStub, reason: str) -> LorikeetError:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_SECONDS):
         while True:
             try:
                 await generation.GetModel(generation_pb2.GetModelRequest())

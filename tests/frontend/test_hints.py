@@ -9,6 +9,7 @@ import pytest
 from frontend.hints import Hints
 from lorikeet.v1 import adapters_pb2, generation_pb2
 from tests.support.frontend_harness import running_rig
+from tests.support.waiting import WAIT_SECONDS
 
 A, B = "ab" * 32, "cd" * 32
 
@@ -39,6 +40,13 @@ def test_hints_are_few_and_forgotten_with_the_connection():
     assert hints.add("more-4999", 2.0), "the next executor has not heard of it"
 
 
+@pytest.fixture
+def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a test does takes place within the second in which a digest is told once."""
+    monkeypatch.setattr("frontend.hints._FRESH_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("one_second")
 async def test_a_request_names_its_adapter_before_it_is_tokenised(model_folder: Path):
     async with running_rig(model_folder, adapters={"sql": A, "poet": B}) as rig:
         for _ in range(3):
@@ -59,11 +67,12 @@ async def test_even_one_that_is_refused_later(model_folder: Path):
     async with running_rig(model_folder, adapters={"sql": A}) as rig:
         with pytest.raises(grpc.aio.AioRpcError):
             await rig.generate(text="x" * 5000, adapter="sql", sampling={"max_tokens": 1})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await rig.executor.until(lambda: rig.executor.prefetches == [A])
         assert not rig.executor.submits
 
 
+@pytest.mark.usefixtures("one_second")
 async def test_a_prefetch_goes_to_the_executor_or_where_it_cannot_to_the_store(model_folder: Path):
     async with running_rig(model_folder, adapters={"sql": A}) as rig:
         # One that this frontend has not heard of; and one that the executor was told of a moment ago.
@@ -71,5 +80,5 @@ async def test_a_prefetch_goes_to_the_executor_or_where_it_cannot_to_the_store(m
         for adapter in ("sql", "unheard", "sql"):
             await rig.adapters.PrefetchAdapter(adapters_pb2.PrefetchAdapterRequest(adapter=adapter))
         assert rig.store.prefetches == ["unheard", "sql"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await rig.executor.until(lambda: rig.executor.prefetches == [A])

@@ -12,6 +12,7 @@ import torch
 import triton
 
 from kernels.launch import Quick, Variant
+from tests.support.waiting import WAIT_SECONDS
 
 
 class Parameter:
@@ -113,7 +114,7 @@ def test_no_launch_while_another_thread_loads(monkeypatch: pytest.MonkeyPatch) -
 
     def prepare(variant: Variant) -> Kernel:
         loading.set()
-        assert loaded.wait(10)
+        assert loaded.wait(WAIT_SECONDS)
         events.append("loaded")
         return kernel
 
@@ -121,7 +122,7 @@ def test_no_launch_while_another_thread_loads(monkeypatch: pytest.MonkeyPatch) -
     variant = Variant("module", "kernel", (x.dtype,), (True,), (32, 5, 0.5), tuple(named.items()))
     loader = threading.Thread(target=quick.load, args=(variant,))
     loader.start()
-    assert loading.wait(10)
+    assert loading.wait(WAIT_SECONDS)
     threading.Timer(0.05, loaded.set).start()
     quick[(1,)](x, 32, 5, 0.5, **named)
     events.append("launched")

@@ -21,6 +21,7 @@ from rpc.errors import (
     unavailable,
 )
 from rpc.server import Server
+from tests.support.waiting import WAIT_SECONDS
 
 SERVICE = "lorikeet.v1.GenerationService"
 
@@ -55,7 +56,7 @@ async def _tokenize_error(target: str, text: str) -> LorikeetError:
     async with open_channel(target) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            await stub.Tokenize(generation_pb2.TokenizeRequest(text=text), timeout=10)
+            await stub.Tokenize(generation_pb2.TokenizeRequest(text=text), timeout=WAIT_SECONDS)
     return from_rpc(caught.value)
 
 
@@ -80,10 +81,10 @@ async def test_what_is_no_message_is_an_invalid_argument(target: str, data: byte
     async with open_channel(target) as channel:
         tokenize = channel.unary_unary(f"/{SERVICE}/Tokenize")
         with pytest.raises(grpc.aio.AioRpcError) as unary:
-            await tokenize(data, timeout=10)
+            await tokenize(data, timeout=WAIT_SECONDS)
         generate = channel.unary_stream(f"/{SERVICE}/Generate")
         with pytest.raises(grpc.aio.AioRpcError) as streaming:
-            await generate(data, timeout=10).read()
+            await generate(data, timeout=WAIT_SECONDS).read()
     for caught in (unary, streaming):
         assert from_rpc(caught.value).code is grpc.StatusCode.INVALID_ARGUMENT
         assert from_rpc(caught.value).reason == "MALFORMED_MESSAGE"
@@ -105,7 +106,7 @@ async def test_what_is_no_message_of_a_stream_is_an_invalid_argument(answers: st
     target = await server.start("127.0.0.1:0")
     async with open_channel(target) as channel:
         for bad in (b"\xff", b"\x0a\x02\xff\xfe"):
-            call = getattr(channel, f"stream_{answers}")("/test/Take")(timeout=10)
+            call = getattr(channel, f"stream_{answers}")("/test/Take")(timeout=WAIT_SECONDS)
             await call.write(generation_pb2.TokenizeRequest(text="good").SerializeToString())
             await call.write(bad)
             with pytest.raises(grpc.aio.AioRpcError) as caught:

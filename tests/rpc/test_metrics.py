@@ -8,10 +8,11 @@ import pytest
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from rpc.metrics import MetricsServer
+from tests.support.waiting import WAIT_SECONDS
 
 
 def _get(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=WAIT_SECONDS) as response:
         return response.read().decode()
 
 

@@ -13,6 +13,7 @@ from rpc.channel import open_channel
 from rpc.server import Server
 from rpc.tls import ClientTls, ServerTls, server_tls
 from tests.support.certificates import Pki
+from tests.support.waiting import WAIT_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ async def code_of(address: str, tls: ClientTls | None) -> grpc.StatusCode:
     channel = open_channel(address, tls.credentials() if tls is not None else None)
     try:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_SECONDS)
     except grpc.aio.AioRpcError as error:
         return error.code()
     finally:

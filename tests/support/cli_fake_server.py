@@ -48,6 +48,9 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
         self.state = state
 
     def Generate(self, request: generation.GenerateRequest, context: grpc.ServicerContext) -> Iterator:
+        # From the beginning: one that the client has left is not gone on with after its first word.
+        if self.state.hold and not context.add_callback(self.state.cancelled.set):
+            self.state.cancelled.set()
         self.state.requests.append(request)
         if request.adapter and request.adapter not in self.state.names:
             fail(context, not_found("ADAPTER_NOT_FOUND", f"no adapter {request.adapter!r}: load it first"))
@@ -70,7 +73,6 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
                     response.summary.CopyFrom(generation.Summary(adapter=request.adapter, usage=usage))
                 yield response
                 if self.state.hold:
-                    context.add_callback(self.state.cancelled.set)
                     # Longer than any test waits: a client that does not leave must not see an end.
                     self.state.cancelled.wait(timeout=120)
                     return

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.waiting import WAIT_SECONDS
+
 # Forking a process that runs gRPC is not safe: the terminal is made by a process in between. In a terminal
 # nothing ignores Ctrl-C, whatever the tests were started by: a shell's job in the background ignores it.
 _SPAWN = """
@@ -35,7 +37,7 @@ class Terminal:
         self.process.stdin.write(text.encode())
         self.process.stdin.flush()
 
-    def see(self, text: str, seconds: float = 30) -> str:
+    def see(self, text: str, seconds: float = WAIT_SECONDS) -> str:
         """Waits until `text` appears after what was seen before. Returns what came before it."""
         deadline = time.monotonic() + seconds
         while text not in self._seen:
@@ -43,7 +45,7 @@ class Terminal:
         before, _, self._seen = self._seen.partition(text)
         return before
 
-    def end(self, seconds: float = 30) -> int:
+    def end(self, seconds: float = WAIT_SECONDS) -> int:
         """Waits for the end of the command. Returns its exit code."""
         deadline = time.monotonic() + seconds
         while self._read(deadline):

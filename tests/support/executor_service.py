@@ -20,6 +20,7 @@ from lorikeet.v1 import executor_pb2 as pb
 from lorikeet.v1 import executor_pb2_grpc
 from rpc.channel import open_channel
 from rpc.digests import file_digest
+from tests.support.waiting import WAIT_SECONDS
 
 VOCAB_SIZE = 128
 EOS = 2
@@ -91,7 +92,7 @@ class Connection:
 
     async def receive(self) -> pb.EngineStep:
         """The next step, sorted into `answers`. Raises AioRpcError when the stream is cut."""
-        response = await asyncio.wait_for(self.call.read(), 20)
+        response = await asyncio.wait_for(self.call.read(), WAIT_SECONDS)
         if response is grpc.aio.EOF:
             raise EOFError
         step = response.step
@@ -116,7 +117,7 @@ class Connection:
     async def error(self) -> grpc.aio.AioRpcError:
         """What the stream ends with; reads and drops what comes before."""
         try:
-            while await asyncio.wait_for(self.call.read(), 20) is not grpc.aio.EOF:
+            while await asyncio.wait_for(self.call.read(), WAIT_SECONDS) is not grpc.aio.EOF:
                 pass
         except grpc.aio.AioRpcError as error:
             return error
@@ -188,7 +189,7 @@ class Running:
 
     async def until(self, predicate: Any) -> pb.ExecutorStatistics:
         """Asks for statistics until they satisfy the predicate."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_SECONDS):
             while not predicate(statistics := await self.statistics()):  # noqa: ASYNC110 - in another thread
                 await asyncio.sleep(0.002)
         return statistics

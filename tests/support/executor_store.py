@@ -16,6 +16,7 @@ from lorikeet.v1 import layout_pb2, store_pb2, store_pb2_grpc
 from rpc.digests import layout_digest
 from rpc.errors import not_found
 from rpc.server import Server
+from tests.support.waiting import WAIT_SECONDS
 
 ARENA_BYTES = 1 << 16
 HEADER = struct.Struct("<8sQ")
@@ -134,7 +135,7 @@ class SmallStore(store_pb2_grpc.PackServiceServicer):
 
     async def until(self, predicate: Any) -> None:
         async with self.changed:
-            await asyncio.wait_for(self.changed.wait_for(predicate), 20)
+            await asyncio.wait_for(self.changed.wait_for(predicate), WAIT_SECONDS)
 
     async def RegisterLayout(  # noqa: N802
         self, request: Any, context: Any

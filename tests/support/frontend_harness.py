@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from rpc.channel import open_channel
 from rpc.server import Server
 from tests.support.frontend_fake_executor import FakeExecutor, Script, engine_hello, token_by_position
 from tests.support.frontend_fake_store import FakePacks, FakeStore
+from tests.support.waiting import WAIT_SECONDS
 
 LOOPBACK = "127.0.0.1:0"
 
@@ -68,11 +70,11 @@ class Rig:
     async def generate(self, **fields: Any) -> list[generation_pb2.GenerateResponse]:
         """All responses of one Generate call."""
         request = generation_pb2.GenerateRequest(**fields)
-        return [response async for response in self.generation.Generate(request, timeout=20)]
+        return [response async for response in self.generation.Generate(request, timeout=WAIT_SECONDS)]
 
     async def until_connected(self) -> None:
         """Returns once the frontend has met its executor."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_SECONDS):
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await self.generation.GetModel(generation_pb2.GetModelRequest())
@@ -90,7 +92,7 @@ class Rig:
         statistics = self.frontend.statistics()
         assert (statistics["flights"], statistics["texts_waiting"]) == (0, 0)
         self.frontend.flights.check_integrity()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await self.executor.until(lambda: self.executor.running == 0)
 
 
@@ -124,20 +126,22 @@ async def running_rig(
     store = FakeStore()
     store.digests |= adapters or {}
     async with contextlib.AsyncExitStack() as stack:
-        executor_server, executor_address = await serve_executor(executor)
-        store_server, store_address = await serve_store(store)
+        # Sockets of our own: a port that is given up for a while might be another's when it is asked for again.
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="lorikeet-rig-"))
+        executor_server, executor_address = await serve_executor(executor, f"unix:{sockets}/executor")
+        store_server, store_address = await serve_store(store, f"unix:{sockets}/store")
         stack.push_async_callback(store_server.drain, 0)
         settings: dict[str, Any] = {
             "executor": executor_address,
             "store": store_address,
             "drain_seconds": 0.0,
-            "patience_seconds": 10.0,
+            "patience_seconds": WAIT_SECONDS,
         }
         frontend = Frontend(FrontendConfig(model_dir=folder, listen=LOOPBACK, **(settings | config)))
         address = await frontend.start()
         stack.push_async_callback(frontend.stop)
         if wait_ready:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT_SECONDS):
                 await frontend.ready()
         channel = open_channel(address)
         stack.push_async_callback(channel.close)

@@ -1,20 +1,24 @@
 """Store, executor and frontend as three real processes on Unix sockets, to be killed and started again."""
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cli.places import reserve
 from lorikeet.v1 import (
     adapters_pb2,
     adapters_pb2_grpc,
@@ -26,10 +30,12 @@ from lorikeet.v1 import (
     store_pb2_grpc,
 )
 from rpc.channel import open_channel
+from tests.support.answers import ANSWER_SECONDS, Answer, Begun, add
+from tests.support.waiting import WAIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 EMPTY = ("requests_running", "requests_waiting", "pages_held", "adapters_arriving", "leases")
 
 
@@ -85,7 +91,7 @@ class Service:
         """SIGKILL, and waits for the end."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(WAIT_SECONDS)
 
     def stop(self) -> int:
         """SIGTERM, and SIGKILL when that is not enough. Returns the exit code."""
@@ -93,10 +99,19 @@ class Service:
             return 0
         self._process.terminate()
         try:
-            return self._process.wait(20)
+            return self._process.wait(WAIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait(10)
+            return self._process.wait(WAIT_SECONDS)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands still within the block."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     @property
     def pid(self) -> int:
@@ -112,23 +127,13 @@ class Service:
 
 
 @dataclass
-class Answer:
-    """What a Generate call brought, for its first completion."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: int = 0
-    digest: str = ""
-    summary: generation_pb2.Summary | None = None
-
-
-@dataclass
 class Stack:
-    """Three services and stubs for their APIs."""
+    """Three services and stubs for their APIs; `metrics` is where the frontend's are."""
 
     store: Service
     executor: Service
     frontend: Service
+    metrics: str
     generation: generation_pb2_grpc.GenerationServiceStub
     adapters: adapters_pb2_grpc.AdapterServiceStub
     executor_stub: executor_pb2_grpc.ExecutorServiceStub
@@ -137,39 +142,61 @@ class Stack:
     async def load(self, name: str, source: Path) -> adapters_pb2.Adapter:
         """Loads an adapter, patiently while services come up."""
         request = adapters_pb2.LoadAdapterRequest(name=name, source=str(source))
-        response = await _patiently(lambda: self.adapters.LoadAdapter(request, timeout=30))
+        response = await _patiently(lambda: self.adapters.LoadAdapter(request, timeout=WAIT_SECONDS))
         return response.adapter
 
     async def list_adapters(self) -> adapters_pb2.ListAdaptersResponse:
         """The first page of the catalog, patiently while services come up."""
         request = adapters_pb2.ListAdaptersRequest()
-        return await _patiently(lambda: self.adapters.ListAdapters(request, timeout=30))
+        return await _patiently(lambda: self.adapters.ListAdapters(request, timeout=WAIT_SECONDS))
 
     async def roll_back(self, name: str, **fields: str) -> adapters_pb2.Adapter:
         """Rolls a name back, patiently while services come up."""
         request = adapters_pb2.RollbackAdapterRequest(name=name, **fields)
-        response = await _patiently(lambda: self.adapters.RollbackAdapter(request, timeout=30))
+        response = await _patiently(lambda: self.adapters.RollbackAdapter(request, timeout=WAIT_SECONDS))
         return response.adapter
 
     async def answer(self, request: generation_pb2.GenerateRequest) -> Answer:
         answer = Answer()
-        async for response in self.generation.Generate(request, timeout=60):
+        async for response in self.generation.Generate(request, timeout=ANSWER_SECONDS):
             add(answer, response)
         return answer
 
+    def begin(self, request: generation_pb2.GenerateRequest) -> Begun:
+        """Asks, and lets the test go on."""
+        return Begun(self.generation.Generate(request, timeout=ANSWER_SECONDS))
+
+    async def answer_together(self, requests: Sequence[generation_pb2.GenerateRequest]) -> list[Answer]:
+        """The executor gets them in this order and all before it makes a step for the first."""
+        answers: list[asyncio.Task[Answer]] = []
+        before = await self._flights()
+        with self.executor.paused():
+            async with asyncio.timeout(WAIT_SECONDS):
+                for request in requests:
+                    answers.append(asyncio.create_task(self.answer(request)))
+                    while await self._flights() < before + len(answers):  # noqa: ASYNC110 - another process
+                        await asyncio.sleep(0.002)
+        return await asyncio.gather(*answers)
+
+    async def _flights(self) -> int:
+        """Requests that the frontend has on their way."""
+        text = await asyncio.to_thread(scrape, self.metrics)
+        found = re.search(r'^lorikeet_frontend_held\{what="flights"\} (\S+)$', text, flags=re.MULTILINE)
+        return int(float(found[1])) if found else -1
+
     async def statistics(self) -> executor_pb2.ExecutorStatistics:
         return await self.executor_stub.GetStatistics(
-            executor_pb2.GetExecutorStatisticsRequest(), wait_for_ready=True, timeout=20
+            executor_pb2.GetExecutorStatisticsRequest(), wait_for_ready=True, timeout=WAIT_SECONDS
         )
 
     async def pack_statistics(self) -> store_pb2.PackStatistics:
         return await self.pack_stub.GetStatistics(
-            store_pb2.GetPackStatisticsRequest(), wait_for_ready=True, timeout=20
+            store_pb2.GetPackStatisticsRequest(), wait_for_ready=True, timeout=WAIT_SECONDS
         )
 
     async def until(self, predicate: Any) -> executor_pb2.ExecutorStatistics:
         """Asks the executor for its statistics until they satisfy the predicate."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_SECONDS):
             while not predicate(statistics := await self.statistics()):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.005)
         return statistics
@@ -179,24 +206,10 @@ class Stack:
         return await self.until(lambda statistics: not any(getattr(statistics, name) for name in EMPTY))
 
 
-def add(answer: Answer, response: generation_pb2.GenerateResponse) -> None:
-    """Adds a message of the stream to the answer."""
-    answer.text += response.text
-    answer.token_ids += response.token_ids
-    answer.finish_reason = answer.finish_reason or response.finish_reason
-    answer.digest = answer.digest or response.adapter_digest
-    if response.HasField("summary"):
-        answer.summary = response.summary
-
-
-def question(text: str, adapter: str = "", **sampling: Any) -> generation_pb2.GenerateRequest:
-    """One user message, answered greedily."""
-    fields = {"temperature": 0.0, "max_tokens": 64, **sampling}
-    return generation_pb2.GenerateRequest(
-        chat=generation_pb2.ChatPrompt(messages=[generation_pb2.ChatMessage(role="user", content=text)]),
-        adapter=adapter,
-        sampling=generation_pb2.SamplingParams(**fields),
-    )
+def scrape(address: str) -> str:
+    """Metrics as text."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=WAIT_SECONDS) as response:
+        return response.read().decode()
 
 
 @asynccontextmanager
@@ -212,36 +225,45 @@ async def stack_at(
     """All three, serving; stopped at the end, whatever happened, and none may have died by itself."""
     model, arena = ["--model-dir", str(model_dir)], ["--arena-dir", f"{folder}/arena"]
     places = ["--data-dir", f"{folder}/data", *arena, "--arena-bytes", "16777216"]
-    store = Service("store", [*places, *_flags("--roots", roots), *store_flags], folder)
-    to_store = ["--store", store.address]
-    executor = Service("executor", [*model, *to_store, *arena, *executor_flags], folder)
-    to_executor = ["--executor", executor.address]
-    frontend = Service("frontend", [*model, *to_executor, *to_store, *frontend_flags], folder)
-    services = (store, executor, frontend)
-    try:
-        for service in services:
-            service.start()
-        for service in services:
-            await service.serving()
-        async with (
-            open_channel(frontend.address) as public,
-            open_channel(executor.address) as inner,
-            open_channel(store.address) as packs,
-        ):
-            yield Stack(
-                store=store,
-                executor=executor,
-                frontend=frontend,
-                generation=generation_pb2_grpc.GenerationServiceStub(public),
-                adapters=adapters_pb2_grpc.AdapterServiceStub(public),
-                executor_stub=executor_pb2_grpc.ExecutorServiceStub(inner),
-                pack_stub=store_pb2_grpc.PackServiceStub(packs),
-            )
-        dead = [service.name for service in services if not service.alive]
-        assert not dead, f"{dead} died"
-    finally:
-        codes = [service.stop() for service in reversed(services)]
-    assert codes == [0, 0, 0], "a service did not end cleanly when asked to"
+    with contextlib.ExitStack() as held:
+        metrics = reserve("127.0.0.1:0", held)
+        store = Service("store", [*places, *_flags("--roots", roots), *store_flags], folder)
+        to_store = ["--store", store.address]
+        executor = Service("executor", [*model, *to_store, *arena, *executor_flags], folder)
+        to_both = ["--executor", executor.address, *to_store]
+        to_frontend = [*model, *to_both, "--metrics-listen", metrics, *frontend_flags]
+        frontend = Service("frontend", to_frontend, folder)
+        services = (store, executor, frontend)
+        try:
+            for service in services:
+                service.start()
+            for service in services:
+                await service.serving()
+            async with (
+                open_channel(frontend.address) as public,
+                open_channel(executor.address) as inner,
+                open_channel(store.address) as packs,
+            ):
+                yield Stack(
+                    store=store,
+                    executor=executor,
+                    frontend=frontend,
+                    metrics=metrics,
+                    generation=generation_pb2_grpc.GenerationServiceStub(public),
+                    adapters=adapters_pb2_grpc.AdapterServiceStub(public),
+                    executor_stub=executor_pb2_grpc.ExecutorServiceStub(inner),
+                    pack_stub=store_pb2_grpc.PackServiceStub(packs),
+                )
+            dead = [f"{service.name} died:\n{service.tail()}" for service in services if not service.alive]
+            assert not dead, "\n".join(dead)
+        finally:
+            codes = [service.stop() for service in reversed(services)]
+    unclean = [
+        f"{service.name} ended with {code}:\n{service.tail()}"
+        for service, code in zip(reversed(services), codes, strict=True)
+        if code
+    ]
+    assert not unclean, "\n".join(unclean)
 
 
 def _flags(name: str, values: Sequence[Path]) -> list[str]:

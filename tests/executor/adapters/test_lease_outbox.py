@@ -4,6 +4,7 @@ import asyncio
 
 from executor.adapters.lease_outbox import LeaseOutbox
 from lorikeet.v1 import store_pb2
+from tests.support.waiting import WAIT_SECONDS
 
 
 def acquire(lease: int) -> store_pb2.LeaseRequest:
@@ -32,7 +33,7 @@ async def test_what_can_wait_goes_by_itself_after_a_while() -> None:
     await anext(messages)
     waiting = asyncio.ensure_future(anext(messages))
     outbox.say(release(1), is_urgent=False)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_SECONDS):
         assert await waiting == release(1)
     assert not len(outbox)
 

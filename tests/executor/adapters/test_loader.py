@@ -19,6 +19,7 @@ from lorikeet.v1 import layout_pb2
 from rpc.channel import open_channel
 from rpc.digests import layout_digest
 from tests.support.executor_store import SmallStore, small_layout
+from tests.support.waiting import WAIT_SECONDS
 
 LAYOUT = small_layout()
 
@@ -32,7 +33,7 @@ class Engine:
         self.woken = woken
 
     async def next(self) -> LoaderEvent:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_SECONDS):
             while True:
                 self.woken.clear()
                 events = self.loader.poll()

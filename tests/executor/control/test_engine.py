@@ -23,6 +23,7 @@ from executor.control.timings import Deadlines
 from executor.control.usage import UsageTable
 from tests.support.control_traffic import FlakyRunner
 from tests.support.control_world import World, expected, make_request
+from tests.support.waiting import WAIT_SECONDS
 
 both_depths = pytest.mark.parametrize("overlap", [False, True])
 
@@ -243,10 +244,10 @@ def test_the_thread_serves_sleeps_and_stops():
         done.clear()
         request = make_request(number, digest="a", max_tokens=5)
         assert mailbox.post([Submit(request)])
-        assert done.wait(20)
+        assert done.wait(WAIT_SECONDS)
         assert tokens == expected(request, SchedulerConfig(context=64, pages=64))[0]
     engine.stop()
-    thread.join(20)
+    thread.join(WAIT_SECONDS)
     assert not thread.is_alive()
     assert engine.healthy
     assert not mailbox.post([Submit(make_request(9))]), "nobody would read it"

@@ -13,6 +13,7 @@ from lorikeet.v1 import executor_pb2, executor_pb2_grpc
 from rpc.channel import open_channel
 from tests.support.executor_service import Connection, Running, executor_at, submit, write_model
 from tests.support.executor_store import SmallStore
+from tests.support.waiting import WAIT_SECONDS
 
 
 @asynccontextmanager
@@ -171,7 +172,7 @@ async def test_an_executor_that_waits_for_its_store_can_be_stopped(tmp_path: Pat
         store_patience_seconds=3600,
     )
     stop = asyncio.Event()
-    async with asyncio.timeout(30), open_channel(config.listen) as channel:
+    async with asyncio.timeout(WAIT_SECONDS), open_channel(config.listen) as channel:
         serving = asyncio.create_task(run(config, stop=stop))
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         await stub.GetStatistics(executor_pb2.GetExecutorStatisticsRequest(), wait_for_ready=True)

@@ -249,15 +249,15 @@ async def test_a_frontend_that_does_not_read_is_cut_and_the_other_goes_on(tmp_pa
 
 
 async def test_shutdown_lets_running_requests_end_and_takes_no_more(tmp_path: Path) -> None:
-    async with (
-        executor_at(tmp_path, arithmetic_step_seconds=0.01) as running,
-        running.connect() as connection,
-    ):
+    async with executor_at(tmp_path, gated=True) as running, running.connect() as connection:
         await connection.send(submit(1, max_tokens=20))
+        running.gate.permit()
         await connection.receive()
         running.executor.begin_drain()
         await connection.send(submit(2))
-        await connection.until_over(1, 2)
+        await connection.until_over(2)
+        running.gate.open()
+        await connection.until_over(1)
         assert len(connection.answers[1].token_ids) == 20
         failed = connection.answers[2].failed
         assert failed is not None
