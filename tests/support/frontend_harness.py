@@ -126,7 +126,7 @@ async def running_rig(
     store = FakeStore()
     store.digests |= adapters or {}
     async with contextlib.AsyncExitStack() as stack:
-        # Sockets of our own: a port that is given up for a while might be another's when it is asked for again.
+        # Sockets of our own: a port that is given up for a while may be another's when it is asked for again.
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="lorikeet-rig-"))
         executor_server, executor_address = await serve_executor(executor, f"unix:{sockets}/executor")
         store_server, store_address = await serve_store(store, f"unix:{sockets}/store")
