@@ -56,11 +56,8 @@ async def test_a_deadline_reaches_the_executor_and_frees_the_request(model_folde
         # gRPC rounds timeouts up a little on the way.
         assert all(0 < submit.remaining_us < 1.1e6 * seconds for submit in submits)
         async with asyncio.timeout(WAIT_SECONDS):
-            await rig.executor.until(
-                lambda: (
-                    bool(submits) and sorted(rig.executor.aborts) == [submit.request for submit in submits]
-                )
-            )
+            await rig.executor.until(lambda: len(rig.executor.aborts) == len(submits) > 0)
+        assert sorted(rig.executor.aborts) == [submit.request for submit in submits]
         await rig.assert_idle()
 
 
