@@ -133,24 +133,22 @@ class Generation:
             len(prompt_ids),
             digest or "the base model",
         )
-        for retry in (True, False):
-            stream = self._open_stream(plan, prompt_ids, digest, engine.model_name, arrived)
+        stream = self._open_stream(plan, prompt_ids, digest, engine.model_name, arrived)
+        try:
             try:
                 await self._run(stream, plan, prompt_ids, digest, deadline, write)
-                return
             except LorikeetError as error:
                 if not (plan.adapter.name and error.code is grpc.StatusCode.NOT_FOUND):
                     raise
-                if stream.begun:
-                    raise aborted(
-                        "ADAPTER_REPLACED",
-                        f'the version of "{plan.adapter.name}" that answered so far is gone: send it again',
-                    ) from error
-                # The name may have moved while the request was on its way.
+                # The name may have moved while the request was on its way: once more.
                 current = self._catalog.resolve(plan.adapter, caller)
-                if current == digest or not retry:
+                if current == digest:
                     raise
                 prompt_ids, digest = await self._read_prompt(request, plan, current, caller, prompt_ids)
+                stream = self._open_stream(plan, prompt_ids, digest, engine.model_name, arrived)
+                await self._run(stream, plan, prompt_ids, digest, deadline, write)
+        finally:
+            self._usage.count(digest, stream.usage, first_token_seconds=stream.first_token_seconds)
 
     async def _read_prompt(
         self,
@@ -204,8 +202,13 @@ class Generation:
                     await wait()
                     for response in take():
                         await write(response)
-        finally:
-            self._usage.count(digest, stream.usage, first_token_seconds=stream.first_token_seconds)
+        except LorikeetError as error:
+            if stream.begun and plan.adapter.name and error.code is grpc.StatusCode.NOT_FOUND:
+                raise aborted(
+                    "ADAPTER_REPLACED",
+                    f'the version of "{plan.adapter.name}" that answered so far is gone: send it again',
+                ) from error
+            raise
 
     def _open_stream(
         self, plan: GeneratePlan, prompt_ids: Sequence[int], digest: str, model: str, arrived: float

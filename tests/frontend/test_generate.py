@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from frontend.sampling import completion_seed
-from lorikeet.v1 import executor_pb2, generation_pb2, store_pb2
+from lorikeet.v1 import adapters_pb2, executor_pb2, generation_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.frontend_fake_executor import fixed_tokens, logprob_of, token_by_position
 from tests.support.frontend_harness import ids_of, running_rig, text_of
@@ -159,6 +159,8 @@ async def test_a_name_that_moved_while_the_request_was_on_its_way_is_followed(mo
         assert responses[0].adapter_digest == new
         assert responses[-1].summary.adapter_digest == new
         assert [submit.adapter_digest for submit in rig.executor.submits] == [DIGEST, DIGEST, new, new]
+        usage = await rig.adapters.GetAdapterStatistics(adapters_pb2.GetAdapterStatisticsRequest())
+        assert [(each.digest, each.requests) for each in usage.adapters] == [(new, 1)]
         await rig.assert_idle()
 
 
