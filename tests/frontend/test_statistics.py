@@ -45,6 +45,14 @@ async def test_what_the_executor_lists_and_what_was_asked_here_are_joined(model_
         assert from_rpc(caught.value).reason == "LIMIT"
 
 
+async def test_a_request_that_finds_no_place_is_counted(model_folder: Path):
+    async with running_rig(model_folder, max_requests=1) as rig:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await rig.generate(text="x", n=2)
+        answer = await rig.adapters.GetAdapterStatistics(adapters_pb2.GetAdapterStatisticsRequest())
+        assert [(usage.digest, usage.requests) for usage in answer.adapters] == [("", 1)]
+
+
 async def test_metrics_are_bounded_and_add_up(model_folder: Path):
     async with running_rig(model_folder) as rig:
         usage = UsageTable()
