@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +17,13 @@ from adapter_store.concurrency.outside_reads import Moved, OutsideReads
 from adapter_store.concurrency.workers import Workers
 from adapter_store.formats.layout import PackLayout
 from adapter_store.formats.safetensors_files import SINGLE_NAME
-from adapter_store.loads.arrival import Arrival
+from adapter_store.loads.arrival import Arrival, EarlyWork, NotWantedError
 from adapter_store.loads.reports import report_version
 from adapter_store.packs.filling import PackFiller
 from adapter_store.packs.reading import CheckedAdapter, OpenedAdapter, identify_adapter, open_adapter
 from adapter_store.packs.recipe import Recipe, recipe_of
 from adapter_store.packs.scan_processes import ScanProcesses
-from adapter_store.sources.reader import SourceReader, is_outside
+from adapter_store.sources.reader import OutsideReader, SourceReader, is_outside
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.counters import Counters, Stopwatch
 from adapter_store.tiers.disk import DiskTier
@@ -145,57 +145,53 @@ class Loader:
         layout: PackLayout,
         progress: Callable[[int, int], None],
     ) -> tuple[tuple[str, ...], _Filling]:
-        """Copies, and reads the headers; of a large file the rest, too, as it comes."""
-        if not is_outside(reader):
-            copiers = self._fetchers if reader.is_remote else self._workers
-            # As soon as its headers are there: what is refused need not come.
-            look = cache(partial(open_adapter, staged, layout))
-            notes = await copiers.run(reader.copy, staged, self._max_bytes, progress, look)
-            return notes, self._begin(await self._workers.run(look), layout)
-        loop, arrival = asyncio.get_running_loop(), Arrival()
-        early: list[asyncio.Task[_Filling]] = []
+        """Copies, and reads the headers; of a large file of a folder the rest, too, as it comes."""
+        if is_outside(reader):
+            return await self._copy_outside(reader, staged, layout, progress)
+        copiers = self._fetchers if reader.is_remote else self._workers
+        # As soon as its headers are there: what is refused need not come.
+        look = cache(partial(open_adapter, staged, layout))
+        notes = await copiers.run(reader.copy, staged, self._max_bytes, progress, look)
+        return notes, self._begin(await self._workers.run(look), layout)
 
-        def begin() -> None:
-            if not arrival.is_over:  # else it was given up, and nobody would give back the room
-                early.append(asyncio.ensure_future(self._fill_what_comes(staged, layout, arrival)))
-                early[0].add_done_callback(_see)
-                early[0].add_done_callback(lambda _: arrival.end())
+    async def _copy_outside(
+        self,
+        reader: OutsideReader,
+        staged: Path,
+        layout: PackLayout,
+        progress: Callable[[int, int], None],
+    ) -> tuple[tuple[str, ...], _Filling]:
+        early = EarlyWork(partial(self._fill_what_comes, staged, layout))
 
         def copy(moved: Moved) -> tuple[tuple[str, ...], OpenedAdapter | None]:
-            is_early, before = False, 0
-
-            def headers_there() -> None:
-                nonlocal is_early
-                is_early = True
-                loop.call_soon_threadsafe(begin)
+            before = 0
 
             def told(done: int, total: int) -> None:
                 nonlocal before
                 moved(done - before)
                 before = done
                 progress(done, total)
-                if is_early and arrival.is_over:
-                    raise _NotWantedError
-                if is_early:
-                    arrival.advance(done, total)
+                early.advance(done, total)
 
-            notes = reader.copy(staged, self._max_bytes, told, headers_there)
-            return notes, None if is_early else open_adapter(staged, layout)
+            notes = reader.copy(staged, self._max_bytes, told, early.call)
+            return notes, None if early.is_called else open_adapter(staged, layout)
 
         try:
             notes, opened = await self._reads.run(reader.place, copy)
-        except _NotWantedError:
-            await early[0]  # raises what its headers were refused for
+        except NotWantedError:
+            await early.result()  # raises what its headers were refused for
             raise
         except Exception:
-            arrival.end()
-            for result in await asyncio.gather(*early, return_exceptions=True):
-                if isinstance(result, _Filling):
-                    self._abandon(result)
+            early.end()
+            with suppress(Exception):
+                if (filling := await early.result()) is not None:
+                    self._abandon(filling)
             raise
         finally:
-            arrival.end()
-        return notes, await early[0] if opened is None else self._begin(opened, layout)
+            early.end()
+        filling = await early.result() if opened is None else self._begin(opened, layout)
+        assert filling is not None, "it was called before the copy ended"
+        return notes, filling
 
     def _begin(self, opened: OpenedAdapter, layout: PackLayout) -> _Filling:
         """Takes room for the pack, where there is some. Raises LorikeetError where there never will be."""
@@ -267,10 +263,6 @@ class Loader:
         return _Kept(version, recipe_of(checked.plan) if is_new else None)
 
 
-class _NotWantedError(Exception):
-    """Ends a copy of what is refused already."""
-
-
 def _open_early(staged: Path, layout: PackLayout) -> OpenedAdapter:
     """With what will be needed in the end, while there is time."""
     opened = open_adapter(staged, layout)
@@ -291,9 +283,3 @@ def _throttled(stage: Stage, report: Callable[[Progress], None]) -> Callable[[in
             loop.call_soon_threadsafe(report, Progress(stage=stage, bytes_done=done, bytes_total=total))
 
     return progress
-
-
-def _see(task: asyncio.Task[_Filling]) -> None:
-    # A copy that fails says why: nobody asks any more what its headers were.
-    if not task.cancelled():
-        task.exception()

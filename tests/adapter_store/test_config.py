@@ -9,6 +9,7 @@ import pytest
 
 from adapter_store.app import run
 from adapter_store.config import StoreConfig
+from tests.support.waiting import WAIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,11 +64,11 @@ async def test_run_says_when_it_is_ready_and_stops_when_told(tmp_path):
         bound: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
         serving = asyncio.ensure_future(run(config, ready=bound.set_result, stop=stop))
-        host, port = (await asyncio.wait_for(bound, 20)).split(":")
+        host, port = (await asyncio.wait_for(bound, WAIT_SECONDS)).split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.close()
         stop.set()
-        await asyncio.wait_for(serving, 20)
+        await asyncio.wait_for(serving, WAIT_SECONDS)
 
 
 async def test_an_address_in_use_is_said_and_nothing_stays_locked(tmp_path):

@@ -28,6 +28,7 @@ from tests.support.store_adapters import (
     write_adapter,
 )
 from tests.support.store_server import ExecutorClient
+from tests.support.waiting import WAIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = 8
@@ -74,7 +75,7 @@ class World:
         self.catalog: Any = store_pb2_grpc.CatalogServiceStub(self.channel)
         self.packs: Any = store_pb2_grpc.PackServiceStub(self.channel)
         request = store_pb2.RegisterLayoutRequest(layout=toy_layout())
-        answer = await self.packs.RegisterLayout(request, wait_for_ready=True, timeout=30)
+        answer = await self.packs.RegisterLayout(request, wait_for_ready=True, timeout=WAIT_SECONDS)
         self.layout, self.arena_path = answer.layout_digest, self.folder / "arena" / answer.arena_file
 
     @property
@@ -83,7 +84,7 @@ class World:
 
     async def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        assert await asyncio.wait_for(self.process.wait(), 30) == -signal.SIGKILL
+        assert await asyncio.wait_for(self.process.wait(), WAIT_SECONDS) == -signal.SIGKILL
 
     async def executor(self) -> ExecutorClient:
         return await ExecutorClient(self, self.layout).start()
@@ -163,7 +164,7 @@ class World:
         work.append(asyncio.ensure_future(self.use()))
         await asyncio.sleep(0.02 + 0.6 * self.generator.random())
         await self.kill()
-        await asyncio.wait_for(asyncio.gather(*work), 30)
+        await asyncio.wait_for(asyncio.gather(*work), WAIT_SECONDS)
         await self.channel.close()
         self.look_at_files()
 
@@ -230,7 +231,7 @@ class World:
         answering.cancel()
         executor.call.cancel()
         self.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(self.process.wait(), 30) == 0
+        assert await asyncio.wait_for(self.process.wait(), WAIT_SECONDS) == 0
         await self.channel.close()
         for folder in ("incoming", "objects"):
             assert not list((self.folder / "data" / folder).iterdir())

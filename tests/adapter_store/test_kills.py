@@ -18,6 +18,7 @@ from rpc.channel import open_channel
 from tests.support.store_adapters import lora_tensors, toy_layout, toy_pack_layout, write_adapter
 from tests.support.store_ready import pack_of
 from tests.support.store_server import ExecutorClient, eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,13 +43,13 @@ class Process:
         self.channel = open_channel(f"unix:{self.socket}")
         packs = store_pb2_grpc.PackServiceStub(self.channel)
         request = store_pb2.RegisterLayoutRequest(layout=toy_layout())
-        await packs.RegisterLayout(request, wait_for_ready=True, timeout=30)
+        await packs.RegisterLayout(request, wait_for_ready=True, timeout=WAIT_SECONDS)
         return store_pb2_grpc.CatalogServiceStub(self.channel)
 
     async def stop(self, number: signal.Signals) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 30)
+        return await asyncio.wait_for(self.process.wait(), WAIT_SECONDS)
 
 
 def check_folder(folder: Path, sources: dict[str, str]) -> dict[str, str]:

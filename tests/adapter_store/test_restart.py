@@ -18,6 +18,7 @@ from lorikeet.v1 import adapters_pb2, store_pb2
 from tests.support.store_adapters import lora_tensors, toy_layout, toy_pack_layout, write_adapter
 from tests.support.store_ready import pack_of
 from tests.support.store_server import ExecutorClient, FollowerClient, eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 
 async def test_names_packs_and_layouts_come_back(tmp_path, caplog):
@@ -86,7 +87,7 @@ async def test_leases_that_were_held_stay_in_place_until_claimed_or_the_grace_en
         held = store_pb2.HeldLease(
             digest=digest, header_offset=pack.header_offset, generation=pack.generation
         )
-    async with running_store(tmp_path, executor_grace_seconds=0.1) as running:
+    async with running_store(tmp_path, executor_grace_seconds=WAIT_SECONDS) as running:
         assert running.store.statistics().arena.unclaimed == 1
         executor = await ExecutorClient(running, layout, [held]).start()
         await eventually(lambda: running.store.executors.leases == 1)
@@ -109,7 +110,7 @@ async def test_a_retirement_goes_on_after_a_restart(tmp_path):
         await running.load("a", write_adapter(tmp_path / "adapters/a", lora_tensors(seed=1)))
         (digest,) = running.store.catalog.retiring
         assert (await executor.next()).digest == digest
-    async with running_store(tmp_path, executor_grace_seconds=0.2) as running:
+    async with running_store(tmp_path, executor_grace_seconds=WAIT_SECONDS) as running:
         assert running.store.catalog.retiring == {digest}
         executor = await ExecutorClient(running, layout).start()
         assert (await executor.next()).digest == digest
@@ -139,7 +140,7 @@ async def test_a_store_that_is_stopped_while_it_writes_a_change_down_keeps_its_f
         database: Database, change: Change, settled: Settled, commit=Database.commit
     ) -> None:
         writing.set()
-        assert go_on.wait(20)
+        assert go_on.wait(WAIT_SECONDS)
         commit(database, change, settled)
 
     async with running_store(tmp_path) as running:
@@ -165,7 +166,7 @@ async def test_pinned_packs_come_in_for_a_new_layout_and_few_layouts_are_known(t
         await running.register()
         source = write_adapter(tmp_path / "adapters/a", lora_tensors())
         request = adapters_pb2.LoadAdapterRequest(name="a", source=str(source), pinned=True)
-        digest = (await running.catalog.Load(request, timeout=20)).adapter.digest
+        digest = (await running.catalog.Load(request, timeout=WAIT_SECONDS)).adapter.digest
         other = toy_layout()
         registered = []
         for max_rank in range(65, 75):

@@ -3,6 +3,7 @@ import threading
 import pytest
 
 from adapter_store.concurrency.crew import ALONE, Crew, Urgency
+from tests.support.waiting import WAIT_SECONDS
 
 
 def test_every_part_is_done_once():
@@ -78,7 +79,7 @@ def test_nobody_helps_with_a_hint_until_somebody_waits_for_it():
         elif part == 50:
             assert not helped.is_set()
             urgency.raise_()
-            assert helped.wait(20)
+            assert helped.wait(WAIT_SECONDS)
 
     crew.run(work, list(range(100)), urgency)
     assert len(threads) == 2
@@ -95,16 +96,16 @@ def test_a_helper_called_at_the_last_moment_is_waited_for(monkeypatch):
     def slow_submit(*args):
         future = submit(*args)
         # The helper has its part; who called it has not noted it yet, and the caller of `run` is at its end.
-        assert helping.wait(20)
+        assert helping.wait(WAIT_SECONDS)
         returned.wait(0.2)
         return future
 
     def work(part: int) -> None:
         if threading.current_thread() is threading.main_thread():
-            assert helping.wait(20)
+            assert helping.wait(WAIT_SECONDS)
         else:
             helping.set()
-            assert release.wait(20)
+            assert release.wait(WAIT_SECONDS)
         done.append(part)
 
     def hurry() -> None:
@@ -122,7 +123,7 @@ def test_a_helper_called_at_the_last_moment_is_waited_for(monkeypatch):
     crew.run(begin, [0, 1], urgency)
     returned.set()
     assert sorted(done) == [0, 1]
-    hurrying.join(20)
+    hurrying.join(WAIT_SECONDS)
     crew.close()
 
 
@@ -135,7 +136,7 @@ def test_what_helpers_raise_is_raised_when_all_have_ended(kind):
         if part > 2:
             done.append(part)
             return
-        at_work.wait(20)
+        at_work.wait(WAIT_SECONDS)
         if threading.current_thread() is not threading.main_thread():
             raise kind(part)
         done.append(part)

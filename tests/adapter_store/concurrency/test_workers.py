@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from adapter_store.concurrency.workers import Workers
+from tests.support.waiting import WAIT_SECONDS
 
 
 async def test_workers_finish_what_a_cancelled_caller_began():
@@ -12,7 +13,7 @@ async def test_workers_finish_what_a_cancelled_caller_began():
 
     def work() -> None:
         begin.set()
-        end.wait(10)
+        end.wait(WAIT_SECONDS)
         done.set()
 
     caller = asyncio.ensure_future(workers.run(work))
@@ -37,9 +38,12 @@ async def test_a_thread_that_cannot_be_started_is_not_counted_on(monkeypatch):
         with pytest.raises(RuntimeError, match="start"):
             await workers.run(int)
     assert workers.running == 0
-    assert await asyncio.wait_for(workers.run(int), 10) == 0
+    assert await asyncio.wait_for(workers.run(int), WAIT_SECONDS) == 0
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         # The one that there is does it all.
-        assert await asyncio.wait_for(asyncio.gather(workers.run(int), workers.run(int)), 10) == [0, 0]
+        assert await asyncio.wait_for(asyncio.gather(workers.run(int), workers.run(int)), WAIT_SECONDS) == [
+            0,
+            0,
+        ]
     workers.close()

@@ -20,7 +20,8 @@ from rpc.errors import LorikeetError
 from tests.support.source_servers import WebServer
 from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
 from tests.support.store_ready import refusal
-from tests.support.store_server import WAIT_SECONDS, running_store
+from tests.support.store_server import running_store
+from tests.support.waiting import WAIT_SECONDS
 
 
 def reader_of(web: WebServer) -> SourceReader:
@@ -115,5 +116,5 @@ async def test_a_copy_stops_once_its_headers_are_refused(running, monkeypatch):
 
     monkeypatch.setattr("adapter_store.sources.folder.copy_bytes", copy)
     assert "unknown" in (await refusal(running.load("b", folder))).message
-    assert ends == ["_NotWantedError"]
+    assert ends == ["NotWantedError"]
     assert running.store.statistics().arena.packs == 0

@@ -10,7 +10,8 @@ from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.source_servers import WebServer, put_folder, reach_s3, s3_bucket, serving
 from tests.support.store_adapters import lora_tensors, write_adapter
-from tests.support.store_server import WAIT_SECONDS, eventually, running_store
+from tests.support.store_server import eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 
 async def resolve(running, name: str):
@@ -75,7 +76,8 @@ async def test_callers_who_leave_make_no_room_for_more_loads(tmp_path, monkeypat
     monkeypatch.setattr("adapter_store.loads.resolving._MAX_PENDING", 2)
     release = threading.Event()
     monkeypatch.setattr(
-        "adapter_store.sources.folder.copy_source", lambda *args: (release.wait(20), copy_source(*args))
+        "adapter_store.sources.folder.copy_source",
+        lambda *args: (release.wait(WAIT_SECONDS), copy_source(*args)),
     )
     for name in "abc":
         write_adapter(tmp_path / "adapters" / name)

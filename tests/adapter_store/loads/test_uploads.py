@@ -14,7 +14,8 @@ from cli.uploading import Tensor, folder_config, folder_tensors, messages
 from lorikeet.v1 import adapters_pb2 as pb
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
-from tests.support.store_server import WAIT_SECONDS, RunningStore, error_of, eventually, running_store
+from tests.support.store_server import RunningStore, error_of, eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 Code = grpc.StatusCode
 Requests = Iterable[pb.UploadAdapterRequest]
@@ -167,7 +168,9 @@ async def test_a_silent_client_is_given_up(tmp_path: Path) -> None:
     async with running_store(tmp_path, upload_idle_seconds=0.05) as running:
         await running.register()
         call = running.catalog.Upload()
-        await call.write(next(iter(adapter())))
+        # On a busy machine it is given up before it has said anything.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(next(iter(adapter())))
         error = await error_of(call)
         assert (error.code, error.reason) == (Code.ABORTED, "UPLOAD_IDLE")
         await assert_clean(running)

@@ -1,13 +1,10 @@
 """Packs that are filled while their file comes: the same as those that are filled at once."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from adapter_store.concurrency.crew import Crew
-from adapter_store.loads import arrival
-from adapter_store.loads.arrival import Arrival
 from adapter_store.packs import filling
 from adapter_store.packs.filling import PackFiller, fill_pack
 from adapter_store.packs.reading import OpenedAdapter, open_adapter
@@ -54,20 +51,3 @@ def test_what_is_not_there_yet_is_not_read(tmp_path):
     assert not filler.scans
     filler.fill(memoryview(target))
     assert len(filler.scans) == len(opened.files.entries)
-
-
-async def test_an_arrival_tells_of_steps_and_of_its_end(monkeypatch):
-    monkeypatch.setattr(arrival, "_STEP_BYTES", 100)
-    coming = Arrival()
-    first = asyncio.ensure_future(coming.next())
-    for done in (0, 99):
-        await asyncio.to_thread(coming.advance, done, 1000)
-    assert not first.done()
-    await asyncio.to_thread(coming.advance, 150, 1000)
-    assert await first == 850
-    await asyncio.to_thread(coming.advance, 250, 1000)
-    await asyncio.to_thread(coming.advance, 360, 1000)
-    # The latest, once.
-    assert await coming.next() == 640
-    coming.end()
-    assert await coming.next() is None

@@ -2,6 +2,7 @@ import asyncio
 
 from adapter_store.peers.retirement import Retirement
 from adapter_store.tiers.holds import Holds
+from tests.support.waiting import WAIT_SECONDS
 
 
 class Executor:
@@ -117,7 +118,7 @@ async def test_an_executor_that_stays_away_is_not_waited_for():
     rig.retirement.join(executor)
     rig.retirement.begin("d")
     rig.retirement.leave(executor)
-    await asyncio.wait_for(rig.went.wait(), 10)
+    await asyncio.wait_for(rig.went.wait(), WAIT_SECONDS)
 
 
 async def test_files_in_use_are_not_removed():
@@ -134,7 +135,7 @@ async def test_files_that_came_into_use_at_the_last_moment_are_removed_later():
     rig = Rig()
     rig.in_use = True
     rig.retirement.begin("d")
-    await asyncio.wait_for(rig.went.wait(), 10)
+    await asyncio.wait_for(rig.went.wait(), WAIT_SECONDS)
     assert rig.gone == ["d"]
 
 
@@ -164,8 +165,9 @@ async def test_a_failure_to_remove_is_left_for_the_next_start():
 
 
 async def test_after_a_restart_executors_get_their_grace():
-    rig = Rig(grace=0.01)
-    rig.retirement.resume(["d"])
-    await rig.settle()
-    assert rig.gone == []
-    await asyncio.wait_for(rig.went.wait(), 10)
+    waiting, rig = Rig(grace=WAIT_SECONDS), Rig(grace=0.01)
+    for each in (waiting, rig):
+        each.retirement.resume(["d"])
+    await asyncio.wait_for(rig.went.wait(), WAIT_SECONDS)
+    assert waiting.gone == []
+    await waiting.retirement.close()

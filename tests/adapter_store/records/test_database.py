@@ -8,6 +8,7 @@ import pytest
 from adapter_store.catalog.catalog import Catalog
 from adapter_store.catalog.versions import ModuleReport, Version
 from adapter_store.records.database import Database, DatabaseError
+from adapter_store.records.reserve import Reserve
 
 
 def version(number: int) -> Version:
@@ -74,6 +75,12 @@ def test_layouts_are_remembered_in_the_order_of_registration(tmp_path):
 def test_a_damaged_catalog_is_said(tmp_path):
     (tmp_path / "catalog.sqlite3").write_bytes(b"not a database at all" * 1000)
     with pytest.raises(DatabaseError, match=r"cannot be read .* move it away"):
+        Database(tmp_path)
+
+
+def test_a_catalog_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    (tmp_path / "catalog.sqlite3").mkdir()
+    with pytest.raises(OSError, match=r"cannot be opened .* make room"):
         Database(tmp_path)
 
 
@@ -199,8 +206,12 @@ class FullDisk:
         self._file = file
 
     def execute(self, statement: str, *arguments):
-        if self._file.exists() and statement.startswith(("UPDATE", "INSERT", "DELETE")):
-            raise sqlite3.OperationalError("database or disk is full")
+        if self._file.exists() and statement.startswith(
+            ("UPDATE", "INSERT", "DELETE", "PRAGMA journal_mode")
+        ):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
         return self._connection.execute(statement, *arguments)
 
     def __getattr__(self, name: str):
@@ -229,4 +240,19 @@ def test_a_full_disk_refuses_loads_but_not_unloads(tmp_path, monkeypatch):
     assert contents(database.read_catalog()) == contents(catalog)
     database.settle({})
     assert reserve.exists()
+    database.close()
+
+
+def test_a_catalog_is_opened_on_a_full_disk(tmp_path, monkeypatch):
+    Database(tmp_path).close()
+    reserve, connect = tmp_path / "reserve", sqlite3.connect
+
+    def on_full_disk(*arguments, **options) -> FullDisk:
+        return FullDisk(connect(*arguments, **options), reserve)
+
+    monkeypatch.setattr(sqlite3, "connect", on_full_disk)
+    monkeypatch.setattr(Reserve, "fill", lambda _: None)  # There is no room for it.
+    database = Database(tmp_path)
+    assert not reserve.exists()
+    assert contents(database.read_catalog()) == (0, [], [], frozenset())
     database.close()

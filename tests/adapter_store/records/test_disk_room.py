@@ -7,6 +7,7 @@ from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.store_adapters import lora_config, lora_tensors, write_adapter
 from tests.support.store_server import RunningStore, eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 
 async def load(running: RunningStore, name: str, seed: int, rank: int = 4) -> str:
@@ -22,7 +23,7 @@ async def refusal(call) -> LorikeetError:
 
 
 def roll_back(running: RunningStore, name: str):
-    return running.catalog.Rollback(adapters_pb2.RollbackAdapterRequest(name=name), timeout=20)
+    return running.catalog.Rollback(adapters_pb2.RollbackAdapterRequest(name=name), timeout=WAIT_SECONDS)
 
 
 async def on_disk(running: RunningStore, digests: set[str]) -> None:

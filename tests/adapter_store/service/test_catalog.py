@@ -8,6 +8,7 @@ from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import not_found
 from tests.support.store_ready import refusal, toy_adapter
 from tests.support.store_server import eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
 UNLOADED = adapters_pb2.ADAPTER_STATE_UNLOADED
@@ -94,7 +95,7 @@ async def test_remote_sources_that_stall_keep_no_folder_waiting(tmp_path, monkey
 
     class Stalling:
         def find(self, names):
-            release.wait(20)
+            release.wait(WAIT_SECONDS)
             raise not_found("NO_CONFIG", "nothing after all")
 
     monkeypatch.setattr("adapter_store.sources.object_store.ObjectStore", lambda url: Stalling())
@@ -177,12 +178,12 @@ async def test_a_chat_template_waits_for_no_load(tmp_path, monkeypatch):
         digest = (await running.load("a", folder)).adapter.digest
         monkeypatch.setattr(
             "adapter_store.sources.folder.copy_source",
-            lambda *args: (begun.set(), release.wait(20), copy_source(*args)),
+            lambda *args: (begun.set(), release.wait(WAIT_SECONDS), copy_source(*args)),
         )
         load = asyncio.ensure_future(running.load("b", folder))
         await asyncio.to_thread(begun.wait, 20)
         request = store_pb2.GetChatTemplateRequest(digest=digest)
-        assert (await running.catalog.GetChatTemplate(request, timeout=10)).text == "{{ messages }}"
+        assert (await running.catalog.GetChatTemplate(request, timeout=WAIT_SECONDS)).text == "{{ messages }}"
         release.set()
         await load
 

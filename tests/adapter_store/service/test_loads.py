@@ -12,6 +12,7 @@ from lorikeet.v1 import adapters_pb2
 from tests.support.store_adapters import lora_config, lora_tensors, toy_layout, write_adapter
 from tests.support.store_ready import refusal, toy_adapter
 from tests.support.store_server import eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 ACTIVE = adapters_pb2.ADAPTER_STATE_ACTIVE
 
@@ -127,7 +128,7 @@ async def test_a_load_never_answers_with_what_was_there_before_it_was_asked_for(
     def slow(*args):
         copy_source(*args)
         copied.set()
-        release.wait(20)
+        release.wait(WAIT_SECONDS)
 
     monkeypatch.setattr("adapter_store.sources.folder.copy_source", slow)
     folder = toy_adapter(running)
@@ -180,7 +181,7 @@ async def test_too_many_loads_are_refused(tmp_path, monkeypatch):
     release = threading.Event()
 
     def slow(*args):
-        release.wait(20)
+        release.wait(WAIT_SECONDS)
         return copy_source(*args)
 
     monkeypatch.setattr("adapter_store.sources.folder.copy_source", slow)
@@ -201,7 +202,7 @@ async def test_a_load_goes_on_when_its_caller_goes(running, monkeypatch):
 
     def slow(*args):
         begun.set()
-        release.wait(20)
+        release.wait(WAIT_SECONDS)
         return copy_source(*args)
 
     monkeypatch.setattr("adapter_store.sources.folder.copy_source", slow)

@@ -10,10 +10,11 @@ from adapter_store.service.metrics import StoreMetrics, load_seconds
 from adapter_store.tiers.counters import BOUNDS, Counters
 from rpc.metrics import MetricsServer
 from tests.support.store_ready import running_ready
+from tests.support.waiting import WAIT_SECONDS
 
 
 def _scrape(address: str) -> dict[tuple[str, tuple[str, ...]], float]:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=WAIT_SECONDS) as response:
         text = response.read().decode()
     return {
         (sample.name, tuple(sample.labels.values())): sample.value

@@ -11,6 +11,7 @@ from lorikeet.v1 import store_pb2
 from rpc.errors import from_rpc
 from tests.support.store_ready import running_ready
 from tests.support.store_server import ExecutorClient, error_of, eventually
+from tests.support.waiting import WAIT_SECONDS
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ async def test_a_question_can_be_taken_back(ready, monkeypatch):
     ready.store.warm.drop(digest)
     go = threading.Event()
     find = ready.store._disk.object_path
-    monkeypatch.setattr(ready.store._disk, "object_path", lambda key: (go.wait(20), find(key))[1])
+    monkeypatch.setattr(ready.store._disk, "object_path", lambda key: (go.wait(WAIT_SECONDS), find(key))[1])
     executor = await ready.executor()
     await executor.ask(7, digest)
     await ready.leases(1)
@@ -83,7 +84,7 @@ async def test_a_load_may_bring_what_a_lease_was_about_to(ready, monkeypatch):
 
     def slowly(*arguments):
         begun.set()
-        go.wait(20)
+        go.wait(WAIT_SECONDS)
         return open_object(*arguments)
 
     monkeypatch.setattr("adapter_store.tiers.making.open_object", slowly)

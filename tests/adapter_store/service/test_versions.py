@@ -8,12 +8,13 @@ from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.store_adapters import lora_tensors, write_adapter
 from tests.support.store_server import RunningStore, eventually, running_store
+from tests.support.waiting import WAIT_SECONDS
 
 
 async def load(running: RunningStore, name: str, seed: int, **terms) -> adapters_pb2.Adapter:
     folder = write_adapter(running.config.roots[0] / f"seed{seed}", lora_tensors(seed=seed))
     request = adapters_pb2.LoadAdapterRequest(name=name, source=str(folder), **terms)
-    return (await running.catalog.Load(request, timeout=20)).adapter
+    return (await running.catalog.Load(request, timeout=WAIT_SECONDS)).adapter
 
 
 async def refusal(call) -> LorikeetError:
@@ -30,7 +31,7 @@ async def test_a_rollback_is_told_to_all_and_survives_a_restart(tmp_path):
         watch = running.catalog.Watch(adapters_pb2.WatchAdaptersRequest())
         assert (await watch.read()).adapter.digest == new.digest
         request = adapters_pb2.RollbackAdapterRequest(name="a")
-        back = (await running.catalog.Rollback(request, timeout=20)).adapter
+        back = (await running.catalog.Rollback(request, timeout=WAIT_SECONDS)).adapter
         assert (back.digest, back.revision, back.source) == (old.digest, 3, old.source)
         assert (back.pinned, back.tenant, back.load_time) == (True, "t", old.load_time)
         told = (await watch.read()).adapter
@@ -43,7 +44,7 @@ async def test_a_rollback_is_told_to_all_and_survives_a_restart(tmp_path):
         assert (adapter.digest, adapter.pinned, adapter.tenant) == (old.digest, True, "t")
         assert [version.digest for version in adapter.previous] == [new.digest]
         request = adapters_pb2.RollbackAdapterRequest(name="a", digest=new.digest)
-        assert (await running.catalog.Rollback(request, timeout=20)).adapter.digest == new.digest
+        assert (await running.catalog.Rollback(request, timeout=WAIT_SECONDS)).adapter.digest == new.digest
         await running.unload("a")
         await eventually(lambda: not running.store.catalog.retiring)
         await eventually(lambda: running.store.statistics().disk.objects == 0)
@@ -56,7 +57,7 @@ async def test_a_rollback_needs_no_layout(tmp_path):
         # As after an update whose release does not understand the layouts of an earlier run.
         running.store.layouts._known.clear()
         request = adapters_pb2.RollbackAdapterRequest(name="a")
-        assert (await running.catalog.Rollback(request, timeout=20)).adapter.digest == old.digest
+        assert (await running.catalog.Rollback(request, timeout=WAIT_SECONDS)).adapter.digest == old.digest
 
 
 async def test_of_two_tenants_that_load_a_new_name_at_once_one_gets_it(tmp_path):

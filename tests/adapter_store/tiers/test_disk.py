@@ -11,7 +11,7 @@ from adapter_store.formats.layout import PackLayout
 from adapter_store.packs.reading import read_adapter
 from adapter_store.packs.recipe import Recipe
 from adapter_store.tiers.building import checksum_of, fill_from_object, open_object, refill_from_object
-from adapter_store.tiers.disk import DiskTier, folder_bytes
+from adapter_store.tiers.disk import DiskTier, folder_bytes, open_disk
 from adapter_store.tiers.files import copy_bytes, disk_errors
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import lora_tensors, toy_pack_layout, write_adapter
@@ -163,6 +163,12 @@ def test_a_sweep_leaves_what_is_wanted_and_nothing_else(disk, tmp_path):
 def test_one_store_at_a_time(disk, tmp_path):
     with pytest.raises(BlockingIOError):
         DiskTier(tmp_path / "data")
+
+
+def test_a_data_folder_that_cannot_be_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be kept in .*file \(File exists: .*--data-dir"):
+        open_disk(tmp_path / "file", quota_bytes=0)
 
 
 def test_a_full_disk_leaves_nothing(disk, monkeypatch):
