@@ -32,7 +32,7 @@ from adapter_store.sources.opening import Sources
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.counters import Counters
-from adapter_store.tiers.disk import DiskTier
+from adapter_store.tiers.disk import DiskTier, open_disk
 from adapter_store.tiers.eviction import POLICIES
 from adapter_store.tiers.holds import Holds
 from adapter_store.tiers.making import PackMaker
@@ -177,13 +177,7 @@ class AdapterStore:
             ValueError: another store uses them, they are damaged, or too small; the message says what to do.
             OSError: a folder cannot be made or read.
         """
-        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            disk = DiskTier(config.data_dir, quota_bytes=config.disk_bytes)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another store uses {config.data_dir}: stop it, or choose another --data-dir"
-            ) from error
+        disk = open_disk(config.data_dir, quota_bytes=config.disk_bytes)
         try:
             database = Database(config.data_dir)
             try:

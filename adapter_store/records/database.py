@@ -50,6 +50,16 @@ ALTER TABLE pointers ADD COLUMN previous TEXT NOT NULL DEFAULT '[]';
 }
 _POINTER_COLUMNS = "name, digest, source, revision, load_time_ns, tenant, pinned, previous"
 KEPT_LAYOUTS = 8
+_NO_ROOM = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR))
+# What the machine is to blame for, and not what the file holds.
+_OF_THE_MACHINE = _NO_ROOM | {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 Settled: TypeAlias = Mapping[str, bool]
 """Digests that have retired, and whether they stay because a name can go back to them."""
@@ -76,25 +86,34 @@ class Database:
 
     Raises:
         DatabaseError: it is damaged, or of a version that this release does not read.
+        OSError: its disk is full or fails, or this user may not write to it.
     """
 
     def __init__(self, data_dir: Path) -> None:
         path = data_dir / "catalog.sqlite3"
         self._reserve = Reserve(data_dir / "reserve")
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
-            self._prepare(path)
+            self._connection = self._open(path)
         except sqlite3.DatabaseError as error:
-            self._connection.close()
+            if _code(error) in _OF_THE_MACHINE:
+                raise OSError(
+                    f"the catalog {path} cannot be opened ({error}): make room on its disk, let this user "
+                    "write to its folder and files"
+                ) from error
             raise DatabaseError(
                 f"the catalog {path} cannot be read ({error}): move it away, start with an empty one, and "
                 "load the adapters again"
             ) from error
-        except BaseException:
-            self._connection.close()
-            raise
-
         self._reserve.fill()
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        try:
+            return _open(path)
+        except sqlite3.OperationalError as error:
+            # To open one takes room, too, for what stands beside it.
+            if _code(error) not in _NO_ROOM or not self._reserve.give_up():
+                raise
+            return _open(path)
 
     def close(self) -> None:
         self._connection.close()
@@ -162,31 +181,47 @@ class Database:
                 (KEPT_LAYOUTS,),
             )
 
-    def _prepare(self, path: Path) -> None:
-        execute = self._connection.execute
-        execute("PRAGMA journal_mode = WAL")
-        execute("PRAGMA synchronous = FULL")
-        (version,) = execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            with _Transaction(self._connection):
-                for statement in _SCHEMA.split(";"):
-                    execute(statement)
-                execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            version = _SCHEMA_VERSION
-        while version in _MIGRATIONS:
-            with _Transaction(self._connection):
-                for statement in _MIGRATIONS[version].split(";"):
-                    execute(statement)
-                version += 1
-                execute(f"PRAGMA user_version = {version}")
-        if version != _SCHEMA_VERSION:
-            raise DatabaseError(
-                f"the catalog {path} has format {version}, this release reads {_SCHEMA_VERSION}: run the "
-                "release that wrote it, or choose another data_dir"
-            )
-        (health,) = execute("PRAGMA quick_check(1)").fetchone()
-        if health != "ok":
-            raise sqlite3.DatabaseError(health)
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary code; 0 where an error is not its own."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        _prepare(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    execute = connection.execute
+    execute("PRAGMA journal_mode = WAL")
+    execute("PRAGMA synchronous = FULL")
+    (version,) = execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        with _Transaction(connection):
+            for statement in _SCHEMA.split(";"):
+                execute(statement)
+            execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        version = _SCHEMA_VERSION
+    while version in _MIGRATIONS:
+        with _Transaction(connection):
+            for statement in _MIGRATIONS[version].split(";"):
+                execute(statement)
+            version += 1
+            execute(f"PRAGMA user_version = {version}")
+    if version != _SCHEMA_VERSION:
+        raise DatabaseError(
+            f"the catalog {path} has format {version}, this release reads {_SCHEMA_VERSION}: run the "
+            "release that wrote it, or choose another data_dir"
+        )
+    (health,) = execute("PRAGMA quick_check(1)").fetchone()
+    if health != "ok":
+        raise sqlite3.DatabaseError(health)
 
 
 class _Transaction:

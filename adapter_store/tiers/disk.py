@@ -30,6 +30,25 @@ class DiskStatistics:
     incoming: int
 
 
+def open_disk(data_dir: Path, *, quota_bytes: int) -> "DiskTier":
+    """Makes the folder where it is not there.
+
+    Raises:
+        ValueError: another store uses it.
+        OSError: it cannot be written to. Both say what to do.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return DiskTier(data_dir, quota_bytes=quota_bytes)
+    except BlockingIOError as error:
+        raise ValueError(f"another store uses {data_dir}: stop it, or choose another --data-dir") from error
+    except OSError as error:
+        raise OSError(
+            f"adapters cannot be kept in {data_dir} ({error.strerror}: {error.filename}): make room, let "
+            "this user write to it, or choose another --data-dir"
+        ) from error
+
+
 class DiskTier:
     """Names, writes and removes the files of one data folder.
 
