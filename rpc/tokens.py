@@ -1,7 +1,6 @@
 """Who may call: tokens by their hashes, with roles and tenants. Pure."""
 
 import hashlib
-import hmac
 import re
 import secrets
 from collections.abc import Iterable
@@ -50,19 +49,15 @@ class TokenTable:
     """
 
     def __init__(self, callers: Iterable[tuple[str, Caller]]) -> None:
-        self._callers = [(bytes.fromhex(digest), caller) for digest, caller in callers]
+        self._callers = {bytes.fromhex(digest): caller for digest, caller in callers}
 
     def __len__(self) -> int:
         return len(self._callers)
 
     def find(self, token: str) -> Caller | None:
-        """Whose token it is. Takes as long for a wrong one as for a right one."""
+        """Whose token it is. The time it takes says nothing of a token: it is looked for by its hash."""
         digest = hashlib.sha256(token[:_MAX_TOKEN_CHARACTERS].encode("utf-8", "surrogatepass")).digest()
-        found = None
-        for known, caller in self._callers:
-            if hmac.compare_digest(known, digest):
-                found = caller
-        return found
+        return self._callers.get(digest)
 
 
 def parse_tokens(text: str) -> TokenTable:
