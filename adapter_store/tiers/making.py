@@ -6,8 +6,8 @@ from adapter_store.packs.reading import OpenedAdapter
 from adapter_store.packs.recipe import Recipe, recipe_of
 from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.tiers.arena import Arena
-from adapter_store.tiers.building import fill_from_object, open_object, refill_from_object
 from adapter_store.tiers.disk import DiskTier
+from adapter_store.tiers.objects import fill_from_object, open_object, refill_from_object
 from adapter_store.tiers.pack import ArenaPack
 from adapter_store.tiers.sealing import pack_checksum
 

@@ -9,7 +9,7 @@ from typing import Any
 from adapter_store.concurrency.crew import Urgency
 from adapter_store.packs.recipe import manifest_bytes
 from adapter_store.tiers.arena import Arena
-from adapter_store.tiers.building import checksum_of
+from adapter_store.tiers.objects import checksum_of
 from adapter_store.tiers.pack import ArenaPack, PackState
 from adapter_store.tiers.recipes import Recipes
 from lorikeet.v1 import layout_pb2

@@ -6,7 +6,7 @@ import threading
 import grpc
 import pytest
 
-from adapter_store.tiers.building import open_object
+from adapter_store.tiers.objects import open_object
 from lorikeet.v1 import store_pb2
 from rpc.errors import from_rpc
 from tests.support.store_ready import running_ready

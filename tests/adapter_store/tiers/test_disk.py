@@ -10,9 +10,9 @@ from adapter_store.concurrency.crew import ALONE, Urgency
 from adapter_store.formats.layout import PackLayout
 from adapter_store.packs.reading import read_adapter
 from adapter_store.packs.recipe import Recipe
-from adapter_store.tiers.building import checksum_of, fill_from_object, open_object, refill_from_object
 from adapter_store.tiers.disk import DiskTier, folder_bytes, open_disk
 from adapter_store.tiers.files import copy_bytes, disk_errors
+from adapter_store.tiers.objects import checksum_of, fill_from_object, open_object, refill_from_object
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import lora_tensors, toy_pack_layout, write_adapter
 
