@@ -108,6 +108,12 @@ class LeaseSession:
         if is_digest(digest) and self._catalog.knows(digest):
             self._warm.prefetch(digest, self.layout)
 
+    def used(self, digest: str) -> None:
+        """The executor copied a pack without a lease: as much a use of it as one with."""
+        pack = self._warm.lease_if_there(digest, self.layout)
+        if pack is not None:
+            self._warm.release(pack)
+
     def retire(self, digest: str) -> None:
         """Tells the executor to drop a digest."""
         self.outbox.put(Retire(digest=digest))

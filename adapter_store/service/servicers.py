@@ -219,6 +219,8 @@ def _dispatch(session: LeaseSession, request: store_pb2.LeaseRequest) -> None:
             session.release(request.release.lease)
         case "prefetch":
             session.prefetch(request.prefetch.digest)
+        case "used":
+            session.used(request.used.digest)
         case "retired":
             session.retired(request.retired.digest)
         case "batch":

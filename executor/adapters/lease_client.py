@@ -9,10 +9,11 @@ from pathlib import Path
 
 import grpc
 
-from executor.adapters.arena_view import ArenaView
+from executor.adapters.arena_view import ArenaView, StalePackError
 from executor.adapters.lease_outbox import LeaseOutbox
 from executor.adapters.manifest import ManifestChecker, ManifestError
 from executor.adapters.placements import Placements
+from executor.adapters.recent import Recent
 from lorikeet.v1 import layout_pb2, store_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, data_loss, from_code, from_rpc, internal, unavailable
 
@@ -22,6 +23,8 @@ _BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _STEADY_SECONDS = 5.0
 _REGISTER_TIMEOUT_SECONDS = 10.0
 _MAX_QUEUED_HINTS = 256
+# Some 150 bytes each.
+_MOST_SLICES = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,6 +84,8 @@ class LeaseClient:
         self._next = 1
         self._asked: dict[int, _Asked] = {}
         self._held: dict[int, Lease] = {}
+        # What was leased on this stream, wherever it lies now.
+        self._known: Recent[Lease] = Recent(_MOST_SLICES)
         self._away_since = 0.0
         self._patience_timer: asyncio.TimerHandle | None = None
         self.registered = asyncio.Event()
@@ -94,6 +99,23 @@ class LeaseClient:
     def held(self) -> int:
         """Leases that are held now."""
         return len(self._held)
+
+    def recall(self, digest: str) -> Lease | None:
+        """A pack that was leased on this stream before, if it lies where it lay then.
+
+        No lease keeps it there: who copies it must look at its generation, before and after. There is nothing
+        to give back.
+        """
+        lease = self._known.find(digest)
+        if lease is None or lease.view is None or not self.connected:
+            return None
+        try:
+            lease.view.check(lease.header_offset, lease.generation)
+        except StalePackError:
+            return None
+        # What is used often stays.
+        self._send(store_pb2.LeaseRequest(used=store_pb2.UsedPack(digest=digest)), is_urgent=False)
+        return lease
 
     def ask(
         self, digest: str, granted: Callable[[Lease], None], failed: Callable[[LorikeetError], None]
@@ -179,6 +201,7 @@ class LeaseClient:
                 "LAYOUT_DIGEST", "the store computes another digest of our layout: versions differ"
             )
         await self._map(registered)
+        self._known = Recent(_MOST_SLICES)
         outgoing = LeaseOutbox()
         call = self._stub.Lease(outgoing.messages(self._hello()))
         try:
@@ -232,6 +255,8 @@ class LeaseClient:
                 if asked is not None:
                     asked.failed(from_code(refusal.code, refusal.reason, refusal.message))
             case "retire":
+                # From here on the store has to say whether it is there.
+                self._known.forget(response.retire.digest)
                 self._on_retire(response.retire.digest)
             case "batch":
                 for each in response.batch.responses:
@@ -259,6 +284,7 @@ class LeaseClient:
             view=self._view,
         )
         self._held[lease.number] = lease
+        self._known.keep(asked.digest, lease, len(places.slices))
         asked.granted(lease)
 
     def _lose_stream(self) -> None:

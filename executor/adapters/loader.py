@@ -138,6 +138,10 @@ class StoreLoader(Generic[Row]):
     # The loop's thread.
 
     def _ask(self, load: _Load) -> None:
+        lease = self._client.recall(load.digest)
+        if lease is not None:
+            self._granted(load, lease)
+            return
         load.attempts += 1
         load.number = self._client.ask(
             load.digest, partial(self._granted, load), lambda error: self._fail(load, error)

@@ -25,9 +25,12 @@ class Recent(Generic[T]):
         self._values.move_to_end(digest)
         return known[0]
 
+    def forget(self, digest: str) -> None:
+        self._slices -= self._values.pop(digest, (None, 0))[1]
+
     def keep(self, digest: str, value: T, slices: int) -> None:
         """In place of what was kept of this digest; nothing where it alone is too much."""
-        self._slices -= self._values.pop(digest, (None, 0))[1]
+        self.forget(digest)
         slices = max(slices, 1)
         if slices > self._most:
             return

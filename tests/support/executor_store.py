@@ -79,6 +79,7 @@ class SmallStore(store_pb2_grpc.PackServiceServicer):
         self.granting = asyncio.Event()
         self.granting.set()
         self.acquires: list[str] = []
+        self.used: list[str] = []
         self.prefetches: list[str] = []
         self.retired: list[str] = []
         self.changed = asyncio.Condition()
@@ -186,6 +187,8 @@ class SmallStore(store_pb2_grpc.PackServiceServicer):
                 self._acquire(stream, request.acquire)
             case "release":
                 stream.leases.pop(request.release.lease, None)
+            case "used":
+                self.used.append(request.used.digest)
             case "prefetch":
                 self.prefetches.append(request.prefetch.digest)
             case "retired":

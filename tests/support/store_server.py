@@ -16,8 +16,7 @@ from rpc.channel import open_channel
 from rpc.errors import LorikeetError, from_rpc
 from rpc.server import Server
 from tests.support.store_adapters import toy_layout
-
-WAIT_SECONDS = 20
+from tests.support.waiting import WAIT_SECONDS
 
 
 @dataclass(kw_only=True)
@@ -165,6 +164,9 @@ class ExecutorClient:
     async def release(self, lease: int) -> None:
         await self.call.write(store_pb2.LeaseRequest(release=store_pb2.ReleaseLease(lease=lease)))
 
+    async def used(self, digest: str) -> None:
+        await self.call.write(store_pb2.LeaseRequest(used=store_pb2.UsedPack(digest=digest)))
+
     async def retired(self, digest: str) -> None:
         await self.call.write(store_pb2.LeaseRequest(retired=store_pb2.RetiredAdapter(digest=digest)))
 
@@ -180,12 +182,16 @@ class ExecutorClient:
 
     def copy(self, grant: Any) -> bytes:
         """The pack's bytes, as an executor copies them, generation checked after."""
-        arena = self._running.arena
-        data = arena[grant.pack_offset : grant.pack_offset + grant.manifest.total_bytes]
-        header = arena[grant.header_offset : grant.header_offset + 16]
-        assert header[:8] == b"LRKTPACK"
-        assert int.from_bytes(header[8:], "little") == grant.generation
+        data = self.copy_unasked(grant)
+        assert data is not None, "a leased pack has left its place"
         return data
+
+    def copy_unasked(self, grant: Any) -> bytes | None:
+        """The same without a lease: None where the pack has left."""
+        data = self._running.arena[grant.pack_offset : grant.pack_offset + grant.manifest.total_bytes]
+        # Seen after the bytes.
+        header = self._running.arena[grant.header_offset : grant.header_offset + 16]
+        return data if header == b"LRKTPACK" + grant.generation.to_bytes(8, "little") else None
 
 
 async def error_of(call: Any) -> LorikeetError:

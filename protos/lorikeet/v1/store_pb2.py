@@ -26,7 +26,7 @@ from lorikeet.v1 import adapters_pb2 as lorikeet_dot_v1_dot_adapters__pb2
 from lorikeet.v1 import layout_pb2 as lorikeet_dot_v1_dot_layout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17lorikeet/v1/store.proto\x12\x0blorikeet.v1\x1a\x1alorikeet/v1/adapters.proto\x1a\x18lorikeet/v1/layout.proto\"%\n\x15ResolveAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x16GetChatTemplateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x1c\n\x0c\x43hatTemplate\x12\x0c\n\x04text\x18\x01 \x01(\t\".\n\rFollowRequest\x12\x1d\n\x15\x61\x63knowledged_revision\x18\x01 \x01(\x04\"c\n\x0e\x46ollowResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12-\n\x08pointers\x18\x03 \x03(\x0b\x32\x1b.lorikeet.v1.AdapterPointer\"p\n\x0e\x41\x64\x61pterPointer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x15\n\rabort_running\x18\x03 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x04 \x01(\x08\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"<\n\x15RegisterLayoutRequest\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.lorikeet.v1.Layout\"X\n\x16RegisterLayoutResponse\x12\x15\n\rlayout_digest\x18\x01 \x01(\t\x12\x12\n\narena_file\x18\x02 \x01(\t\x12\x13\n\x0b\x61rena_bytes\x18\x03 \x01(\x04\"\xa8\x02\n\x0cLeaseRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.lorikeet.v1.LeaseHelloH\x00\x12,\n\x07\x61\x63quire\x18\x02 \x01(\x0b\x32\x19.lorikeet.v1.AcquireLeaseH\x00\x12,\n\x07release\x18\x03 \x01(\x0b\x32\x19.lorikeet.v1.ReleaseLeaseH\x00\x12-\n\x08prefetch\x18\x04 \x01(\x0b\x32\x19.lorikeet.v1.PrefetchPackH\x00\x12.\n\x07retired\x18\x05 \x01(\x0b\x32\x1b.lorikeet.v1.RetiredAdapterH\x00\x12(\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x17.lorikeet.v1.LeaseBatchH\x00\x42\t\n\x07message\"9\n\nLeaseBatch\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.lorikeet.v1.LeaseRequest\"^\n\nLeaseHello\x12\x15\n\rlayout_digest\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12$\n\x04held\x18\x03 \x03(\x0b\x32\x16.lorikeet.v1.HeldLease\"F\n\tHeldLease\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rheader_offset\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"-\n\x0c\x41\x63quireLease\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x1d\n\x0cReleaseLease\x12\r\n\x05lease\x18\x01 \x01(\x04\"\x1e\n\x0cPrefetchPack\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\" \n\x0eRetiredAdapter\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\xcc\x01\n\rLeaseResponse\x12(\n\x05grant\x18\x01 \x01(\x0b\x32\x17.lorikeet.v1.LeaseGrantH\x00\x12,\n\x07refusal\x18\x02 \x01(\x0b\x32\x19.lorikeet.v1.LeaseRefusalH\x00\x12,\n\x06retire\x18\x03 \x01(\x0b\x32\x1a.lorikeet.v1.RetireAdapterH\x00\x12*\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x19.lorikeet.v1.LeaseAnswersH\x00\x42\t\n\x07message\"=\n\x0cLeaseAnswers\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.lorikeet.v1.LeaseResponse\"\x88\x01\n\nLeaseGrant\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x15\n\rheader_offset\x18\x02 \x01(\x04\x12\x13\n\x0bpack_offset\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12+\n\x08manifest\x18\x05 \x01(\x0b\x32\x19.lorikeet.v1.PackManifest\"L\n\x0cLeaseRefusal\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x1f\n\rRetireAdapter\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"9\n\x10\x46\x65tchPackRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rlayout_digest\x18\x02 \x01(\t\"F\n\tPackChunk\x12+\n\x08manifest\x18\x01 \x01(\x0b\x32\x19.lorikeet.v1.PackManifest\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"+\n\x18GetPackStatisticsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\xc7\x01\n\x0ePackStatistics\x12\x11\n\texecutors\x18\x01 \x01(\r\x12\x0e\n\x06leases\x18\x02 \x01(\r\x12\x12\n\npacks_warm\x18\x03 \x01(\r\x12\x13\n\x0b\x61rena_bytes\x18\x04 \x01(\x04\x12\x18\n\x10\x61rena_bytes_used\x18\x05 \x01(\x04\x12\x12\n\npacks_cold\x18\x06 \x01(\r\x12%\n\x05tiers\x18\x07 \x03(\x0b\x32\x16.lorikeet.v1.TierUsage\x12\x14\n\x0cwarm_digests\x18\x08 \x03(\t2\xe4\x06\n\x0e\x43\x61talogService\x12I\n\x04Load\x12\x1f.lorikeet.v1.LoadAdapterRequest\x1a .lorikeet.v1.LoadAdapterResponse\x12O\n\x06Upload\x12!.lorikeet.v1.UploadAdapterRequest\x1a .lorikeet.v1.LoadAdapterResponse(\x01\x12U\n\x08Rollback\x12#.lorikeet.v1.RollbackAdapterRequest\x1a$.lorikeet.v1.RollbackAdapterResponse\x12O\n\x06Unload\x12!.lorikeet.v1.UnloadAdapterRequest\x1a\".lorikeet.v1.UnloadAdapterResponse\x12;\n\x03Get\x12\x1e.lorikeet.v1.GetAdapterRequest\x1a\x14.lorikeet.v1.Adapter\x12K\n\x04List\x12 .lorikeet.v1.ListAdaptersRequest\x1a!.lorikeet.v1.ListAdaptersResponse\x12U\n\x08Prefetch\x12#.lorikeet.v1.PrefetchAdapterRequest\x1a$.lorikeet.v1.PrefetchAdapterResponse\x12G\n\x05Watch\x12!.lorikeet.v1.WatchAdaptersRequest\x1a\x19.lorikeet.v1.AdapterEvent0\x01\x12\x45\n\x06\x46ollow\x12\x1a.lorikeet.v1.FollowRequest\x1a\x1b.lorikeet.v1.FollowResponse(\x01\x30\x01\x12J\n\x07Resolve\x12\".lorikeet.v1.ResolveAdapterRequest\x1a\x1b.lorikeet.v1.AdapterPointer\x12Q\n\x0fGetChatTemplate\x12#.lorikeet.v1.GetChatTemplateRequest\x1a\x19.lorikeet.v1.ChatTemplate2\xc7\x02\n\x0bPackService\x12Y\n\x0eRegisterLayout\x12\".lorikeet.v1.RegisterLayoutRequest\x1a#.lorikeet.v1.RegisterLayoutResponse\x12\x42\n\x05Lease\x12\x19.lorikeet.v1.LeaseRequest\x1a\x1a.lorikeet.v1.LeaseResponse(\x01\x30\x01\x12\x44\n\tFetchPack\x12\x1d.lorikeet.v1.FetchPackRequest\x1a\x16.lorikeet.v1.PackChunk0\x01\x12S\n\rGetStatistics\x12%.lorikeet.v1.GetPackStatisticsRequest\x1a\x1b.lorikeet.v1.PackStatisticsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17lorikeet/v1/store.proto\x12\x0blorikeet.v1\x1a\x1alorikeet/v1/adapters.proto\x1a\x18lorikeet/v1/layout.proto\"%\n\x15ResolveAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x16GetChatTemplateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x1c\n\x0c\x43hatTemplate\x12\x0c\n\x04text\x18\x01 \x01(\t\".\n\rFollowRequest\x12\x1d\n\x15\x61\x63knowledged_revision\x18\x01 \x01(\x04\"c\n\x0e\x46ollowResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12-\n\x08pointers\x18\x03 \x03(\x0b\x32\x1b.lorikeet.v1.AdapterPointer\"p\n\x0e\x41\x64\x61pterPointer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x15\n\rabort_running\x18\x03 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x04 \x01(\x08\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"<\n\x15RegisterLayoutRequest\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.lorikeet.v1.Layout\"X\n\x16RegisterLayoutResponse\x12\x15\n\rlayout_digest\x18\x01 \x01(\t\x12\x12\n\narena_file\x18\x02 \x01(\t\x12\x13\n\x0b\x61rena_bytes\x18\x03 \x01(\x04\"\xcf\x02\n\x0cLeaseRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.lorikeet.v1.LeaseHelloH\x00\x12,\n\x07\x61\x63quire\x18\x02 \x01(\x0b\x32\x19.lorikeet.v1.AcquireLeaseH\x00\x12,\n\x07release\x18\x03 \x01(\x0b\x32\x19.lorikeet.v1.ReleaseLeaseH\x00\x12-\n\x08prefetch\x18\x04 \x01(\x0b\x32\x19.lorikeet.v1.PrefetchPackH\x00\x12.\n\x07retired\x18\x05 \x01(\x0b\x32\x1b.lorikeet.v1.RetiredAdapterH\x00\x12(\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x17.lorikeet.v1.LeaseBatchH\x00\x12%\n\x04used\x18\x07 \x01(\x0b\x32\x15.lorikeet.v1.UsedPackH\x00\x42\t\n\x07message\"9\n\nLeaseBatch\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.lorikeet.v1.LeaseRequest\"^\n\nLeaseHello\x12\x15\n\rlayout_digest\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12$\n\x04held\x18\x03 \x03(\x0b\x32\x16.lorikeet.v1.HeldLease\"F\n\tHeldLease\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rheader_offset\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"-\n\x0c\x41\x63quireLease\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x1d\n\x0cReleaseLease\x12\r\n\x05lease\x18\x01 \x01(\x04\"\x1e\n\x0cPrefetchPack\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x1a\n\x08UsedPack\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\" \n\x0eRetiredAdapter\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\xcc\x01\n\rLeaseResponse\x12(\n\x05grant\x18\x01 \x01(\x0b\x32\x17.lorikeet.v1.LeaseGrantH\x00\x12,\n\x07refusal\x18\x02 \x01(\x0b\x32\x19.lorikeet.v1.LeaseRefusalH\x00\x12,\n\x06retire\x18\x03 \x01(\x0b\x32\x1a.lorikeet.v1.RetireAdapterH\x00\x12*\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x19.lorikeet.v1.LeaseAnswersH\x00\x42\t\n\x07message\"=\n\x0cLeaseAnswers\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.lorikeet.v1.LeaseResponse\"\x88\x01\n\nLeaseGrant\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x15\n\rheader_offset\x18\x02 \x01(\x04\x12\x13\n\x0bpack_offset\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12+\n\x08manifest\x18\x05 \x01(\x0b\x32\x19.lorikeet.v1.PackManifest\"L\n\x0cLeaseRefusal\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x1f\n\rRetireAdapter\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"9\n\x10\x46\x65tchPackRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rlayout_digest\x18\x02 \x01(\t\"F\n\tPackChunk\x12+\n\x08manifest\x18\x01 \x01(\x0b\x32\x19.lorikeet.v1.PackManifest\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"+\n\x18GetPackStatisticsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\xc7\x01\n\x0ePackStatistics\x12\x11\n\texecutors\x18\x01 \x01(\r\x12\x0e\n\x06leases\x18\x02 \x01(\r\x12\x12\n\npacks_warm\x18\x03 \x01(\r\x12\x13\n\x0b\x61rena_bytes\x18\x04 \x01(\x04\x12\x18\n\x10\x61rena_bytes_used\x18\x05 \x01(\x04\x12\x12\n\npacks_cold\x18\x06 \x01(\r\x12%\n\x05tiers\x18\x07 \x03(\x0b\x32\x16.lorikeet.v1.TierUsage\x12\x14\n\x0cwarm_digests\x18\x08 \x03(\t2\xe4\x06\n\x0e\x43\x61talogService\x12I\n\x04Load\x12\x1f.lorikeet.v1.LoadAdapterRequest\x1a .lorikeet.v1.LoadAdapterResponse\x12O\n\x06Upload\x12!.lorikeet.v1.UploadAdapterRequest\x1a .lorikeet.v1.LoadAdapterResponse(\x01\x12U\n\x08Rollback\x12#.lorikeet.v1.RollbackAdapterRequest\x1a$.lorikeet.v1.RollbackAdapterResponse\x12O\n\x06Unload\x12!.lorikeet.v1.UnloadAdapterRequest\x1a\".lorikeet.v1.UnloadAdapterResponse\x12;\n\x03Get\x12\x1e.lorikeet.v1.GetAdapterRequest\x1a\x14.lorikeet.v1.Adapter\x12K\n\x04List\x12 .lorikeet.v1.ListAdaptersRequest\x1a!.lorikeet.v1.ListAdaptersResponse\x12U\n\x08Prefetch\x12#.lorikeet.v1.PrefetchAdapterRequest\x1a$.lorikeet.v1.PrefetchAdapterResponse\x12G\n\x05Watch\x12!.lorikeet.v1.WatchAdaptersRequest\x1a\x19.lorikeet.v1.AdapterEvent0\x01\x12\x45\n\x06\x46ollow\x12\x1a.lorikeet.v1.FollowRequest\x1a\x1b.lorikeet.v1.FollowResponse(\x01\x30\x01\x12J\n\x07Resolve\x12\".lorikeet.v1.ResolveAdapterRequest\x1a\x1b.lorikeet.v1.AdapterPointer\x12Q\n\x0fGetChatTemplate\x12#.lorikeet.v1.GetChatTemplateRequest\x1a\x19.lorikeet.v1.ChatTemplate2\xc7\x02\n\x0bPackService\x12Y\n\x0eRegisterLayout\x12\".lorikeet.v1.RegisterLayoutRequest\x1a#.lorikeet.v1.RegisterLayoutResponse\x12\x42\n\x05Lease\x12\x19.lorikeet.v1.LeaseRequest\x1a\x1a.lorikeet.v1.LeaseResponse(\x01\x30\x01\x12\x44\n\tFetchPack\x12\x1d.lorikeet.v1.FetchPackRequest\x1a\x16.lorikeet.v1.PackChunk0\x01\x12S\n\rGetStatistics\x12%.lorikeet.v1.GetPackStatisticsRequest\x1a\x1b.lorikeet.v1.PackStatisticsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,41 +50,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERLAYOUTRESPONSE']._serialized_start=530
   _globals['_REGISTERLAYOUTRESPONSE']._serialized_end=618
   _globals['_LEASEREQUEST']._serialized_start=621
-  _globals['_LEASEREQUEST']._serialized_end=917
-  _globals['_LEASEBATCH']._serialized_start=919
-  _globals['_LEASEBATCH']._serialized_end=976
-  _globals['_LEASEHELLO']._serialized_start=978
-  _globals['_LEASEHELLO']._serialized_end=1072
-  _globals['_HELDLEASE']._serialized_start=1074
-  _globals['_HELDLEASE']._serialized_end=1144
-  _globals['_ACQUIRELEASE']._serialized_start=1146
-  _globals['_ACQUIRELEASE']._serialized_end=1191
-  _globals['_RELEASELEASE']._serialized_start=1193
-  _globals['_RELEASELEASE']._serialized_end=1222
-  _globals['_PREFETCHPACK']._serialized_start=1224
-  _globals['_PREFETCHPACK']._serialized_end=1254
-  _globals['_RETIREDADAPTER']._serialized_start=1256
-  _globals['_RETIREDADAPTER']._serialized_end=1288
-  _globals['_LEASERESPONSE']._serialized_start=1291
-  _globals['_LEASERESPONSE']._serialized_end=1495
-  _globals['_LEASEANSWERS']._serialized_start=1497
-  _globals['_LEASEANSWERS']._serialized_end=1558
-  _globals['_LEASEGRANT']._serialized_start=1561
-  _globals['_LEASEGRANT']._serialized_end=1697
-  _globals['_LEASEREFUSAL']._serialized_start=1699
-  _globals['_LEASEREFUSAL']._serialized_end=1775
-  _globals['_RETIREADAPTER']._serialized_start=1777
-  _globals['_RETIREADAPTER']._serialized_end=1808
-  _globals['_FETCHPACKREQUEST']._serialized_start=1810
-  _globals['_FETCHPACKREQUEST']._serialized_end=1867
-  _globals['_PACKCHUNK']._serialized_start=1869
-  _globals['_PACKCHUNK']._serialized_end=1939
-  _globals['_GETPACKSTATISTICSREQUEST']._serialized_start=1941
-  _globals['_GETPACKSTATISTICSREQUEST']._serialized_end=1984
-  _globals['_PACKSTATISTICS']._serialized_start=1987
-  _globals['_PACKSTATISTICS']._serialized_end=2186
-  _globals['_CATALOGSERVICE']._serialized_start=2189
-  _globals['_CATALOGSERVICE']._serialized_end=3057
-  _globals['_PACKSERVICE']._serialized_start=3060
-  _globals['_PACKSERVICE']._serialized_end=3387
+  _globals['_LEASEREQUEST']._serialized_end=956
+  _globals['_LEASEBATCH']._serialized_start=958
+  _globals['_LEASEBATCH']._serialized_end=1015
+  _globals['_LEASEHELLO']._serialized_start=1017
+  _globals['_LEASEHELLO']._serialized_end=1111
+  _globals['_HELDLEASE']._serialized_start=1113
+  _globals['_HELDLEASE']._serialized_end=1183
+  _globals['_ACQUIRELEASE']._serialized_start=1185
+  _globals['_ACQUIRELEASE']._serialized_end=1230
+  _globals['_RELEASELEASE']._serialized_start=1232
+  _globals['_RELEASELEASE']._serialized_end=1261
+  _globals['_PREFETCHPACK']._serialized_start=1263
+  _globals['_PREFETCHPACK']._serialized_end=1293
+  _globals['_USEDPACK']._serialized_start=1295
+  _globals['_USEDPACK']._serialized_end=1321
+  _globals['_RETIREDADAPTER']._serialized_start=1323
+  _globals['_RETIREDADAPTER']._serialized_end=1355
+  _globals['_LEASERESPONSE']._serialized_start=1358
+  _globals['_LEASERESPONSE']._serialized_end=1562
+  _globals['_LEASEANSWERS']._serialized_start=1564
+  _globals['_LEASEANSWERS']._serialized_end=1625
+  _globals['_LEASEGRANT']._serialized_start=1628
+  _globals['_LEASEGRANT']._serialized_end=1764
+  _globals['_LEASEREFUSAL']._serialized_start=1766
+  _globals['_LEASEREFUSAL']._serialized_end=1842
+  _globals['_RETIREADAPTER']._serialized_start=1844
+  _globals['_RETIREADAPTER']._serialized_end=1875
+  _globals['_FETCHPACKREQUEST']._serialized_start=1877
+  _globals['_FETCHPACKREQUEST']._serialized_end=1934
+  _globals['_PACKCHUNK']._serialized_start=1936
+  _globals['_PACKCHUNK']._serialized_end=2006
+  _globals['_GETPACKSTATISTICSREQUEST']._serialized_start=2008
+  _globals['_GETPACKSTATISTICSREQUEST']._serialized_end=2051
+  _globals['_PACKSTATISTICS']._serialized_start=2054
+  _globals['_PACKSTATISTICS']._serialized_end=2253
+  _globals['_CATALOGSERVICE']._serialized_start=2256
+  _globals['_CATALOGSERVICE']._serialized_end=3124
+  _globals['_PACKSERVICE']._serialized_start=3127
+  _globals['_PACKSERVICE']._serialized_end=3454
 # @@protoc_insertion_point(module_scope)

@@ -73,20 +73,22 @@ class RegisterLayoutResponse(_message.Message):
     def __init__(self, layout_digest: _Optional[str] = ..., arena_file: _Optional[str] = ..., arena_bytes: _Optional[int] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
-    __slots__ = ("hello", "acquire", "release", "prefetch", "retired", "batch")
+    __slots__ = ("hello", "acquire", "release", "prefetch", "retired", "batch", "used")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ACQUIRE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     PREFETCH_FIELD_NUMBER: _ClassVar[int]
     RETIRED_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
     hello: LeaseHello
     acquire: AcquireLease
     release: ReleaseLease
     prefetch: PrefetchPack
     retired: RetiredAdapter
     batch: LeaseBatch
-    def __init__(self, hello: _Optional[_Union[LeaseHello, _Mapping]] = ..., acquire: _Optional[_Union[AcquireLease, _Mapping]] = ..., release: _Optional[_Union[ReleaseLease, _Mapping]] = ..., prefetch: _Optional[_Union[PrefetchPack, _Mapping]] = ..., retired: _Optional[_Union[RetiredAdapter, _Mapping]] = ..., batch: _Optional[_Union[LeaseBatch, _Mapping]] = ...) -> None: ...
+    used: UsedPack
+    def __init__(self, hello: _Optional[_Union[LeaseHello, _Mapping]] = ..., acquire: _Optional[_Union[AcquireLease, _Mapping]] = ..., release: _Optional[_Union[ReleaseLease, _Mapping]] = ..., prefetch: _Optional[_Union[PrefetchPack, _Mapping]] = ..., retired: _Optional[_Union[RetiredAdapter, _Mapping]] = ..., batch: _Optional[_Union[LeaseBatch, _Mapping]] = ..., used: _Optional[_Union[UsedPack, _Mapping]] = ...) -> None: ...
 
 class LeaseBatch(_message.Message):
     __slots__ = ("requests",)
@@ -129,6 +131,12 @@ class ReleaseLease(_message.Message):
     def __init__(self, lease: _Optional[int] = ...) -> None: ...
 
 class PrefetchPack(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class UsedPack(_message.Message):
     __slots__ = ("digest",)
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     digest: str

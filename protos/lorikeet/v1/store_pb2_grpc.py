@@ -582,7 +582,7 @@ class PackServiceServicer:
 
     def Lease(self, request_iterator, context):
         """One stream per executor. A lease keeps a pack where it is for as long as the copy takes; all leases of a stream end with
-        it. A restarted executor declares the leases that it still holds in its first message.
+        it. What was leased before on the stream may be copied again without one, see UsedPack. A restarted executor declares the leases that it still holds in its first message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

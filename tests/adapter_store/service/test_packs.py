@@ -248,10 +248,13 @@ async def test_many_executors_copy_right_bytes_while_the_arena_churns(ready):
     assert sum(map(len, packs.values())) > 1.3 * ready.store.statistics().arena.capacity_bytes
 
     async def use(seed: int) -> None:
-        executor = await ready.executor()
+        executor, grants = await ready.executor(), {}
         for step in range(25):
             digest = digests[(seed * 5 + step * (seed + 1)) % len(digests)]
-            grant = await executor.acquire(step, digest)
+            if digest in grants:
+                assert executor.copy_unasked(grants[digest]) in (None, packs[digest])
+                await executor.used(digest)
+            grant = grants[digest] = await executor.acquire(step, digest)
             assert executor.copy(grant) == packs[digest]
             await executor.release(step)
         await executor.call.done_writing()
@@ -260,6 +263,18 @@ async def test_many_executors_copy_right_bytes_while_the_arena_churns(ready):
     await ready.leases(0)
     await ready.arena_leases(0)
     assert ready.store.statistics().arena.evictions > 20
+    ready.store.check_integrity()
+
+
+async def test_what_is_copied_unasked_counts_as_asked_for(ready):
+    digest = await ready.load("a")
+    executor, counts = await ready.executor(), ready.store.counters.memory
+    hits = counts.hits
+    for used in ("x", "0" * 64, digest, digest):
+        await executor.used(used)
+    await eventually(lambda: counts.hits == hits + 2)
+    await ready.arena_leases(0)
+    assert not executor.told
     ready.store.check_integrity()
 
 

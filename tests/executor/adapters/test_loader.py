@@ -51,6 +51,10 @@ class Engine:
         self.loader.copy(digest, unit_offset, slot)
         return await self.next()
 
+    async def reload(self, digest: str, *, unit_offset: int) -> LoaderEvent:
+        self.loader.release(digest)
+        return await self.load(digest, unit_offset=unit_offset, slot=0)
+
     def content(self, unit_offset: int, size: int) -> bytes:
         return self.pool.bytes[unit_offset * 128 : unit_offset * 128 + size].tobytes()
 
@@ -140,6 +144,35 @@ async def test_a_pack_moved_during_the_copy_is_asked_for_again(tmp_path: Path) -
         assert await engine.load(digest, unit_offset=0, slot=0) == Copied(digest=digest)
         assert engine.content(0, 1024) == b"a" * 1024
         assert len(store.acquires) == 3
+        # Again without a lease, which would not have kept it from this store either.
+        pool.moves = 1
+        assert await engine.reload(digest, unit_offset=20) == Copied(digest=digest)
+        assert engine.content(20, 1024) == b"a" * 1024
+        assert len(store.acquires) == 4
+
+
+async def test_a_pack_that_still_lies_there_is_copied_again_unasked(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        assert await engine.load(digest, unit_offset=0, slot=0) == Copied(digest=digest)
+        assert await engine.reload(digest, unit_offset=20) == Copied(digest=digest)
+        assert engine.content(20, 1024) == b"a" * 1024
+        await store.until(lambda: store.used == [digest] and store.leases == 0)
+        assert store.acquires == [digest]
+        store.move(digest)
+        assert await engine.reload(digest, unit_offset=40) == Copied(digest=digest)
+        assert engine.content(40, 1024) == b"a" * 1024
+        assert store.acquires == [digest, digest]
+
+
+async def test_a_retired_pack_is_asked_for(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        assert await engine.load(digest, unit_offset=0, slot=0) == Copied(digest=digest)
+        store.retire(digest)
+        assert await engine.next() == Retire(digest=digest)
+        assert await engine.reload(digest, unit_offset=0) == Copied(digest=digest)
+        assert store.acquires == [digest, digest]
 
 
 class PreparingPool(PlainPool):
