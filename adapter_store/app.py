@@ -6,16 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from adapter_store.concurrency.crew import Crew
-from adapter_store.concurrency.outside_reads import OutsideReads
-from adapter_store.concurrency.workers import Workers
 from adapter_store.config import StoreConfig
 from adapter_store.loads.admin import Admin
 from adapter_store.loads.loader import Loader
 from adapter_store.loads.resolving import Resolver, SharedNames
 from adapter_store.loads.uploads import Uploads
 from adapter_store.loads.watching import WatchedFolder
-from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.peers.executors import Executors
 from adapter_store.peers.followers import Followers
 from adapter_store.peers.pack_chunks import PackChunks
@@ -29,6 +25,7 @@ from adapter_store.service.metrics import StoreMetrics
 from adapter_store.service.servicers import CatalogServicer, PackServicer
 from adapter_store.service.statistics import StoreStatistics, pack_statistics
 from adapter_store.sources.opening import Sources
+from adapter_store.threads import Threads
 from adapter_store.tiers.arena import Arena
 from adapter_store.tiers.arena_file import ArenaFile
 from adapter_store.tiers.counters import Counters
@@ -41,20 +38,14 @@ from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
 from rpc.metrics import MetricsServer
 from rpc.server import Server
-from rpc.tuning import tune_process, usable_cores
+from rpc.tuning import tune_process
 
 log = logging.getLogger(__name__)
 
 # Streams and calls at once, of all frontends, executors and admin clients of a host.
 _MAX_CALLS = 4096
-# More threads than this wait for the interpreter and for memory.
-_MAX_CREW = 16
-# A single one gains nothing by them.
-_CORES_FOR_PROCESSES = 2
 # Digests that one question about statistics may name.
 _MAX_ASKED = 1000
-# Remote sources read at once; twice what unknown names may take of them.
-_FETCHERS = 32
 
 
 class AdapterStore:
@@ -67,20 +58,11 @@ class AdapterStore:
         self._arena_file = arena_file
         self._disk = disk
         self._database = database
-        # Apart, so that a lease never waits behind loads.
-        self._load_workers = Workers(config.threads, "store-load", is_nice=True)
-        self._pack_workers = Workers(config.threads, "store-pack", is_nice=True)
-        self._reads = OutsideReads(config.threads, idle_seconds=config.source_idle_seconds)
-        self._fetchers = Workers(_FETCHERS, "store-fetch", is_nice=True)
-        cores = min(_MAX_CREW, usable_cores())
-        self._crew = Crew(cores - 1)
-        self._scanners = ScanProcesses(arena_file.path, cores) if cores >= _CORES_FOR_PROCESSES else None
+        self._threads = Threads(config, arena_file.path)
         self.counters = Counters()
-        self._writer = Workers(1, "store-writer")
-        self._spooler = Workers(1, "store-upload")
         self.arena = Arena(arena_file, POLICIES[config.memory_eviction]())
         self.catalog = database.read_catalog(config.limits)
-        self.layouts = Layouts(database, self._writer, max_rank=config.max_rank)
+        self.layouts = Layouts(database, self._threads.writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
         self._holds = Holds()
@@ -92,8 +74,8 @@ class AdapterStore:
         shared = SharedNames(
             sources=self._sources,
             place=config.resolve_from,
-            reads=self._reads,
-            fetchers=self._fetchers,
+            reads=self._threads.reads,
+            fetchers=self._threads.fetchers,
         )
         self.admin = Admin(
             catalog=self.catalog,
@@ -119,11 +101,13 @@ class AdapterStore:
         self._recover()
 
     def _make_warm(self) -> WarmTier:
-        maker = PackMaker(arena=self.arena, disk=self._disk, crew=self._crew, scanners=self._scanners)
+        maker = PackMaker(
+            arena=self.arena, disk=self._disk, crew=self._threads.crew, scanners=self._threads.scanners
+        )
         return WarmTier(
             arena=self.arena,
             maker=maker,
-            workers=self._pack_workers,
+            workers=self._threads.packs,
             holds=self._holds,
             counters=self.counters,
             layout=lambda: self.layouts.latest,
@@ -133,9 +117,9 @@ class AdapterStore:
         return Ledger(
             catalog=self.catalog,
             database=self._database,
-            writer=self._writer,
+            writer=self._threads.writer,
             disk=self._disk,
-            workers=self._load_workers,
+            workers=self._threads.loads,
             warm=self.warm,
             holds=self._holds,
             followers=self.followers,
@@ -147,11 +131,11 @@ class AdapterStore:
             disk=self._disk,
             arena=self.arena,
             warm=self.warm,
-            workers=self._load_workers,
-            reads=self._reads,
-            fetchers=self._fetchers,
-            crew=self._crew,
-            scanners=self._scanners,
+            workers=self._threads.loads,
+            reads=self._threads.reads,
+            fetchers=self._threads.fetchers,
+            crew=self._threads.crew,
+            scanners=self._threads.scanners,
             holds=self._holds,
             counters=self.counters,
             max_bytes=self._config.max_adapter_bytes,
@@ -161,7 +145,7 @@ class AdapterStore:
     def _make_uploads(self) -> Uploads:
         return Uploads(
             disk=self._disk,
-            worker=self._spooler,
+            worker=self._threads.spooler,
             load=self.admin.load,
             max_uploads=self._config.max_uploads,
             max_bytes=self._config.max_adapter_bytes,
@@ -200,7 +184,7 @@ class AdapterStore:
             followers=self.followers,
             watchers=self.watchers,
             templates=ChatTemplates(
-                catalog=self.catalog, disk=self._disk, workers=self._pack_workers, holds=self._holds
+                catalog=self.catalog, disk=self._disk, workers=self._threads.packs, holds=self._holds
             ),
         )
         packs = PackServicer(
@@ -221,11 +205,8 @@ class AdapterStore:
             revision=self.catalog.revision,
             pending_loads=self.admin.pending,
             uploads=self.uploads.running,
-            running_work=sum(
-                workers.running
-                for workers in (self._load_workers, self._pack_workers, self._fetchers, self._reads)
-            ),
-            lost_reads=self._reads.lost,
+            running_work=self._threads.running,
+            lost_reads=self._threads.reads.lost,
             coming_packs=self.warm.coming,
             followers=len(self.followers),
             watchers=len(self.watchers),
@@ -258,7 +239,7 @@ class AdapterStore:
         """Stops what runs, and lets go of the files."""
         self._grace.cancel()
         self._sources.close()
-        self._reads.close()
+        self._threads.reads.close()
         if self._watching is not None:
             self._watching.cancel()
         await self.admin.close()
@@ -266,12 +247,7 @@ class AdapterStore:
         await self._ledger.retirement.close()
         await self.warm.close()
         await self._ledger.close()
-        threads = (self._spooler, self._fetchers, self._load_workers, self._pack_workers, self._writer)
-        for workers in threads:
-            workers.close()
-        self._crew.close()
-        if self._scanners is not None:
-            self._scanners.close()
+        self._threads.close()
         self._database.close()
         self._arena_file.close()
         self._disk.close()
@@ -282,7 +258,7 @@ class AdapterStore:
             open_source=self._sources.open,
             load=self.admin.load,
             is_ready=lambda: bool(self.layouts.digests),
-            reads=self._reads,
+            reads=self._threads.reads,
         )
         return asyncio.create_task(watched.run())
 
