@@ -48,9 +48,9 @@ class Sources:
             LorikeetError: INVALID_ARGUMENT, PERMISSION_DENIED.
         """
         source = source.removeprefix("file://")
-        if not source or len(source) > _MAX_SOURCE_LENGTH or not source.isprintable():
+        if what := _unusable(source):
             shown = "" if is_url(source) else f" {printable(source)!r}"
-            raise invalid_argument("BAD_SOURCE", f"the source{shown} is neither a folder's path nor a URL")
+            raise invalid_argument("BAD_SOURCE", f"the source{shown} {what}: give a folder's path, or a URL")
         if not is_url(source):
             return FolderReader(source, self._roots)
         url = parse_url(source)
@@ -77,3 +77,12 @@ class Sources:
 
     def _is_allowed(self, url: SourceUrl) -> bool:
         return any(map(url.is_below, self._prefixes))
+
+
+def _unusable(source: str) -> str:
+    """What is wrong with a source whatever it names; nothing where nothing is."""
+    if not source:
+        return "is empty"
+    if len(source) > _MAX_SOURCE_LENGTH:
+        return f"has {len(source)} characters, and at most {_MAX_SOURCE_LENGTH} are taken"
+    return "" if source.isprintable() else "holds characters that cannot be printed"

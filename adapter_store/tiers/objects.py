@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import blake3
+import grpc
 
 from adapter_store.concurrency.crew import Crew, Urgency
 from adapter_store.formats.layout import PackLayout
@@ -11,10 +12,11 @@ from adapter_store.packs.reading import OpenedAdapter, check_adapter, open_adapt
 from adapter_store.packs.recipe import Recipe, recipe_of
 from adapter_store.packs.scanning import Look
 from adapter_store.tiers.disk import DiskTier
-from rpc.errors import LorikeetError, data_loss
+from rpc.errors import LorikeetError, data_loss, failed_precondition
 
 # What was checked when the adapter was loaded, whatever the layout was.
 _DAMAGE = ("BAD_CONFIG", "BAD_FILE", "NOT_FINITE")
+_OF_A_LOAD = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 
 # From here on it pays to hash with many threads.
 _LARGE_BYTES = 8 << 20
@@ -24,8 +26,7 @@ def open_object(disk: DiskTier, digest: str, layout: PackLayout) -> OpenedAdapte
     """Opens an object and checks that it fits a layout; the plan then has the digest.
 
     Raises:
-        LorikeetError: DATA_LOSS when the object is gone or damaged; what `open_adapter` raises when it does
-            not fit.
+        LorikeetError: DATA_LOSS when the object is gone or damaged; FAILED_PRECONDITION when it does not fit.
     """
     with _damage_said(disk, digest):
         opened = open_adapter(disk.object_path(digest), layout)
@@ -90,6 +91,14 @@ def _damage_said(disk: DiskTier, digest: str) -> Iterator[None]:
     except LorikeetError as error:
         if error.reason in _DAMAGE:
             raise _set_aside(disk, digest) from error
+        if error.code in _OF_A_LOAD:
+            # Whoever asks for the adapter now did not choose it for this executor.
+            raise failed_precondition(
+                "ADAPTER_DOES_NOT_FIT_BASE",
+                "the adapter was loaded for another base, dtype or limit than the executor has now: "
+                f"{error.message}; load one that fits, or start the executor as it was",
+                digest=digest,
+            ) from error
         raise
 
 

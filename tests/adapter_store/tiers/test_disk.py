@@ -117,7 +117,9 @@ def test_an_object_that_does_not_fit_another_layout_stays(disk):
     digest = put(disk)
     with pytest.raises(LorikeetError) as caught:
         make(disk, digest, toy_pack_layout(max_rank=2))
-    assert caught.value.reason == "RANK_TOO_LARGE"
+    error = caught.value
+    assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "ADAPTER_DOES_NOT_FIT_BASE")
+    assert "rank 4 is above the executor's maximum of 2" in error.message
     assert disk.object_path(digest).is_dir()
 
 
