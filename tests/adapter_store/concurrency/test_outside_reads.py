@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -105,7 +106,7 @@ async def test_a_read_that_gets_on_is_not_given_up():
 
         def count(read: Any) -> None:
             if looks[0] and read.got == read.seen:
-                asyncio.get_running_loop().call_soon(count, read)
+                asyncio.get_running_loop().call_later(0.001, count, read)
                 return
             looks[0] += 1
             look(read)
@@ -190,7 +191,7 @@ async def test_loads_go_on_beside_a_folder_that_hangs(tmp_path, monkeypatch):
         calls = (running.load(f"a{number}", folders["hanging"]) for number in range(6))
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert {from_rpc(error).reason for error in errors} == {"SOURCE_UNAVAILABLE"}  # pyright: ignore[reportArgumentType]
-        nothing_hangs_now(running.store._reads)
+        nothing_hangs_now(running.store._threads.reads)
         assert (await running.load("a", folders["adapters"])).changed
         now = running.store.statistics()
         assert 4 <= now.lost_reads < 4 + 2
