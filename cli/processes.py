@@ -109,7 +109,7 @@ class Child:
                 await asyncio.wait({self._reader}, timeout=_LEFT_SECONDS)
         finally:
             closed.cancel()
-        if self._reader.done():
+        if self._reader.done() and not self._reader.cancelled():
             self._reader.result()
         assert self._process.returncode is not None
         return self._process.returncode

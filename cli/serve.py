@@ -1,8 +1,8 @@
 """`lorikeet serve`: store, executor and frontend as three processes, kept running and stopped together."""
 
 import asyncio
-import contextlib
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from cli.errors import usage_error
 from cli.options import AsJson, ConfigFile
 from cli.output import counted, print_json, print_line, reporting
 from cli.places import DEFAULT_TARGET
+from cli.standard_streams import Unfailing
 
 if TYPE_CHECKING:
     from cli.serving import Running
@@ -129,7 +130,9 @@ async def _serve(settings: "Settings", *, as_json: bool) -> None:
 
     from cli.serving import Services
 
-    console = Console(stderr=True)
+    # Should it fail, nobody would read on what services write, and they would stand still.
+    stderr: Any = Unfailing(sys.stderr)
+    console = Console(file=stderr)
     services = Services(settings, console)
     task = asyncio.current_task()
     assert task is not None
@@ -155,8 +158,7 @@ async def _serve(settings: "Settings", *, as_json: bool) -> None:
         if not stopping:
             raise
         task.uncancel()
-        with contextlib.suppress(OSError):  # of a terminal that was closed
-            console.print("stopping; once more does not wait for running requests", highlight=False)
+        console.print("stopping; once more does not wait for running requests", highlight=False)
     finally:
         stopping = True
         await services.stop()

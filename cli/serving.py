@@ -195,7 +195,7 @@ class Services:
     async def start(self) -> Running:
         """Returns once all three are healthy and the adapters are loaded. Raises CliError."""
         plan = make_plan(self._settings, **self._make_folders(), held=self._held)
-        listener = _Screen(self._console)
+        listener = Screen(self._console)
         self._supervisor = Supervisor(make_specs(plan), listener)
         self._keeping = asyncio.create_task(self._supervisor.run())
         with progress(self._console) as display:
@@ -251,7 +251,7 @@ class Services:
             task.cancel()
 
 
-class _Screen:
+class Screen:
     """What the children say, on the console that the progress display uses too."""
 
     def __init__(self, console: Console) -> None:

@@ -5,9 +5,9 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import asyncio
@@ -54,6 +54,34 @@ def while_read(task: "asyncio.Task[Any]") -> Iterator[None]:
         raise
     finally:
         loop.remove_reader(number)
+
+
+class Unfailing:
+    """A text stream that drops what it cannot write: its disk is full, say, or its terminal gone.
+
+    Raises BrokenPipeError alone, where its reader has left.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[..., object], *args: str) -> None:
+        try:
+            action(*args)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
 
 def _is_pipe(stream: Any) -> bool:

@@ -1,8 +1,12 @@
 """What `lorikeet serve` makes of its settings, before anything starts."""
 
+import asyncio
 import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -12,10 +16,13 @@ import cli.places
 from cli.client import Client, Connection
 from cli.errors import CliError
 from cli.output import progress
-from cli.serving import Plan, Services, load_until, make_plan
+from cli.processes import Child, ChildSpec
+from cli.serving import Plan, Screen, Services, load_until, make_plan
 from cli.settings import Settings
+from cli.standard_streams import Unfailing
 from tests.support.cli_fake_server import fake_server
 from tests.support.cli_serving import MODEL
+from tests.support.waiting import WAIT_SECONDS
 
 
 def plan_of(folder: Path, **flags: object) -> Plan:
@@ -96,3 +103,27 @@ async def test_what_was_loaded_before_is_served_while_its_source_is_away(capsys)
         finally:
             await client.close()
     assert "a: the version loaded before is served" in capsys.readouterr().err
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Any]:
+    path = Path("/dev/full")
+    if not path.exists():
+        pytest.skip(f"there is no {path}")
+    with contextlib.suppress(OSError), path.open("w", buffering=1) as stream:
+        yield Unfailing(stream)
+
+
+async def test_a_service_goes_on_where_its_output_cannot_be_shown(tmp_path: Path, full_disk: Any) -> None:
+    """More of it than pipe and reader hold, after which it would wait to be read."""
+    written = tmp_path / "written"
+    code = f"for i in range(30): print('x' * 99_999)\nopen({str(written)!r}, 'w').close()"
+    spec = ChildSpec(
+        name="a", command=[sys.executable, "-c", code], environment={}, address="unix:/no", stop_seconds=5
+    )
+    child = Child(spec, Screen(Console(file=full_disk)))
+    child.ready.set()
+    await child.start()
+    async with asyncio.timeout(WAIT_SECONDS):
+        assert await child.exited() == 0
+    assert written.exists()
