@@ -38,7 +38,7 @@ async def test_an_adapter_that_does_not_fit_another_layout_is_refused(ready):
     digest = await ready.load("a")
     other = (await ready.running.register(toy_layout(max_rank=2))).layout_digest
     refusal = await (await ready.executor(layout=other)).acquire(1, digest)
-    assert (refusal.code, refusal.reason) == (3, "RANK_TOO_LARGE")
+    assert (refusal.code, refusal.reason) == (9, "ADAPTER_DOES_NOT_FIT_BASE")
     assert "rank 4 is above the executor's maximum of 2" in refusal.message
     # The other executor goes on.
     assert (await (await ready.executor()).acquire(1, digest)).lease == 1
