@@ -45,13 +45,12 @@ class Admission:
         if not self._table.free or not len(self._queue):
             return False
         accounts = self._accounts
-        ready = accounts.residency == Residency.RESIDENT
-        self._eligible = (accounts.waiting > 0) & ready & ~accounts.draining
+        self._eligible = accounts.waiting_while(Residency.RESIDENT) & ~accounts.draining
         return True
 
     def next(self) -> Sequence | None:
         """Admits one request and returns it; None when no more can be admitted in this plan."""
-        if not self._table.free or not self._eligible.any():
+        if not self._table.free or not np.count_nonzero(self._eligible):
             return None
         account = self._policy.choose(self._accounts, self._eligible)
         sequence = self._queue.head(account)

@@ -23,7 +23,8 @@ class Advancer:
         """Applies a result. Tokens of rows that have ended since the plan was made are discarded."""
         table, roster = self._table, self._roster
         rows, token_ids, logprobs = result.rows, result.token_ids, result.logprobs
-        assert np.array_equal(rows, record.sampled), f"step {result.step} sampled other rows than planned"
+        as_planned = rows.tobytes() == record.sampled.tobytes()
+        assert as_planned, f"step {result.step} sampled other rows than planned"
         assert len(token_ids) == len(rows), "one token a row, until speculation comes"
         live = table.live[rows]
         if not live.all():
@@ -42,7 +43,7 @@ class Advancer:
             self._running.share_prompt(prompt.row, prompt.tokens)
 
         outputs = self._outputs(result, rows, token_ids, logprobs, reasons)
-        for at in np.flatnonzero(reasons).tolist():
+        for at in reasons.nonzero()[0].tolist():
             roster.finish(table.sequence(int(rows[at])), FinishReason(int(reasons[at])))
         return outputs
 

@@ -117,9 +117,11 @@ class Placement:
         self._accounts.quantum_start[account] = self._accounts.served[account]
 
     def _lease(self) -> None:
-        accounts = self._accounts
-        absent = (accounts.waiting > 0) & (accounts.residency == Residency.ABSENT)
-        while self._slots.leases < self._config.max_leases and absent.any():
+        accounts, room = self._accounts, self._config.max_leases - self._slots.leases
+        if room <= 0:
+            return
+        absent = accounts.waiting_while(Residency.ABSENT)
+        for _ in range(min(room, np.count_nonzero(absent))):
             account = self._policy.choose(accounts, absent)
             absent[account] = False
             self._slots.acquire(accounts.digest(account))
@@ -127,9 +129,9 @@ class Placement:
 
     def _place(self) -> None:
         accounts = self._accounts
-        staged = (accounts.waiting > 0) & (accounts.residency == Residency.STAGED)
-        victims = self._victims() if staged.any() else None
-        while victims is not None and staged.any():
+        staged = accounts.waiting_while(Residency.STAGED)
+        victims = self._victims() if np.count_nonzero(staged) else None
+        while victims is not None and np.count_nonzero(staged):
             account = self._policy.choose(accounts, staged)
             digest = accounts.digest(account)
             evicted = self._slots.place(digest, victims.unwanted)

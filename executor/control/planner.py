@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from executor.control.request import Int32Array
 from executor.control.running import Running
 from executor.control.sequence import Sequence
 from executor.control.table import RowTable
+
+_Array = TypeVar("_Array", bound=np.ndarray)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,10 @@ class Planner:
         self._accounts = accounts
         self._running = running
         self._admission = admission
+        # Of rows that decode; plans show their beginnings.
+        self._decode_ids = _constant(np.full(config.max_running, LAST_SAMPLED, np.int32))
+        self._decode_samples = _constant(np.ones(config.max_running, np.bool_))
+        self._decode_splits = _constant(np.arange(config.max_running + 1, dtype=np.int32))
 
     def plan(self, step: int) -> tuple[StepPlan, StepRecord] | None:
         """Plans a step and counts it as planned; None, preemptions apart, if no row can go on."""
@@ -88,6 +95,16 @@ class Planner:
         needy = rows[table.planned[rows] == table.pages[rows] * table.page_size]
         if not len(needy):
             return rows
+        if len(needy) > self._cache.available:
+            rows, needy = self._make_room(rows, needy)
+        running.grow(needy)
+        return rows
+
+    def _make_room(self, rows: Int32Array, needy: Int32Array) -> tuple[Int32Array, Int32Array]:
+        """Preempts the youngest for `needy`, those of `rows` that want a page each; returns those of both
+        that can go on.
+        """
+        table, running = self._table, self._running
         while len(needy) > running.pages_soon:
             victim = running.youngest()
             if victim is None:
@@ -99,8 +116,7 @@ class Planner:
             needy = needy[table.admission[needy].argsort()]
             rows = rows[~np.isin(rows, needy[self._cache.available :])]
             needy = needy[: self._cache.available]
-        running.grow(needy)
-        return rows
+        return rows, needy
 
     def _prefill(self, step: int, budget: int) -> _Chunks:
         """Fills the budget with prompts: those begun earlier, oldest first, then new ones."""
@@ -142,9 +158,8 @@ class Planner:
     ) -> tuple[StepPlan, StepRecord]:
         count = len(decoding)
         rows, sampled = decoding, decoding
-        input_ids = np.full(count, LAST_SAMPLED, np.int32)
-        samples = np.ones(count, np.bool_)
-        splits = np.arange(count + 1, dtype=np.int32)
+        input_ids, samples = self._decode_ids[:count], self._decode_samples[:count]
+        splits = self._decode_splits[: count + 1]
         if chunks.rows:
             rows = np.concatenate([decoding, np.array(chunks.rows, np.int32)])
             starts = np.concatenate([starts, np.array(chunks.starts, np.int32)])
@@ -171,6 +186,11 @@ class Planner:
             restores=restores,
         )
         return plan, StepRecord(step=step, rows=rows, sampled=sampled, prefilled=chunks.prefilled)
+
+
+def _constant(array: _Array) -> _Array:
+    array.flags.writeable = False
+    return array
 
 
 def _install(sequence: Sequence) -> RowInstall:

@@ -37,7 +37,7 @@ class FairPolicy:
 
     def choose(self, accounts: Accounts, eligible: _Mask) -> int:
         overdue = _overdue(accounts, eligible, self._max_bypass)
-        if overdue.any():
+        if np.count_nonzero(overdue):
             return _oldest(accounts, overdue)
         served = np.where(eligible, accounts.served, _NEVER)
         return _oldest(accounts, served == served.min())
@@ -51,8 +51,8 @@ class PackPolicy:
 
     def choose(self, accounts: Accounts, eligible: _Mask) -> int:
         overdue = _overdue(accounts, eligible, self._max_bypass)
-        for preferred in (overdue, accounts.running > 0, accounts.residency == Residency.RESIDENT):
-            if (eligible & preferred).any():
+        for preferred in (overdue, accounts.running > 0, accounts.residency == int(Residency.RESIDENT)):
+            if np.count_nonzero(eligible & preferred):
                 return _oldest(accounts, eligible & preferred)
         return _oldest(accounts, eligible)
 

@@ -149,7 +149,7 @@ class Running:
         self.retired = step
         self._cache.retire(step)
         table = self._table
-        for row in np.flatnonzero(table.leaving).tolist():
+        for row in table.leaving.nonzero()[0].tolist():
             if table.last_step[row] <= step:
                 self._release(row)
 

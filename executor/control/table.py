@@ -21,7 +21,6 @@ from executor.control.sequence import Sequence
 _NO_ID = -1
 _STOP = np.uint8(FinishReason.STOP)
 _LENGTH = np.uint8(FinishReason.LENGTH)
-_GOES_ON = np.uint8(FinishReason.NONE)
 
 
 class RowTable:
@@ -117,11 +116,12 @@ class RowTable:
 
     def rows_to_decode(self) -> Int32Array:
         """Rows whose next step computes one token, int32[n], but for those whose last is being sampled."""
-        return np.flatnonzero(self.decoding & (self.planned + 1 < self.limit)).astype(np.int32)
+        (rows,) = (self.decoding & (self.planned + 1 < self.limit)).nonzero()
+        return rows.astype(np.int32)
 
     def rows_to_prefill(self) -> list[int]:
         """Rows whose known tokens are not all planned yet, oldest admission first."""
-        rows = np.flatnonzero(self.live & ~(self.leaving | self.decoding))
+        (rows,) = (self.live & ~(self.leaving | self.decoding)).nonzero()
         return rows[self.admission[rows].argsort()].tolist() if len(rows) else []
 
     def append(self, rows: Int32Array, token_ids: Int32Array) -> NDArray[np.uint8]:
@@ -130,8 +130,9 @@ class RowTable:
         self.history[rows, length] = token_ids
         length += 1
         self.length[rows] = length
-        stopped = (self.stop_ids[rows] == token_ids[:, None]).any(axis=1)
-        return np.where(stopped, _STOP, np.where(length >= self.limit[rows], _LENGTH, _GOES_ON))
+        reasons = (length >= self.limit[rows]) * _LENGTH  # the others' is NONE, which is 0
+        reasons[(self.stop_ids[rows] == token_ids[:, None]).any(axis=1)] = _STOP
+        return reasons
 
     def emitted(self, row: int) -> Int32Array:
         return self.history[row, self.prompt_length[row] : self.length[row]].copy()
