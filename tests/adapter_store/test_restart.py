@@ -103,7 +103,8 @@ async def test_leases_that_were_held_stay_in_place_until_claimed_or_the_grace_en
 
 
 async def test_a_retirement_goes_on_after_a_restart(tmp_path):
-    async with running_store(tmp_path, keep_versions=0) as running:
+    # Nor is it over at the stop, for an executor that has gone.
+    async with running_store(tmp_path, keep_versions=0, executor_grace_seconds=WAIT_SECONDS) as running:
         layout = (await running.register()).layout_digest
         executor = await ExecutorClient(running, layout).start()
         await running.load("a", write_adapter(tmp_path / "adapters/a"))

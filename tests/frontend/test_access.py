@@ -19,9 +19,9 @@ from rpc.errors import from_rpc
 from rpc.tls import ClientTls
 from rpc.tokens import new_token
 from tests.support.frontend_harness import Rig, running_rig
+from tests.support.waiting import WAIT_SECONDS
 
 Code = grpc.StatusCode
-WAIT_SECONDS = 20
 OURS, THEIRS, SHARED = "a" * 64, "b" * 64, "c" * 64
 BOSS, ACME_ADMIN, ACME, STRANGER = (new_token() for _ in range(4))
 

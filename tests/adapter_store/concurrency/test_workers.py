@@ -42,8 +42,6 @@ async def test_a_thread_that_cannot_be_started_is_not_counted_on(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         # The one that there is does it all.
-        assert await asyncio.wait_for(asyncio.gather(workers.run(int), workers.run(int)), WAIT_SECONDS) == [
-            0,
-            0,
-        ]
+        both = asyncio.gather(workers.run(int), workers.run(int))
+        assert await asyncio.wait_for(both, WAIT_SECONDS) == [0, 0]
     workers.close()
