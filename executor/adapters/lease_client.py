@@ -106,15 +106,10 @@ class LeaseClient:
         No lease keeps it there: who copies it must look at its generation, before and after. There is nothing
         to give back.
         """
-        lease = self._known.find(digest)
-        if lease is None or lease.view is None or not self.connected:
-            return None
-        try:
-            lease.view.check(lease.header_offset, lease.generation)
-        except StalePackError:
-            return None
-        # What is used often stays.
-        self._send(store_pb2.LeaseRequest(used=store_pb2.UsedPack(digest=digest)), is_urgent=False)
+        lease = self._find(digest)
+        if lease is not None:
+            # What is used often stays.
+            self._send(store_pb2.LeaseRequest(used=store_pb2.UsedPack(digest=digest)), is_urgent=False)
         return lease
 
     def ask(
@@ -139,8 +134,10 @@ class LeaseClient:
             self._send(_release(number), is_urgent=False)
 
     def prefetch(self, digest: str) -> None:
-        """Hints that a pack will be leased soon; dropped when the store is away or slow."""
-        if self._outgoing is not None and len(self._outgoing) < _MAX_QUEUED_HINTS:
+        """Hints that a pack will be leased soon; dropped when it is there, or the store is away or slow."""
+        if self._outgoing is None or len(self._outgoing) >= _MAX_QUEUED_HINTS:
+            return
+        if self._find(digest) is None:
             self._send(store_pb2.LeaseRequest(prefetch=store_pb2.PrefetchPack(digest=digest)))
 
     def retired(self, digest: str) -> None:
@@ -230,6 +227,17 @@ class LeaseClient:
         if self._on_map is not None:
             await self._on_map(view)
         self._view = view
+
+    def _find(self, digest: str) -> Lease | None:
+        """What was leased on this stream and still lies there."""
+        lease = self._known.find(digest)
+        if lease is None or lease.view is None or not self.connected:
+            return None
+        try:
+            lease.view.check(lease.header_offset, lease.generation)
+        except StalePackError:
+            return None
+        return lease
 
     def _hello(self) -> store_pb2.LeaseHello:
         return store_pb2.LeaseHello(

@@ -159,10 +159,13 @@ async def test_a_pack_that_still_lies_there_is_copied_again_unasked(tmp_path: Pa
         assert engine.content(20, 1024) == b"a" * 1024
         await store.until(lambda: store.used == [digest] and store.leases == 0)
         assert store.acquires == [digest]
+        engine.loader.prefetch(digest)
+        await asyncio.sleep(0)  # its turn on the loop
         store.move(digest)
         assert await engine.reload(digest, unit_offset=40) == Copied(digest=digest)
         assert engine.content(40, 1024) == b"a" * 1024
         assert store.acquires == [digest, digest]
+        assert store.prefetches == []
 
 
 async def test_a_retired_pack_is_asked_for(tmp_path: Path) -> None:
