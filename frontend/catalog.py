@@ -1,7 +1,6 @@
 """Which digest each adapter name points to, as far as this frontend knows; fed by `catalog_follower`."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 from frontend.validation import AdapterRef
@@ -21,7 +20,8 @@ class Catalog:
     def __init__(self, *, has_store: bool) -> None:
         self._has_store = has_store
         self._digests: dict[str, str] = {}
-        self._pointed_to: Counter[str] = Counter()
+        self._names: dict[str, dict[str, None]] = {}
+        """Of each digest that a name points to; in the order in which they came to do so."""
         self._abort_listeners: list[Callable[[str, str], None]] = []
         self._tenants: dict[str, str] = {}
         self._templated: set[str] = set()
@@ -47,22 +47,22 @@ class Catalog:
         """Acts by a snapshot or a change from now on."""
         if response.snapshot:
             self._digests, self._tenants, self._templated = {}, {}, set()
-            self._pointed_to.clear()
+            self._names.clear()
         for pointer in response.pointers:
             old = self._digests.pop(pointer.name, "")
             if old:
-                self._pointed_to[old] -= 1
+                del self._names[old][pointer.name]
             if pointer.digest:
                 self._digests[pointer.name] = pointer.digest
-                self._pointed_to[pointer.digest] += 1
+                self._names.setdefault(pointer.digest, {})[pointer.name] = None
                 self._tenants[pointer.name] = pointer.tenant
                 if pointer.has_chat_template:
                     self._templated.add(pointer.digest)
             else:
                 self._tenants.pop(pointer.name, None)
-            is_gone = not self._pointed_to[old]
+            is_gone = bool(old) and not self._names[old]
             if is_gone:
-                del self._pointed_to[old]
+                del self._names[old]
                 self._templated.discard(old)
             if not pointer.digest and pointer.abort_running:
                 self._tell_aborts(pointer.name, old if is_gone else "")
@@ -87,7 +87,7 @@ class Catalog:
         if self._revision is None:
             raise unavailable("CATALOG_UNKNOWN", "the adapter store has not been reached yet: retry")
         if adapter.digest:
-            if adapter.digest in self._pointed_to and self.may_use(adapter, caller):
+            if adapter.digest in self._names and self.may_use(adapter, caller):
                 return adapter.digest
             raise not_found(
                 "UNKNOWN_DIGEST",
@@ -112,7 +112,7 @@ class Catalog:
         """Whether a caller may use an adapter: a name, or a digest that one of its names points to."""
         if not caller.tenant:
             return True
-        names = [adapter.name] if adapter.name else self.names().get(adapter.digest, [])
+        names = [adapter.name] if adapter.name else self._names.get(adapter.digest, ())
         return any(may_use(self._tenants.get(name, ""), caller) for name in names)
 
     def _tell_aborts(self, name: str, digest: str) -> None:
@@ -135,12 +135,9 @@ class Catalog:
         finally:
             self._waiters.remove(entry)
 
-    def names(self) -> dict[str, list[str]]:
-        """All digests that names point to, each with its names."""
-        names: dict[str, list[str]] = {}
-        for name, digest in self._digests.items():
-            names.setdefault(digest, []).append(name)
-        return names
+    def names_of(self, digest: str) -> list[str]:
+        """The names that point to a digest."""
+        return list(self._names.get(digest, ()))
 
     def statistics(self) -> dict[str, int]:
         return {"adapter_names": len(self._digests), "catalog_revision": self.revision}

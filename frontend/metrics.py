@@ -46,18 +46,22 @@ class FrontendMetrics:
         )
         prompt = CounterMetricFamily("lorikeet_prompt_tokens", "Tokens of their prompts.", labels=labels)
         generated = CounterMetricFamily("lorikeet_generated_tokens", "Tokens generated.", labels=labels)
-        names = self._catalog.names()
         listed = self._usage.busiest(MOST_ADAPTERS)
         rest = self._usage.total()
         for _, usage in listed:
             rest = rest.minus(usage)
         for digest, usage in [*listed, (OTHERS, self._risen(rest))]:
-            label = [_name(digest, names), digest]
+            label = [self._name(digest), digest]
             requests.add_metric(label, usage.requests)
             failures.add_metric(label, usage.failures)
             prompt.add_metric(label, usage.prompt_tokens)
             generated.add_metric(label, usage.generated_tokens)
         return [requests, failures, prompt, generated]
+
+    def _name(self, digest: str) -> str:
+        if digest == OTHERS:
+            return OTHERS
+        return next(iter(self._catalog.names_of(digest)), "")
 
     def _risen(self, rest: Usage) -> Usage:
         return Usage(**{name: int(self._rising.most(name, value)) for name, value in asdict(rest).items()})
@@ -68,11 +72,3 @@ class FrontendMetrics:
         family = HistogramMetricFamily("lorikeet_first_token_seconds", "From arrival to the first token.")
         family.add_metric([], list(zip(bounds, counts, strict=True)), self._usage.first_token_seconds)
         return family
-
-
-def _name(digest: str, names: Mapping[str, list[str]]) -> str:
-    if digest == OTHERS:
-        return OTHERS
-    if not digest:
-        return ""
-    return names.get(digest, [""])[0]

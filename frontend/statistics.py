@@ -1,6 +1,6 @@
 """What adapters and tiers do and hold, put together from executor, store and this frontend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import grpc
 
@@ -50,7 +50,7 @@ class AdapterStatistics:
                 executor_pb2.GetExecutorStatisticsRequest(adapters=limit), timeout=_ANSWER_SECONDS
             )
             response = adapters_pb2.GetAdapterStatisticsResponse(
-                adapters=self._usages(engine.adapters, limit, self._catalog.names())
+                adapters=self._usages(engine.adapters, limit)
             )
             warm = await self._ask_store([usage.digest for usage in response.adapters if usage.digest])
         except grpc.aio.AioRpcError as error:
@@ -69,26 +69,21 @@ class AdapterStatistics:
         return await self._packs.GetStatistics(request, timeout=_ANSWER_SECONDS)
 
     def _usages(
-        self,
-        resident: Sequence[executor_pb2.ExecutorAdapter],
-        limit: int,
-        names: Mapping[str, Sequence[str]],
+        self, resident: Sequence[executor_pb2.ExecutorAdapter], limit: int
     ) -> list[adapters_pb2.AdapterUsage]:
         """Those that the executor lists and those that were asked for here, busiest first."""
         by_digest = {adapter.digest: adapter for adapter in resident if adapter.digest != OTHERS}
         for digest, _ in self._usage.busiest(limit):
             by_digest.setdefault(digest, executor_pb2.ExecutorAdapter(digest=digest))
-        usages = [self._join(adapter, names) for adapter in by_digest.values()]
+        usages = [self._join(adapter) for adapter in by_digest.values()]
         usages.sort(key=lambda usage: (usage.running + usage.waiting, usage.requests), reverse=True)
         return usages[:limit]
 
-    def _join(
-        self, adapter: executor_pb2.ExecutorAdapter, names: Mapping[str, Sequence[str]]
-    ) -> adapters_pb2.AdapterUsage:
+    def _join(self, adapter: executor_pb2.ExecutorAdapter) -> adapters_pb2.AdapterUsage:
         here = self._usage.of(adapter.digest)
         return adapters_pb2.AdapterUsage(
             digest=adapter.digest,
-            names=names.get(adapter.digest, ()),
+            names=self._catalog.names_of(adapter.digest),
             # Of all frontends where the executor still counts them apart.
             requests=max(adapter.requests, here.requests),
             prompt_tokens=here.prompt_tokens,

@@ -49,6 +49,21 @@ def test_an_unknown_name_says_how_to_load_it():
         catalog.resolve(SQL)
 
 
+def test_a_digest_has_the_names_that_point_to_it_now():
+    catalog = Catalog(has_store=True)
+    catalog.apply(response(3, snapshot=True, one="a", two="a", three="b"))
+    assert (catalog.names_of("a"), catalog.names_of("b"), catalog.names_of("c")) == (
+        ["one", "two"],
+        ["three"],
+        [],
+    )
+    catalog.apply(response(4, one="b"))
+    catalog.apply(response(5, two=""))
+    assert (catalog.names_of("a"), catalog.names_of("b")) == ([], ["three", "one"])
+    catalog.apply(response(6, snapshot=True, one="a"))
+    assert (catalog.names_of("a"), catalog.names_of("b")) == (["one"], [])
+
+
 def test_a_digest_stands_for_itself_while_a_name_points_to_it():
     catalog = Catalog(has_store=True)
     by_digest = AdapterRef(digest="f" * 64)
