@@ -28,7 +28,7 @@ _MOST_KNOWN_SLICES = 500_000
 
 
 class _KnownRow(NamedTuple):
-    """The row of a pack that was written to `unit_offset` once, by the very placements that were checked."""
+    """The row of a pack that was written to `unit_offset` once: of any adapter with these very placements."""
 
     places: Placements
     unit_offset: int
@@ -136,15 +136,15 @@ class AdapterPool:
         layout, the pack or the pool.
         """
         places = placements_of(manifest) if places is None else places
-        known = self._rows.find(manifest.digest)
-        if known is not None and known.places is places:  # has fitted its pack, which `write` fitted in
+        known = self._rows.find(id(places))  # nobody else's while they are kept
+        if known is not None:  # has fitted its pack, which `write` fitted in
             return self.table.moved(known.row, unit_offset - known.unit_offset)
         pack = self._packs.of(unit_offset, manifest, places)
         row = self.table.row_of(pack.columns)
         if pack.has_vectors:
             self._derive(unit_offset, manifest)
         elif self.triton and not row.saved:
-            self._rows.keep(manifest.digest, _KnownRow(places, unit_offset, row), len(row.fields))
+            self._rows.keep(id(places), _KnownRow(places, unit_offset, row), len(row.fields))
         return row
 
     def install_slot(self, slot: int, row: SlotRow) -> None:

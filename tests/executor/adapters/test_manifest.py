@@ -81,6 +81,18 @@ def test_a_lie_about_what_was_good_before_is_found(lie: Change) -> None:
     assert checker.check(manifest(), DIGEST) is places
 
 
+def test_adapters_that_are_alike_are_checked_once_and_still_by_name() -> None:
+    checker, pack, other = ManifestChecker(LAYOUT, layout_digest(LAYOUT)), manifest(), manifest()
+    other.digest = "b" * 64
+    places = checker.check(pack, DIGEST)
+    assert checker.check(other, other.digest) is places
+    with pytest.raises(ManifestError, match="got a pack of"):
+        checker.check(other, DIGEST)
+    other.slices[0].a_offset += 1
+    with pytest.raises(ManifestError, match="not aligned"):
+        checker.check(other, other.digest)
+
+
 def test_what_is_true_of_a_pack_may_change() -> None:
     checker, pack = ManifestChecker(LAYOUT, layout_digest(LAYOUT)), manifest()
     places = checker.check(pack, DIGEST)
