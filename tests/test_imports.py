@@ -57,6 +57,12 @@ def test_a_client_leaves_torch_out() -> None:
     assert modules & HEAVY == set()
 
 
+def test_the_demo_hears_ctrl_c_before_it_imports_what_takes_its_time() -> None:
+    modules = loaded_by("import demo.run")
+    assert "cli.interrupts" in modules
+    assert modules & (SLOW | {"asyncio", "rich"}) == set()
+
+
 @pytest.mark.parametrize("service", ["frontend", "store", "executor"])
 def test_help_of_a_service_leaves_torch_out(service: str) -> None:
     modules = loaded_by(command(service, "--help"))
