@@ -1,6 +1,7 @@
 """From settings to the parts that compute: reads the model folder, allocates, and touches no network."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from executor.model.weights import DTYPES, Progress, load_parameters
 from executor.runner import RunnerConfig, TorchRunner
 from lorikeet.v1 import layout_pb2
 from rpc.digests import file_digest
+from rpc.tuning import usable_cores
 
 if TYPE_CHECKING:
     from executor.rehearsal.ahead import Ahead
@@ -80,6 +82,7 @@ def build_base(config: ExecutorConfig, progress: Progress, check: Callable[[], N
         check()
         progress(done, total)
 
+    heed_quota()
     model = ModelConfig.load(config.model_dir)
     if model.unrecognised:
         log.warning("config.json says what nobody here reads: %s", ", ".join(model.unrecognised))
@@ -107,6 +110,16 @@ def build_base(config: ExecutorConfig, progress: Progress, check: Callable[[], N
         tokenizer_digest=file_digest(tokenizer),
         rest=rest,
     )
+
+
+def heed_quota() -> None:
+    """Leaves PyTorch no more threads than a container's quota has processors; OpenMP counts the machine's.
+
+    Threads beyond those wait for each other, in the middle of a product, for the rest of a period. A number
+    that was asked for stays.
+    """
+    if not os.environ.get("OMP_NUM_THREADS") and (cores := usable_cores()) < torch.get_num_threads():
+        torch.set_num_threads(cores)
 
 
 def _scheduling(config: ExecutorConfig, model: ModelConfig, pages: int) -> SchedulerConfig:
