@@ -7,13 +7,9 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 _KEEPALIVE_MS = 30_000
 
-_COMMON = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", -1),
-)
-
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    *_COMMON,
+    # Answers are as large as they are: a catalog's snapshot has every name.
+    ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -25,7 +21,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
-    *_COMMON,
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
