@@ -141,7 +141,7 @@ class TorchRunner:
             self._host.restore(plan.restores)
         self._page_table.update(plan.page_rows, plan.page_columns, plan.page_ids)
 
-        by_slot = np.argsort(plan.slots, kind="stable")
+        by_slot = plan.slots.argsort(kind="stable")
         spans, sampled, computed = self._compute(plan, by_slot)
         pending = PendingStep(
             step=plan.step,
@@ -164,7 +164,7 @@ class TorchRunner:
     def _compute(self, plan: StepPlan, by_slot: np.ndarray) -> "tuple[Spans, np.ndarray, _Computed]":
         """The plan's spans in the given order, which of them are sampled, and what comes of them."""
         spans, slots, input_ids = _flatten(plan, by_slot)
-        sampled = np.flatnonzero(plan.samples[by_slot])
+        (sampled,) = plan.samples[by_slot].nonzero()
         computed = self._by_graph(spans, slots, input_ids, sampled) or self._forward(
             spans, slots, input_ids, sampled
         )
@@ -242,7 +242,7 @@ class TorchRunner:
         if pending.result is not None:
             return pending.result
         sampled = (pending.draw or self._sample(pending)).collect()
-        order = np.argsort(pending.order, kind="stable")
+        order = pending.order.argsort(kind="stable")
         pending.result = StepResult(
             step=pending.step,
             rows=pending.rows[order],
@@ -303,15 +303,20 @@ class TorchRunner:
 
 def _flatten(plan: StepPlan, by_slot: np.ndarray) -> tuple[Spans, np.ndarray, np.ndarray]:
     """The plan's rows in the given order: spans, slots and input ids int64[T]."""
-    lengths = np.diff(plan.query_splits).astype(np.int64)[by_slot]
-    splits = np.concatenate(([0], np.cumsum(lengths)))
+    if len(plan.input_ids) == len(by_slot):  # a token each, as in most steps
+        lengths, splits = np.ones(len(by_slot), np.int64), np.arange(len(by_slot) + 1)
+        moved_from = by_slot
+    else:
+        lengths = np.diff(plan.query_splits).astype(np.int64)[by_slot]
+        splits = np.concatenate(([0], np.cumsum(lengths)))
+        firsts = plan.query_splits[:-1][by_slot]
+        moved_from = np.repeat(firsts - splits[:-1], lengths) + np.arange(splits[-1])
     spans = Spans(
         rows=plan.rows[by_slot],
         starts=plan.start_positions[by_slot].astype(np.int64),
         lengths=lengths,
         splits=splits,
     )
-    moved_from = np.repeat(plan.query_splits[:-1][by_slot] - splits[:-1], lengths) + np.arange(splits[-1])
     return spans, plan.slots[by_slot], plan.input_ids[moved_from].astype(np.int64)
 
 
