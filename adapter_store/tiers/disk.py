@@ -34,11 +34,12 @@ def open_disk(data_dir: Path, *, quota_bytes: int) -> "DiskTier":
     """Makes the folder where it is not there.
 
     Raises:
-        ValueError: another store uses it.
-        OSError: it cannot be written to. Both say what to do.
+        ValueError: another store uses it, or somebody else.
+        OSError: it cannot be written to. All say what to do.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_is_ours(data_dir)
         return DiskTier(data_dir, quota_bytes=quota_bytes)
     except BlockingIOError as error:
         raise ValueError(f"another store uses {data_dir}: stop it, or choose another --data-dir") from error
@@ -47,6 +48,19 @@ def open_disk(data_dir: Path, *, quota_bytes: int) -> "DiskTier":
             f"adapters cannot be kept in {data_dir} ({error.strerror}: {error.filename}): make room, let "
             "this user write to it, or choose another --data-dir"
         ) from error
+
+
+def _check_is_ours(data_dir: Path) -> None:
+    # What is in these folders and not in the catalog is deleted at start.
+    if any((data_dir / name).exists() for name in ("lock", "catalog.sqlite3")):
+        return
+    for name in ("incoming", "objects", "packs"):
+        folder = data_dir / name
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(
+                f"{data_dir} is no store's folder, and has files in {name} that one would delete: choose a "
+                "folder of its own with --data-dir"
+            )
 
 
 class DiskTier:

@@ -167,6 +167,20 @@ def test_one_store_at_a_time(disk, tmp_path):
         DiskTier(tmp_path / "data")
 
 
+@pytest.mark.parametrize("name", ["incoming", "objects", "packs"])
+def test_somebody_elses_files_are_not_swept_away(tmp_path, name):
+    file = tmp_path / name / "thesis.txt"
+    file.parent.mkdir()
+    file.touch()
+    with pytest.raises(ValueError, match=f"has files in {name} .*--data-dir"):
+        open_disk(tmp_path, quota_bytes=0)
+    # A catalog that was moved away leaves the lock: the folder is a store's.
+    (tmp_path / "lock").touch()
+    with closing(open_disk(tmp_path, quota_bytes=0)) as disk:
+        disk.sweep(())
+    assert not file.exists()
+
+
 def test_a_data_folder_that_cannot_be_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot be kept in .*file \(File exists: .*--data-dir"):
