@@ -15,10 +15,11 @@ FILES = ("compose.yaml", "compose.gpu.yaml")
 SERVICES = ("store", "executor", "frontend")
 
 
-def read(file: str) -> dict[str, Any]:
-    """A file's services, with the defaults of its variables."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / file).read_text())
-    return yaml.safe_load(text)["services"]
+def read(file: str, section: str = "services", **variables: str) -> dict[str, Any]:
+    """A part of a file, with the defaults of variables that are not given."""
+    text = (ROOT / file).read_text()
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: variables.get(match[1], match[2]), text)
+    return yaml.safe_load(text)[section]
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -58,6 +59,14 @@ def test_the_services_find_each_other(tmp_path: Path) -> None:
     # Admin calls are for whoever reaches the port: so only this machine may.
     assert configs["frontend"].admin_listen == configs["frontend"].listen
     assert re.fullmatch(r"127\.0\.0\.1:\d+:50051", published)
+
+
+@pytest.mark.parametrize("size", [{}, {"ARENA_SIZE": "700m"}, {"ARENA_SIZE": "64g"}])
+def test_the_arena_fills_the_memory_that_it_is_given(size: dict[str, str], tmp_path: Path) -> None:
+    arena_bytes = config_of(read("compose.yaml", **size)["store"]["command"], tmp_path).arena_bytes
+    options = read("compose.yaml", "volumes", **size)["arena"]["driver_opts"]["o"]
+    number, unit = re.fullmatch(r"size=(\d+)([mg]),.*", options).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    assert 0.92 < arena_bytes / (int(number) << {"m": 20, "g": 30}[unit]) < 1
 
 
 def test_a_stop_leaves_time_to_drain(tmp_path: Path) -> None:
