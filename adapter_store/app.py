@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -161,18 +162,16 @@ class AdapterStore:
             ValueError: another store uses them, they are damaged, or too small; the message says what to do.
             OSError: a folder cannot be made or read.
         """
-        disk = open_disk(config.data_dir, quota_bytes=config.disk_bytes)
-        try:
+        with ExitStack() as opened:
+            disk = open_disk(config.data_dir, quota_bytes=config.disk_bytes)
+            opened.callback(disk.close)
             database = Database(config.data_dir)
-            try:
-                arena_file = ArenaFile.open(config.arena_folder, config.arena_bytes)
-            except BaseException:
-                database.close()
-                raise
-        except BaseException:
-            disk.close()
-            raise
-        return cls(config, arena_file, disk, database)
+            opened.callback(database.close)
+            arena_file = ArenaFile.open(config.arena_folder, config.arena_bytes)
+            opened.callback(arena_file.close)
+            store = cls(config, arena_file, disk, database)
+            opened.pop_all()
+        return store
 
     def servicers(self) -> tuple[CatalogServicer, PackServicer]:
         """What answers the store's calls."""

@@ -3,22 +3,25 @@
 All methods block and belong to one thread at a time.
 """
 
-import json
 import logging
-import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
 from adapter_store.catalog.catalog import Catalog, Change
-from adapter_store.catalog.history import Earlier, Pointer
 from adapter_store.catalog.quota import Limits
-from adapter_store.catalog.versions import ModuleReport, Version
 from adapter_store.records.reserve import Reserve
+from adapter_store.records.rows import (
+    POINTER_COLUMNS,
+    VERSION_COLUMNS,
+    read_pointer,
+    read_version,
+    write_pointer,
+    write_version,
+)
 from rpc.errors import resource_exhausted
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,6 @@ ALTER TABLE pointers ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE pointers ADD COLUMN previous TEXT NOT NULL DEFAULT '[]';
 """,
 }
-_POINTER_COLUMNS = "name, digest, source, revision, load_time_ns, tenant, pinned, previous"
 KEPT_LAYOUTS = 8
 _NO_ROOM = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR))
 # What the machine is to blame for, and not what the file holds.
@@ -123,10 +125,10 @@ class Database:
         rows = self._connection.execute
         return Catalog(
             revision=rows("SELECT value FROM revision").fetchone()[0],
-            pointers=[_read_pointer(*row) for row in rows(f"SELECT {_POINTER_COLUMNS} FROM pointers")],  # noqa: S608 - constant
+            pointers=[read_pointer(*row) for row in rows(f"SELECT {POINTER_COLUMNS} FROM pointers")],  # noqa: S608 - constant
             versions=[
-                _read_version(*row)
-                for row in rows("SELECT digest, pack_bytes, max_rank, report FROM versions")
+                read_version(*row)
+                for row in rows(f"SELECT {VERSION_COLUMNS} FROM versions")  # noqa: S608 - constant
             ],
             retiring=[digest for (digest,) in rows("SELECT digest FROM retiring")],
             limits=limits,
@@ -148,10 +150,10 @@ class Database:
             execute("UPDATE revision SET value = ?", (change.revision,))
             if change.pointer is not None and change.version is not None:
                 execute(
-                    f"INSERT OR REPLACE INTO pointers ({_POINTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constant
-                    _write_pointer(change.pointer),
+                    f"INSERT OR REPLACE INTO pointers ({POINTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constant
+                    write_pointer(change.pointer),
                 )
-                execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", _write_version(change.version))
+                execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", write_version(change.version))
                 execute("DELETE FROM retiring WHERE digest = ?", (change.version.digest,))
             if change.removed is not None:
                 execute("DELETE FROM pointers WHERE name = ?", (change.removed,))
@@ -249,81 +251,3 @@ def _settle(execute: Callable[..., object], settled: Settled) -> None:
         execute("DELETE FROM retiring WHERE digest = ?", (digest,))
         if not stays:
             execute("DELETE FROM versions WHERE digest = ?", (digest,))
-
-
-def _write_pointer(pointer: Pointer) -> tuple[object, ...]:
-    previous = json.dumps([asdict(earlier) for earlier in pointer.previous], separators=(",", ":"))
-    placed = (pointer.name, pointer.digest, pointer.source, pointer.revision, pointer.load_time_ns)
-    return *placed, pointer.tenant, pointer.pinned, previous
-
-
-def _read_pointer(
-    name: str,
-    digest: str,
-    source: str,
-    revision: int,
-    load_time_ns: int,
-    tenant: str,
-    pinned: int,
-    previous: str,
-) -> Pointer:
-    return Pointer(
-        name=name,
-        digest=digest,
-        source=source,
-        revision=revision,
-        load_time_ns=load_time_ns,
-        tenant=tenant,
-        pinned=bool(pinned),
-        previous=tuple(Earlier(**earlier) for earlier in json.loads(previous)),
-    )
-
-
-def _write_version(version: Version) -> tuple[str, int, int, str]:
-    report = json.dumps(
-        {
-            "modules": [_write_module(module) for module in version.modules],
-            "notes": version.notes,
-            "has_chat_template": version.has_chat_template,
-        },
-        separators=(",", ":"),
-    )
-    return version.digest, version.pack_bytes, version.max_rank, report
-
-
-def _write_module(report: ModuleReport) -> list[object]:
-    norm = None if math.isnan(report.delta_norm) else report.delta_norm
-    row: list[object] = [report.module, report.rank, report.scaling, norm, report.parts]
-    return [*row, report.experts, report.least_delta_norm] if report.experts else row
-
-
-def _read_module(
-    module: str,
-    rank: int,
-    scaling: float,
-    delta_norm: float | None = None,
-    parts: tuple[str, ...] = (),
-    experts: int = 0,
-    least_delta_norm: float = math.nan,
-) -> ModuleReport:
-    return ModuleReport(
-        module=module,
-        rank=rank,
-        scaling=scaling,
-        delta_norm=math.nan if delta_norm is None else delta_norm,
-        parts=tuple(parts),
-        experts=experts,
-        least_delta_norm=least_delta_norm,
-    )
-
-
-def _read_version(digest: str, pack_bytes: int, max_rank: int, report: str) -> Version:
-    content = json.loads(report)
-    return Version(
-        digest=digest,
-        pack_bytes=pack_bytes,
-        max_rank=max_rank,
-        modules=tuple(_read_module(*module) for module in content["modules"]),
-        notes=tuple(content["notes"]),
-        has_chat_template=content.get("has_chat_template", False),
-    )
