@@ -74,3 +74,15 @@ def check_size(total: int, max_bytes: int) -> None:
             "ADAPTER_TOO_LARGE",
             f"the adapter's files have {total} bytes; the store takes up to {max_bytes}",
         )
+
+
+def by_steps(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """Tells `progress`, of bytes done and bytes in all, what it is told of each step's bytes."""
+    done = 0
+
+    def advance(step: int) -> None:
+        nonlocal done
+        done += step
+        progress(done, total)
+
+    return advance

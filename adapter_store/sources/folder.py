@@ -11,6 +11,7 @@ from adapter_store.formats.safetensors_files import CONFIG_NAME, INDEX_NAME, SIN
 from adapter_store.packs.reading import read_config
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
+    by_steps,
     check_config,
     check_size,
     prompt_notes,
@@ -125,13 +126,7 @@ def copy_source(
             opened.append((name, *_open_regular(path, source.roots)))
         total = sum(status.st_size for _, _, status in opened)
         check_size(total, max_bytes)
-        done = 0
-
-        def advance(step: int) -> None:
-            nonlocal done
-            done += step
-            progress(done, total)
-
+        advance = by_steps(progress, total)
         for name, descriptor, status in opened:
             with disk_errors(), (target / name).open("wb", buffering=0) as file:
                 rest = status.st_size

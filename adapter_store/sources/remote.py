@@ -11,6 +11,7 @@ from adapter_store.packs.reading import read_config
 from adapter_store.sources.files import (
     MAX_SMALL_BYTES,
     PICKLE_NAME,
+    by_steps,
     check_config,
     check_size,
     prompt_notes,
@@ -58,6 +59,26 @@ class RemoteReader:
         """See `SourceReader.copy`. Raises also UNAVAILABLE, PERMISSION_DENIED, ABORTED and DATA_LOSS."""
         remote = self._connect()
         attempts = Attempts(self.source, self._patience, self._stop)
+        files, notes = self._find(remote, staged, attempts)
+        total = sum(file.size for file in files)
+        check_size(total, max_bytes)
+        advance = by_steps(progress, total)
+        for file in files:
+            path = staged / file.name
+            if file.name == INDEX_NAME:
+                advance(file.size)  # it was read to find the others
+            elif file.name == SINGLE_NAME and file.size >= _LARGE_BYTES:
+                fetch(remote, file, path, attempts, _until_header(path, file.size, advance, headers_there))
+            else:
+                fetch(remote, file, path, attempts, advance)
+            if file.name == CONFIG_NAME and total >= _LARGE_BYTES:
+                read_config(path)
+        return notes
+
+    def _find(
+        self, remote: Remote, staged: Path, attempts: Attempts
+    ) -> tuple[list[RemoteFile], tuple[str, ...]]:
+        """The files to bring, the weights last, and notes; the index is there already."""
         found = find_files(
             remote, (CONFIG_NAME, SINGLE_NAME, INDEX_NAME, PICKLE_NAME, *PROMPT_FILES), attempts
         )
@@ -73,31 +94,10 @@ class RemoteReader:
         found |= find_files(remote, shards, attempts) if shards else {}
         if missing := [name for name in shards if name not in found]:
             raise not_found("NO_FILE", f"{self.source}: {missing[0]} is missing")
-        prompts = [name for name in PROMPT_FILES if name in found]
-        files = [found[name] for name in (CONFIG_NAME, *prompts, *weights)]
-        for file in files:
-            if file.name not in weights:
-                self._check_small(file)
-        total = sum(file.size for file in files)
-        check_size(total, max_bytes)
-        done = 0
-
-        def advance(step: int) -> None:
-            nonlocal done
-            done += step
-            progress(done, total)
-
-        for file in files:
-            path = staged / file.name
-            if file.name == INDEX_NAME:
-                advance(file.size)
-            elif file.name == SINGLE_NAME and file.size >= _LARGE_BYTES:
-                fetch(remote, file, path, attempts, _until_header(path, file.size, advance, headers_there))
-            else:
-                fetch(remote, file, path, attempts, advance)
-            if file.name == CONFIG_NAME and total >= _LARGE_BYTES:
-                read_config(path)
-        return prompt_notes(found)
+        small = [CONFIG_NAME, *(name for name in PROMPT_FILES if name in found)]
+        for name in small:
+            self._check_small(found[name])
+        return [found[name] for name in (*small, *weights)], prompt_notes(found)
 
     def _check_small(self, file: RemoteFile) -> None:
         if file.size > MAX_SMALL_BYTES:
