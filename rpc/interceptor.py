@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from rpc.errors import LorikeetError, internal, invalid_argument, to_status, unimplemented
+from rpc.errors import LorikeetError, internal, invalid_argument, to_status, unavailable, unimplemented
 from rpc.handlers import WrappedHandlers
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,10 @@ async def _fail(method: str, context: grpc.aio.ServicerContext, error: BaseExcep
         error = unimplemented(
             "NOT_IMPLEMENTED", f"this server does not implement {method}: it may be an older one"
         )
+    if isinstance(error, grpc.aio.InternalError):
+        # What waited to be sent when the client's connection broke. Most often nobody hears of this, either.
+        log.debug("an answer of %s could not be sent", method, exc_info=error)
+        error = unavailable("NOT_SENT", "the answer could not be sent: ask again")
     if not isinstance(error, LorikeetError):
         incident = uuid.uuid4().hex[:12]
         log.error("incident %s in %s", incident, method, exc_info=error)

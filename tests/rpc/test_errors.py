@@ -37,6 +37,8 @@ class Misbehaving(generation_pb2_grpc.GenerationServiceServicer):
             raise invalid_argument("QUOTED", text, text=text)
         if request.text == "cancel":
             raise asyncio.CancelledError
+        if request.text == "gone":
+            raise grpc.aio.InternalError('Failed "execute_batch"')
         raise RuntimeError("secret text")
 
     async def Generate(self, request, context) -> AsyncIterator[generation_pb2.GenerateResponse]:  # noqa: N802
@@ -129,6 +131,14 @@ async def test_unknown_error_is_internal_and_says_nothing(target: str, text: str
     assert error.code is grpc.StatusCode.INTERNAL
     assert "secret" not in error.message
     assert error.metadata["incident"] in error.message
+
+
+async def test_an_answer_that_cannot_be_sent_is_no_incident(
+    target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """grpc.aio raises this from `write` when a client's connection breaks meanwhile."""
+    assert (await _tokenize_error(target, "gone")).reason == "NOT_SENT"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_stream_error_comes_after_its_messages(target: str) -> None:
