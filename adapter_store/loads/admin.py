@@ -2,68 +2,22 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-
-import grpc
+from dataclasses import replace
 
 from adapter_store.catalog.adapter_names import check_name
 from adapter_store.catalog.catalog import Catalog
 from adapter_store.catalog.history import Pointer
-from adapter_store.catalog.versions import Version
 from adapter_store.catalog.views import AdapterView, Event, Progress, Stage, State
 from adapter_store.concurrency.calls import KeyedLock, SingleFlight
 from adapter_store.loads.loader import Loader
+from adapter_store.loads.request import LoadRequest
 from adapter_store.peers.followers import Follower, Followers, target_of
 from adapter_store.peers.watchers import Watcher, Watchers
 from adapter_store.records.layouts import Layouts
 from adapter_store.records.ledger import Ledger
-from adapter_store.sources.reader import SourceReader
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
-from rpc.errors import LorikeetError, data_loss, resource_exhausted
-
-MAY_PASS = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.FAILED_PRECONDITION,
-)
-"""Codes of a load that may work later as it is."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadRequest:
-    """One load: what shall be served under which name, and on which conditions.
-
-    Args:
-        reader: of where the adapter lies.
-        expected_digest: what the name must point to when it moves; "none": nothing; empty: no condition.
-        pinned: keep it in memory; None leaves that as it is.
-        tenant: whose quota it counts against.
-        for_everyone: it is of no tenant, and must not come under the name of one.
-        content_digest: what the content must be; empty: no condition.
-        is_shared: it may join one that waits already, of the same source on the same conditions.
-    """
-
-    name: str
-    reader: SourceReader
-    expected_digest: str = ""
-    pinned: bool | None = None
-    tenant: str = ""
-    for_everyone: bool = False
-    content_digest: str = ""
-    is_shared: bool = True
-
-    @property
-    def source(self) -> str:
-        return self.reader.source
-
-    @property
-    def flight(self) -> tuple[object, ...]:
-        """Requests that are equal in this are one."""
-        whose = (self.tenant, self.for_everyone)
-        conditions = (self.expected_digest, self.pinned, self.content_digest)
-        return ("load", self.name, self.source if self.is_shared else id(self.reader), *whose, *conditions)
+from rpc.errors import LorikeetError, resource_exhausted
 
 
 class Admin:
@@ -207,7 +161,7 @@ class Admin:
         report(Progress(stage=Stage.COPY, bytes_done=0, bytes_total=0))
         layout = self._layouts.current
         async with self._loader.load(request.reader, layout, report) as version:
-            _check_content(request, version)
+            request.check_content(version)
             change = await self._ledger.do(
                 lambda: self._catalog.plan_point(
                     name,
@@ -282,13 +236,4 @@ class Admin:
             version=self._catalog.version(pointer.digest),
             tenant=pointer.tenant,
             is_warm=any(map(self._warm.is_warm, keys)),
-        )
-
-
-def _check_content(request: LoadRequest, version: Version) -> None:
-    if request.content_digest not in ("", version.digest):
-        raise data_loss(
-            "DIGEST_MISMATCH",
-            f"what arrived for {request.name} has the digest {version.digest}, not the announced "
-            f"{request.content_digest}: it was damaged on its way, or is something else; send it again",
         )

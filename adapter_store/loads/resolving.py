@@ -12,7 +12,8 @@ from adapter_store.catalog.views import AdapterView
 from adapter_store.concurrency.calls import SingleFlight
 from adapter_store.concurrency.outside_reads import OutsideReads
 from adapter_store.concurrency.workers import Workers
-from adapter_store.loads.admin import MAY_PASS, Admin, LoadRequest
+from adapter_store.loads.admin import Admin
+from adapter_store.loads.request import MAY_PASS, LoadRequest
 from adapter_store.sources.folder import FolderReader
 from adapter_store.sources.opening import Sources
 from adapter_store.sources.remote import RemoteReader

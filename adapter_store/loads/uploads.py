@@ -10,7 +10,7 @@ from adapter_store.concurrency.calls import uninterrupted
 from adapter_store.concurrency.workers import Workers
 from adapter_store.formats.peft_config import parse_peft_config
 from adapter_store.formats.safetensors_files import CONFIG_NAME
-from adapter_store.loads.admin import LoadRequest
+from adapter_store.loads.request import LoadRequest
 from adapter_store.loads.upload_protocol import DATA_START, Chunk, UploadProtocol
 from adapter_store.tiers.disk import DiskTier
 from adapter_store.tiers.files import disk_errors

@@ -15,7 +15,7 @@ from adapter_store.concurrency.outside_reads import Moved, OutsideReads
 from adapter_store.formats.prompt_files import PROMPT_FILES
 from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.formats.strict_json import printable
-from adapter_store.loads.admin import MAY_PASS, LoadRequest
+from adapter_store.loads.request import MAY_PASS, LoadRequest
 from adapter_store.sources.reader import SourceReader
 from rpc.errors import LorikeetError
 

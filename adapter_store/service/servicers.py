@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from adapter_store.loads.admin import Admin, LoadRequest
+from adapter_store.loads.admin import Admin
+from adapter_store.loads.request import LoadRequest
 from adapter_store.loads.resolving import Resolver
 from adapter_store.loads.uploads import Uploads
 from adapter_store.peers.executors import Executors, Held, LeaseSession

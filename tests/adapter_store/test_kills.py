@@ -148,7 +148,7 @@ import asyncio, os, pathlib, pkgutil, sys
 
 folder, point, when, root = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 sys.path.insert(0, root)
-from adapter_store.loads.admin import LoadRequest
+from adapter_store.loads.request import LoadRequest
 from adapter_store.app import AdapterStore
 from adapter_store.catalog.catalog import Change
 from adapter_store.config import StoreConfig

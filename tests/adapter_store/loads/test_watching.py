@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adapter_store.concurrency.outside_reads import OutsideReads
-from adapter_store.loads.admin import LoadRequest
+from adapter_store.loads.request import LoadRequest
 from adapter_store.loads.watching import Sightings, WatchedFolder, look_at
 from adapter_store.sources.opening import Sources
 from adapter_store.sources.reader import SourceReader
