@@ -91,13 +91,6 @@ class PackFiller:
         self._crew.run(work, groups, self._urgency)
 
 
-def fill_pack(plan: PackPlan, files: TensorFiles, target: memoryview | None) -> dict[str, TensorScan]:
-    """All at once and alone: see `PackFiller`."""
-    filler = PackFiller(plan, files)
-    filler.fill(target)
-    return filler.scans
-
-
 def groups_of(plan: PackPlan) -> list[_Group]:
     """Tensors that one thread takes at a time: what lies behind each other in a file, or the cuts of one."""
     return _groups(plan, _GROUP_BYTES)

@@ -127,12 +127,6 @@ class ArithmeticLoader:
         """As if the last name that pointed to the digest were gone."""
         self._later(Retire(digest=digest))
 
-    def fail_copy(self, failure: LoadFailed) -> None:
-        """Ends a copy under way with a failure."""
-        del self._copies[failure.digest]
-        self._events = [(due, event) for due, event in self._events if event.digest != failure.digest]
-        self._events.append((0, failure))
-
     def holds(self, row: SlotRow) -> bool:
         """Whether the pool still has the pack that a slot row shows."""
         pack = self._pool[row.unit_offset : row.unit_offset + row.units]

@@ -31,11 +31,6 @@ class Detokenizer:
         self._pending: list[int] = []
         self._restart(self._clean_context(prompt_ids))
 
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens that have given no text yet; bounded."""
-        return len(self._pending)
-
     def step(self, token_id: int) -> str:
         """Adds a token; returns the text that it completes, often that of the token, sometimes ""."""
         pending = self._pending

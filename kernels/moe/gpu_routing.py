@@ -85,8 +85,7 @@ def arrange(
     sharing: Sharing | None = None,
 ) -> Arrangement:
     """Sort pairs and cut tiles; with each token's slot (int32 `[T]`, sorted), at most `slots` different ones,
-    -1 included, runs of up to `run` pairs too, or turns.
-    """
+    -1 included, runs of up to `run` pairs too, or turns."""
     experts_TX = routing.experts_TX
     tokens, top_k = experts_TX.shape
     pairs, device = experts_TX.numel(), experts_TX.device

@@ -8,10 +8,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from adapter_store.formats.layout import read_layout
-from adapter_store.packs.filling import fill_pack
 from adapter_store.packs.reading import read_adapter
 from lorikeet.v1 import layout_pb2
 from tests.support.engine_rig import Pack
+from tests.support.store_adapters import pack_bytes
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
@@ -110,6 +110,4 @@ def make_adapters(checkpoint: Path, folder: Path, names: list[str] | None = None
 def pack_adapter(folder: Path, layout: layout_pb2.Layout) -> Pack:
     """What the adapter store makes of a PEFT folder."""
     checked = read_adapter(folder, read_layout(layout))
-    data = bytearray(checked.manifest.total_bytes)
-    fill_pack(checked.plan, checked.files, memoryview(data))
-    return Pack(data=bytes(data), manifest=checked.manifest)
+    return Pack(data=pack_bytes(checked.plan, checked.files), manifest=checked.manifest)

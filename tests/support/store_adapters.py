@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 from adapter_store.formats.layout import PackLayout, read_layout
 from adapter_store.formats.safetensors_files import TensorFiles
-from adapter_store.packs.filling import fill_pack
+from adapter_store.packs.filling import PackFiller
+from adapter_store.packs.identity import TensorScan
 from adapter_store.packs.plan import PackPlan
 from adapter_store.packs.reading import check_adapter, open_adapter
 from lorikeet.v1 import layout_pb2
@@ -179,6 +180,13 @@ def write_adapter(
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def fill_pack(plan: PackPlan, files: TensorFiles, target: memoryview | None) -> dict[str, TensorScan]:
+    """All at once and alone. Returns what was seen of each tensor, and raises, as `PackFiller` does."""
+    filler = PackFiller(plan, files)
+    filler.fill(target)
+    return filler.scans
 
 
 def pack_bytes(plan: PackPlan, files: TensorFiles) -> bytes:

@@ -6,11 +6,11 @@ import pytest
 
 from adapter_store.concurrency.crew import Crew
 from adapter_store.packs import filling
-from adapter_store.packs.filling import PackFiller, fill_pack
+from adapter_store.packs.filling import PackFiller
 from adapter_store.packs.reading import OpenedAdapter, open_adapter
 from adapter_store.packs.recipe import recipe_of
 from lorikeet.v1 import layout_pb2
-from tests.support.store_adapters import lora_config, lora_tensors, toy_pack_layout, write_adapter
+from tests.support.store_adapters import fill_pack, lora_config, lora_tensors, toy_pack_layout, write_adapter
 
 DTYPES = [layout_pb2.TENSOR_TYPE_FLOAT32, layout_pb2.TENSOR_TYPE_BFLOAT16]
 

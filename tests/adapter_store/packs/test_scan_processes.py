@@ -9,12 +9,12 @@ import pytest
 
 from adapter_store.concurrency.crew import Crew
 from adapter_store.packs import filling, scan_processes
-from adapter_store.packs.filling import PackFiller, fill_pack
+from adapter_store.packs.filling import PackFiller
 from adapter_store.packs.reading import open_adapter
 from adapter_store.packs.scan_processes import ScanProcesses
 from adapter_store.packs.scanning import scan
 from rpc.errors import LorikeetError
-from tests.support.store_adapters import lora_tensors, toy_pack_layout, write_adapter
+from tests.support.store_adapters import fill_pack, lora_tensors, toy_pack_layout, write_adapter
 
 OFFSET = 256
 

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.packs.filling import fill_pack
 from adapter_store.packs.reading import open_adapter
 from adapter_store.packs.recipe import Recipe, recipe_of
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.recipes import Recipes
-from tests.support.store_adapters import lora_config, lora_tensors, toy_pack_layout, write_adapter
+from tests.support.store_adapters import fill_pack, lora_config, lora_tensors, toy_pack_layout, write_adapter
 
 SUM = b"s" * 32
 

@@ -194,9 +194,9 @@ def test_a_copy_that_fails_gives_everything_back():
     world.submit(request)
     world.step(3)
     assert world.scheduler.statistics().adapter_units_free == 34
-    world.loader.fail_copy(
-        LoadFailed(digest="a", code=Code.UNAVAILABLE, reason="STORE_GONE", message="try again")
-    )
+    # Instead of the copy's end, which is to come.
+    failure = LoadFailed(digest="a", code=Code.UNAVAILABLE, reason="STORE_GONE", message="try again")
+    world.loader._events = [(0, failure)]
     world.step()
     failed = world.of(request).failed
     assert failed is not None
