@@ -11,7 +11,8 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,14 +116,8 @@ class DiskTier:
 
     def stage(self) -> Path:
         """A new empty folder to write an object into, ours alone."""
-        folder = self._new_incoming()
-        with disk_errors():
-            try:
-                folder.mkdir()
-            except OSError:
-                with self._mutex:
-                    self._moving.discard(folder)
-                raise
+        with disk_errors(), self._new_incoming() as folder:
+            folder.mkdir()
         return folder
 
     def discard(self, path: Path) -> None:
@@ -172,16 +167,10 @@ class DiskTier:
 
     def set_aside(self, digest: str) -> Path:
         """Takes an object out of the tier, at once; `discard` of the result frees the bytes."""
-        trash = self._new_incoming()
-        try:
+        # It may be lost, or somebody else was faster.
+        with self._new_incoming() as trash, suppress(FileNotFoundError):
             # Nothing is made anew: on a full disk that could fail.
             self.object_path(digest).rename(trash)
-        except FileNotFoundError:
-            pass  # it was lost, or somebody else was faster
-        except OSError:
-            with self._mutex:
-                self._moving.discard(trash)
-            raise
         with self._mutex:
             self._sizes.pop(digest, None)
         return trash
@@ -207,11 +196,18 @@ class DiskTier:
                 )
             self._sizes[digest] = size
 
-    def _new_incoming(self) -> Path:
+    @contextmanager
+    def _new_incoming(self) -> Iterator[Path]:
+        """A name for a folder, which counts until it is discarded; not where the block fails to make one."""
         folder = self._incoming / uuid.uuid4().hex
         with self._mutex:
             self._moving.add(folder)
-        return folder
+        try:
+            yield folder
+        except OSError:
+            with self._mutex:
+                self._moving.discard(folder)
+            raise
 
 
 def folder_bytes(folder: Path) -> int:
