@@ -2,7 +2,7 @@
 
 import contextvars
 import ipaddress
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -11,7 +11,7 @@ import grpc
 
 from rpc.auth_file import AuthFile
 from rpc.errors import LorikeetError, permission_denied, unauthenticated
-from rpc.handlers import WrappedHandlers
+from rpc.handlers import WrappingInterceptor
 from rpc.tokens import MAX_TENANT_CHARACTERS, Caller, Role, TokenTable
 
 _HEALTH = "grpc.health.v1.Health"
@@ -66,7 +66,7 @@ class AccessRules:
         return caller
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
+class AccessInterceptor(WrappingInterceptor):
     """Lets pass what the rules allow; `current_caller` then says who calls.
 
     Args:
@@ -74,22 +74,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self, rules: AccessRules, auth: AuthFile | None) -> None:
+        super().__init__(self._guard)
         self._rules = rules
         self._auth = auth
-        self._handlers = WrappedHandlers(self._wrap)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
-        return self._handlers.get(method, handler)
-
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler:
+    def _guard(self, method: str, handler: Any) -> grpc.RpcMethodHandler:
         service = method.split("/")[1]
         requests = "stream" if handler.request_streaming else "unary"
         responses = "stream" if handler.response_streaming else "unary"

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -11,12 +11,12 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from rpc.errors import LorikeetError, internal, invalid_argument, to_status, unavailable, unimplemented
-from rpc.handlers import WrappedHandlers
+from rpc.handlers import WrappingInterceptor
 
 log = logging.getLogger(__name__)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(WrappingInterceptor):
     """Turns a `LorikeetError` into a rich status, and anything else into INTERNAL without leaking its text.
 
     grpc.aio sends the text of an uncaught exception to the client, and a handler that raises a CancelledError
@@ -24,18 +24,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self) -> None:
-        self._handlers = WrappedHandlers(_wrap)
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
-        return self._handlers.get(method, handler)
+        super().__init__(_wrap)
 
 
 def _wrap(method: str, handler: Any) -> grpc.RpcMethodHandler:
