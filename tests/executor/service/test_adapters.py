@@ -133,6 +133,7 @@ async def test_a_retired_adapter_gives_slot_and_pages_back_after_its_last_reques
 async def test_an_outage_of_the_store_is_felt_only_by_new_adapters(tmp_path: Path) -> None:
     async with served(tmp_path, store_patience_seconds=0.3) as (store, running, connection):
         a, b = store.put("a"), store.put("b")
+        await store.until(lambda: len(store.streams) == 1)
         await cached_tokens(connection, 1, [3] * 20, a)
         await store.kill()
         await connection.send(submit(2, adapter_digest=a), submit(3, adapter_digest=b), submit(4))
