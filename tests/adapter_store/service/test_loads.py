@@ -110,15 +110,30 @@ async def test_a_pack_that_no_arena_can_hold_is_refused(running):
 
 
 async def test_concurrent_loads_of_one_source_share_one_that_waits(running, monkeypatch):
-    copies = []
-    monkeypatch.setattr(
-        "adapter_store.sources.folder.copy_source", lambda *args: (copies.append(1), copy_source(*args))[1]
-    )
+    copies, asked, release = [], [], threading.Event()
+    load = running.store.admin.load
+
+    def copy(*args):
+        copies.append(1)
+        release.wait(WAIT_SECONDS)
+        copy_source(*args)
+
+    def ask(request):
+        asked.append(1)
+        return load(request)
+
+    monkeypatch.setattr("adapter_store.sources.folder.copy_source", copy)
+    monkeypatch.setattr(running.store.admin, "load", ask)
     folder = toy_adapter(running)
-    results = await asyncio.gather(*(running.load("a", folder) for _ in range(8)))
+    loads = [asyncio.ensure_future(running.load("a", folder))]
+    await eventually(lambda: copies)
+    loads += [asyncio.ensure_future(running.load("a", folder)) for _ in range(7)]
+    await eventually(lambda: len(asked) == 8)
+    release.set()
+    results = await asyncio.gather(*loads)
     assert {result.adapter.digest for result in results} == {results[0].adapter.digest}
     # The first reads already when the others come; those share the next.
-    assert 1 <= len(copies) <= 2
+    assert len(copies) == 2
     assert running.store.catalog.revision == 1
 
 
