@@ -63,6 +63,7 @@ def _executor_command(kind: str, folder: Path, step_seconds: float, streams: int
             f"--step-seconds={step_seconds}",
         ]
     return [
+        "cli",
         "executor",
         f"--model-dir={folder}",
         "--listen=127.0.0.1:0",
@@ -85,6 +86,7 @@ def service(
         frontend, line = stack.enter_context(
             _process(
                 "-m",
+                "cli",
                 "frontend",
                 f"--model-dir={folder}",
                 "--listen=127.0.0.1:0",
