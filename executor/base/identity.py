@@ -56,16 +56,23 @@ def _tensors(path: Path, *, full: bool) -> Iterator[str]:
             raise ValueError(f"{path} is not a safetensors file: its header is longer than the file")
         try:
             header = json.loads(content[8:header_end])
-        except ValueError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = (header_end + offset for offset in entry["data_offsets"])
+            header.pop("__metadata__", None)
+            tensors = [
+                (f"{name} {entry['dtype']} {entry['shape']}", *_span(entry["data_offsets"]))
+                for name, entry in header.items()
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a safetensors file: {error!r}") from error
+        for line, begin, end in tensors:
             tensor = blake3.blake3()
-            for start, stop in _parts(begin, end, full=full):
+            for start, stop in _parts(header_end + begin, header_end + end, full=full):
                 tensor.update(content[start:stop])
-            yield f"{name} {entry['dtype']} {entry['shape']} {tensor.hexdigest()}\n"
+            yield f"{line} {tensor.hexdigest()}\n"
+
+
+def _span(offsets: list[int]) -> tuple[int, int]:
+    begin, end = offsets
+    return int(begin), int(end)
 
 
 def _parts(begin: int, end: int, *, full: bool) -> Iterator[tuple[int, int]]:

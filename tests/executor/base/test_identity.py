@@ -51,8 +51,21 @@ def test_content_counts_and_its_place_does_not(
         assert base_digest(write(tmp_path / str(number), files, **config)) != digest
 
 
-def test_what_is_no_safetensors_file_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff" * 100,
+        b"no header",
+        b"[]",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "U8", "shape": [1]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, null]}}',
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     folder = write(tmp_path / "one", {})
-    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    header = content if content.startswith(b"\xff") else struct.pack("<Q", len(content)) + content
+    (folder / "model.safetensors").write_bytes(header)
     with pytest.raises(ValueError, match=r"model\.safetensors is not a safetensors file"):
         base_digest(folder)
