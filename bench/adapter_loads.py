@@ -1,6 +1,6 @@
 """How long an adapter takes into memory: cold from a page-cached source, from the disk tier, and warm.
 
-    python bench/adapter_loads.py --shape qwen3-8b --rounds 5 --json bench/results/adapter_loads.json
+    python bench/adapter_loads.py --shape qwen3-8b --rounds 5 --out bench/results/adapter_loads.json
 
 Makes adapters of random bytes in a temporary folder (--folder), starts a store process of its own, and plays
 its client and its executor. Without --device it needs no GPU and no torch; with it, the executor's own code
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="of the executor's pool")
     parser.add_argument("--folder", type=Path, help="on the file system to measure")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="add a row to this file")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="lorikeet-bench-", dir=options.folder))
     try:
@@ -320,10 +320,10 @@ def main() -> None:
     for name, series in asdict(figures).items():
         if series:
             print(f"{name:>12} {np.median(series):9.1f} {min(series):9.1f} {max(series):9.1f}")
-    if options.json:
+    if options.out:
         row = {"shape": options.shape, "cores": os.cpu_count(), "platform": platform.platform()}
-        rows = json.loads(options.json.read_text()) if options.json.exists() else []
-        options.json.write_text(json.dumps([*rows, row | facts | asdict(figures)], indent=1) + "\n")
+        rows = json.loads(options.out.read_text()) if options.out.exists() else []
+        options.out.write_text(json.dumps([*rows, row | facts | asdict(figures)], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--heads", type=int, nargs=3, default=(32, 8, 128), help="query, KV, dimension")
     parser.add_argument("--tune", action="store_true", help="also blocks that were not chosen")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
     heads: Heads = dict(zip(("heads", "kv_heads", "head_dim"), options.heads, strict=True))
     lines: list[Line] = []

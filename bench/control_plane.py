@@ -1,6 +1,6 @@
 """How long the executor's control plane takes for a step, on one core, with a runner that computes nothing.
 
-    python -m bench.control_plane [--json] [--cpu-time]
+    python -m bench.control_plane [--cpu-time] [--out FILE]
 
 "plan + advance" times those two calls (and `add`, where requests arrive); "loop" is a whole turn of the
 engine but for the runner: mailbox, adapter loader, timings and publishing too. Page allocation, eviction,
@@ -16,6 +16,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -237,11 +238,11 @@ def measure_match(prompt: int = 8192, repeats: int = 300) -> Line:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--steps", type=int, default=900, help="steps measured for each line (default 900)")
     parser.add_argument(
         "--cpu-time", action="store_true", help="the thread's time, for a machine that is shared"
     )
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
     global clock
     if options.cpu_time:
@@ -257,17 +258,13 @@ def main() -> None:
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {versions}"
     unit = "us of CPU time" if options.cpu_time else "us"
-    if options.json:
-        print(
-            json.dumps(
-                {"machine": machine, "unit": unit, "lines": [asdict(line) for line in lines]}, indent=2
-            )
-        )
-        return
     print(f"{machine}; {unit}\n{'':44}{'rows':>6}{'mean':>10}{'p50':>10}{'p99':>10}{'target':>10}")
     for line in lines:
         target = "" if line.target is None else f"{line.target:.0f}"
         print(f"{line.name:44}{line.rows:6}{line.mean:10.1f}{line.p50:10.1f}{line.p99:10.1f}{target:>10}")
+    if options.out:
+        record = {"machine": machine, "unit": unit, "lines": [asdict(line) for line in lines]}
+        options.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How soon pages are free again when a client goes: from its cancel to the executor holding none for it.
 
-    python -m bench.disconnect [--count 100] [--step-seconds 0.01] [--json FILE]
+    python -m bench.disconnect [--count 100] [--step-seconds 0.01] [--out FILE]
 
 Client, frontend and executor on Unix sockets, as three processes; the executor computes nothing and takes
 `--step-seconds` for each step, as a device would. Two ways to go: one call is cancelled on a connection that
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--step-seconds", type=float, default=0.01)
     parser.add_argument("--model", type=Path, default=DEMO_MODEL, help="a model folder; weights are not read")
-    parser.add_argument("--json", type=Path, help="append a row to this file")
+    parser.add_argument("--out", type=Path, help="append a row to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         results = uvloop.run(_measure(Path(name), arguments))
@@ -147,8 +147,8 @@ def main() -> None:
         "python": sys.version.split()[0],
     }
     print(json.dumps(row))
-    if arguments.json:
-        with arguments.json.open("a", encoding="utf-8") as file:
+    if arguments.out:
+        with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 

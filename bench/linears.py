@@ -57,7 +57,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
     rows: list[tuple[str, int, float, float, float]] = []
     for name, (outputs, inputs) in PRODUCTS.items():

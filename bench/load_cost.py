@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=0, help="beside cold loads")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=60)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lorikeet-load-cost-") as folder:
         costs, seconds = asyncio.run(measure(options, Path(folder)))
@@ -168,9 +168,9 @@ def main() -> None:
     for (service, kind), cost in sorted(costs.items()):
         if cost.ms >= 0.05 or kind == "all":
             print(f"{service:9} {kind:16} {cost.ms:7.2f} ms {cost.sleeps:7.1f} sleeps")
-    if options.json:
+    if options.out:
         rows = [{"service": s, "kind": k, **asdict(cost)} for (s, k), cost in sorted(costs.items())]
-        options.json.write_text(json.dumps({"kind": options.kind, "seconds": seconds, "rows": rows}) + "\n")
+        options.out.write_text(json.dumps({"kind": options.kind, "seconds": seconds, "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

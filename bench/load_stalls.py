@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, help="of a model without weights, in place of model-dir")
     parser.add_argument("--arena-bytes", type=int, default=64 << 20)
     parser.add_argument("--pool-bytes", type=int, default=32 << 20)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     parser.add_argument("--start-seconds", type=float, default=60.0, help="patience with the start")
     options = parser.parse_args()
     service_stack.START_SECONDS = options.start_seconds
@@ -333,11 +333,11 @@ def main() -> None:
     print(f"{'':10}" + "".join(f"{name.removesuffix('_cpu_seconds'):>11}" for name in names))
     for kind, row in rows.items():
         print(f"{kind:10}" + "".join(f"{row[name]:11.2f}" for name in names))
-    if options.json:
-        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+    if options.out:
+        settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
         machine = {"cores": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()}
         record = {"settings": settings, "machine": machine, "summary": rows}
-        options.json.write_text(
+        options.out.write_text(
             json.dumps({**record, "windows": [asdict(window) for window in windows]}, indent=1) + "\n"
         )
 

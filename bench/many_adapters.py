@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--pool-eviction", default="gdsf")
     parser.add_argument("--memory-eviction", default="gdsf")
     parser.add_argument("--folder", type=Path, help="keep adapters and answers here, and use them again")
-    parser.add_argument("--output", type=Path, help="write JSON here")
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         crowd = prepare(options, options.folder or Path(scratch) / "adapters")
@@ -290,13 +290,13 @@ def main() -> None:
         for arithmetic in [kinds[options.only]] if options.only else kinds.values():
             runs += asyncio.run(measure(options, crowd, arithmetic=arithmetic))
         report(runs)
-    if options.output:
+    if options.out:
         record: dict[str, Any] = {
             "settings": {name: str(value) for name, value in vars(options).items()},
             "distinct_answers": crowd.distinct,
             "runs": [asdict(run) for run in runs],
         }
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
     if any(run.wrong for run in runs):
         raise SystemExit("some answers were wrong")
 

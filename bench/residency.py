@@ -1,6 +1,6 @@
 """Which adapters stay on the GPU: hit rates by policy, what compaction would bring, and a pool far too small.
 
-    python -m bench.residency [--requests 20000] [--json FILE]
+    python -m bench.residency [--requests 20000] [--out FILE]
 
 The executor's real scheduler and engine, with a runner that computes nothing and a loader that takes a few
 steps for each adapter; time is counted in steps, so the figures are the same on every machine.
@@ -297,7 +297,7 @@ def thrash() -> list[Outcome]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--requests", type=int, default=20_000, help="requests of each run (default 20000)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = parser.parse_args()
     begun = time.monotonic()
     units = sizes(_ADAPTERS)
@@ -319,8 +319,8 @@ def main() -> None:
         for line in lines:
             print("  ".join(str(value) for value in line.values()))
     print(f"\n{time.monotonic() - begun:.0f} s")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -262,12 +262,12 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=1000, help="tokens a stream")
     parser.add_argument("--rates", type=int, nargs="*", default=[12_000, 16_000, 18_000, 20_000, 24_000])
-    parser.add_argument("--json", type=Path, help="append a row to this file")
+    parser.add_argument("--out", type=Path, help="append a row to this file")
     arguments = parser.parse_args()
     row = _measure(arguments, arguments.model_dir)
     print(json.dumps(row))
-    if arguments.json:
-        with arguments.json.open("a", encoding="utf-8") as file:
+    if arguments.out:
+        with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 

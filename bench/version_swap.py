@@ -213,9 +213,9 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=0.2)
     parser.add_argument("--versions", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
     options = vars(parser.parse_args())
-    path = options.pop("json")
+    path = options.pop("out")
     with tempfile.TemporaryDirectory(prefix="lorikeet-swap-") as folder:
         outcome = asyncio.run(measure(Path(folder), **options))
     waits = sorted(outcome.swap_seconds)
