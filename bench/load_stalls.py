@@ -334,6 +334,8 @@ def main() -> None:
     for kind, row in rows.items():
         print(f"{kind:10}" + "".join(f"{row[name]:11.2f}" for name in names))
     if options.out:
+        if options.model_dir.resolve().is_relative_to(DEMO.parent):
+            options.model_dir = options.model_dir.resolve().relative_to(DEMO.parent)
         settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
         machine = {"cores": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()}
         record = {"settings": settings, "machine": machine, "summary": rows}
