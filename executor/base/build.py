@@ -30,6 +30,7 @@ from executor.model.kv_cache import page_bytes
 from executor.model.layout import build_layout
 from executor.model.slots import AdapterPool
 from executor.model.weights import DTYPES, Progress, load_parameters
+from executor.rehearsal.plans import Limits
 from executor.runner import RunnerConfig, TorchRunner
 from lorikeet.v1 import layout_pb2
 from rpc.digests import file_digest
@@ -204,7 +205,11 @@ def _torch(
         host_pages = min(1, scheduling.host_pages)
         with _timed("sizing the KV cache"):
             pages = _measured_pages(
-                config, model, lambda pages: make_runner(pages, model.context_length, host_pages), pool
+                config,
+                model,
+                scheduling,
+                lambda pages: make_runner(pages, model.context_length, host_pages),
+                pool,
             )
         scheduling = _scheduling(config, model, pages)
     with _timed("making the runner"):
@@ -231,23 +236,25 @@ def _timed(what: str) -> Iterator[None]:
     log.info("%s took %.1f s", what, time.monotonic() - begun)
 
 
+def _limits(scheduling: SchedulerConfig) -> Limits:
+    return Limits(
+        rows=scheduling.max_running,
+        tokens=scheduling.max_step_tokens,
+        context=scheduling.context,
+        slots=scheduling.adapter_slots,
+        page_size=scheduling.page_size,
+    )
+
+
 def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: SchedulerConfig) -> "Ahead":
     from executor.rehearsal.ahead import Ahead, ask_for_this_gpu  # imports Triton
     from executor.rehearsal.kept import keep_what_is_compiled
-    from executor.rehearsal.plans import Limits
     from executor.rehearsal.stage import Cast
 
-    limits = Limits(
-        rows=config.max_running,
-        tokens=config.max_step_tokens,
-        context=model.context_length,
-        slots=scheduling.adapter_slots,
-        page_size=config.page_size,
-    )
     cast = Cast(
         model=model,
         dtype=DTYPES[config.dtype],
-        limits=limits,
+        limits=_limits(scheduling),
         units=scheduling.pool_units,
         max_rank=config.max_lora_rank,
         deterministic=config.deterministic,
@@ -257,18 +264,17 @@ def _compile_ahead(config: ExecutorConfig, model: ModelConfig, scheduling: Sched
 
 
 def _measured_pages(
-    config: ExecutorConfig, model: ModelConfig, make_runner: Callable[[int], TorchRunner], pool: AdapterPool
+    config: ExecutorConfig,
+    model: ModelConfig,
+    scheduling: SchedulerConfig,
+    make_runner: Callable[[int], TorchRunner],
+    pool: AdapterPool,
 ) -> int:
     return measured_pages(
         make_runner,
         pool=pool,
         max_rank=config.max_lora_rank,
-        largest=LargestStep(
-            tokens=config.max_step_tokens,
-            rows=config.max_running,
-            context=model.context_length,
-            page_size=config.page_size,
-        ),
+        largest=LargestStep(_limits(scheduling)),
         memory=CudaMemory(),
         utilization=config.gpu_memory_utilization,
         page_bytes=page_bytes(model, page_size=config.page_size, dtype=DTYPES[config.dtype]),

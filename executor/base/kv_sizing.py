@@ -6,7 +6,7 @@ The arithmetic is by itself; `measured_pages` does the run, with a cache that is
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,12 +17,12 @@ from executor.control.plan import BASE_SLOT, RowInstall, StepPlan
 from executor.control.request import SamplingParams, no_ids
 from executor.control.runner import Runner
 from executor.model.slots import AdapterPool
+from executor.rehearsal.plans import Limits, Row, largest, ranks_of_largest
+from executor.rehearsal.plans import step as step_of
 from kernels.lora import UNIT_BYTES, SliceEntry
 
 log = logging.getLogger(__name__)
 
-_USUAL_RANK = 16
-_SHORT_CHUNK = 100
 _SHARE_FOR_GRAPHS = 1 / 32
 """Of a device, kept for graphs to come at most: without them steps are slower, but run."""
 
@@ -126,72 +126,34 @@ class CudaMemory:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LargestStep:
-    """Limits that bound a step: tokens in all, rows, tokens of a row."""
+    """What no step takes more than."""
 
-    tokens: int
-    rows: int
-    context: int
-    page_size: int
+    limits: Limits
 
     @property
     def pages(self) -> int:
         """Enough for any row of `plans`; all rows share them, since nobody reads what is computed."""
-        return -(-min(self.context, self.tokens + 1) // self.page_size)
+        limits = self.limits
+        return -(-min(limits.context, limits.tokens + 1) // limits.page_size)
 
-    def plans(self, slot: int) -> tuple[StepPlan, StepPlan, StepPlan]:
-        """A step of prompts, in which all rows are sampled, one that decodes them, and one with a short chunk
-        among decoding rows, which takes little but has kernels of its own.
-        """
-        lengths = np.ones(self.rows, dtype=np.int64)
-        # One row is long: what attention takes grows with it, and what scoring its prompt takes.
-        lengths[0] += min((self.tokens - self.rows) // 4, self.context - 2)
-        lengths[1:] = min((self.tokens - lengths[0]) // max(1, self.rows - 1), self.context - 1)
-        lengths[0] += min(self.tokens - lengths.sum(), self.context - 1 - lengths[0])
-        installs = tuple(
-            RowInstall(
-                row=row,
-                sampling=_SAMPLING,
-                prompt_ids=np.zeros(length, dtype=np.int32),
-                emitted_ids=no_ids(),
-            )
-            for row, length in enumerate(lengths.tolist())
-        )
-        prompts = self._plan(0, lengths, np.zeros(self.rows), slot, installs)
-        one = np.ones(self.rows, dtype=np.int64)
-        mixed = one.copy()
-        mixed[0] = max(1, min(_SHORT_CHUNK, self.tokens - self.rows + 1, self.context - 1))
-        return (
-            prompts,
-            self._plan(1, one, lengths, slot, ()),
-            self._plan(2, mixed, one, slot, ()),
-        )
+    def plans(self, slot: int) -> Iterator[StepPlan]:
+        """Of `rehearsal.plans.largest`, with pages, and with options of sampling from the first on."""
+        for step, rows in enumerate(largest(self.limits, slot)):
+            installs = () if step else tuple(_install(row, length) for row, (length, *_) in enumerate(rows))
+            yield replace(self._paged(rows), step=step, installs=installs)
 
-    def _plan(
-        self,
-        step: int,
-        lengths: np.ndarray,
-        starts: np.ndarray,
-        slot: int,
-        installs: tuple[RowInstall, ...],
-    ) -> StepPlan:
-        columns = -(-(lengths + starts).astype(np.int64) // self.page_size)
-        page_columns = np.concatenate([np.arange(count) for count in columns]).astype(np.int32)
-        splits = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-        return StepPlan(
-            step=step,
-            installs=installs,
-            rows=np.arange(self.rows, dtype=np.int32),
-            query_splits=splits,
-            input_ids=np.zeros(splits[-1], dtype=np.int32),
-            start_positions=starts.astype(np.int32),
-            slots=np.full(self.rows, slot, dtype=np.int32),
-            samples=np.ones(self.rows, dtype=np.bool_),
-            page_rows=np.repeat(np.arange(self.rows), columns).astype(np.int32),
-            page_columns=page_columns,
-            page_ids=page_columns,
-        )
+    def _paged(self, rows: list[Row]) -> StepPlan:
+        counts = [-(-(row.start + row.length) // self.limits.page_size) for row in rows]
+        columns = np.concatenate([np.arange(count) for count in counts]).astype(np.int32)
+        of_rows = np.repeat(np.arange(len(rows)), counts).astype(np.int32)
+        return replace(step_of(rows), page_rows=of_rows, page_columns=columns, page_ids=columns)
+
+
+def _install(row: int, length: int) -> RowInstall:
+    ids = np.zeros(length, dtype=np.int32)
+    return RowInstall(row=row, sampling=_SAMPLING, prompt_ids=ids, emitted_ids=no_ids())
 
 
 def measured_pages(
@@ -239,8 +201,8 @@ def _run(runner: Runner, largest: LargestStep, pool: AdapterPool, max_rank: int)
     """The steps without adapters, and with one of the highest rank in every row. Before, one of a usual rank,
     so that its kernels are there when requests come.
     """
-    ranks = {min(_USUAL_RANK, max_rank), max_rank} if len(pool.table.rows_SL6) else set()
-    for rank in (0, *sorted(ranks)):
+    ranks = ranks_of_largest(max_rank) if len(pool.table.rows_SL6) else []
+    for rank in (0, *ranks):
         slot = 0 if rank else BASE_SLOT
         if rank:
             pool.install_slot(slot, pool.table.row_of(_everywhere(pool, rank)))

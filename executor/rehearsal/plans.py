@@ -16,6 +16,8 @@ _LONGEST_KEYS = 4096
 """Of a decoding row: more are not split over more programs."""
 _MOST_TILES = 512
 """Of adapters: more are not cut otherwise."""
+_SHORT_CHUNK = 100
+_USUAL_RANK = 16
 
 
 class Row(NamedTuple):
@@ -104,6 +106,28 @@ def adapted_large(limits: Limits, *, tokens: int = MOST_TOKENS + 100) -> Iterato
     for tiles in _counts(min(_MOST_TILES, limits.tokens // block)):
         yield _with_prompts(limits, max(tokens, tiles * block), [], adapted=tiles * block)
     yield _in_most_tiles(limits, limits.tokens)
+
+
+def largest(limits: Limits, slot: int = BASE_SLOT) -> tuple[list[Row], list[Row], list[Row]]:
+    """A step of prompts, as many tokens as there can be, one that decodes all rows after them, and one with a
+    short chunk among decoding rows, which takes little but has kernels of its own.
+    """
+    lengths = np.ones(limits.rows, dtype=np.int64)
+    # One row is long: what attention takes grows with it, and what scoring its prompt takes.
+    lengths[0] += min((limits.tokens - limits.rows) // 4, limits.prompt - 1)
+    lengths[1:] = min((limits.tokens - lengths[0]) // max(1, limits.rows - 1), limits.prompt)
+    lengths[0] += min(limits.tokens - lengths.sum(), limits.prompt - lengths[0])
+    chunk = max(1, min(_SHORT_CHUNK, limits.tokens - limits.rows + 1, limits.prompt))
+    return (
+        [Row(length, start=0, slot=slot) for length in lengths.tolist()],
+        [Row(1, start=length, slot=slot) for length in lengths.tolist()],
+        [Row(chunk, slot=slot), *[Row(1, slot=slot)] * (limits.rows - 1)],
+    )
+
+
+def ranks_of_largest(max_rank: int) -> list[int]:
+    """Of adapters with which the largest steps are run at start: a usual one and the highest."""
+    return sorted({min(_USUAL_RANK, max_rank), max_rank})
 
 
 def step(rows: Sequence[Row]) -> StepPlan:

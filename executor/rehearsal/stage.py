@@ -72,6 +72,11 @@ class Stage:
                 continue
             self._adapt(rank)
             yield from self._play_adapted(limits, rank)
+        # Adapters of everything, by which the KV cache is sized.
+        for rank in plans.ranks_of_largest(self._cast.max_rank) if ranks else ():
+            self._adapt(rank, everywhere=True)
+            for runner in (self._by_graphs, self._by_kernels):
+                yield from self._play(runner, iter(plans.largest(limits, slot=0)))
 
     def seldom(self) -> Iterator[None]:
         """Everything else: other ranks, gains and shifts, embeddings, heads and routers, and steps that have

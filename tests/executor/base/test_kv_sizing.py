@@ -13,6 +13,7 @@ from executor.model.config import ModelConfig
 from executor.model.parameters import Parameters
 from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
+from executor.rehearsal.plans import Limits
 from executor.runner import RunnerConfig, TorchRunner
 from tests.support.oracle_checkpoints import make_checkpoint
 
@@ -33,7 +34,7 @@ def test_no_room_is_refused_with_what_to_do(measured: Measured) -> None:
 
 @pytest.mark.parametrize(("tokens", "rows", "context"), [(64, 8, 128), (8, 8, 128), (300, 4, 32), (7, 1, 4)])
 def test_the_largest_step_keeps_its_limits(tokens: int, rows: int, context: int) -> None:
-    largest = LargestStep(tokens=tokens, rows=rows, context=context, page_size=4)
+    largest = LargestStep(Limits(tokens=tokens, rows=rows, context=context, slots=1, page_size=4))
     prompts, decodes, mixed = largest.plans(BASE_SLOT)
     lengths = np.diff(prompts.query_splits)
     assert len(lengths) == rows
@@ -91,7 +92,7 @@ def test_the_run_computes_the_largest_steps_and_leaves_nothing(
         make_runner,
         pool=pool,
         max_rank=16,
-        largest=LargestStep(tokens=40, rows=3, context=64, page_size=4),
+        largest=LargestStep(Limits(tokens=40, rows=3, context=64, slots=slots, page_size=4)),
         memory=memory,
         utilization=0.5,
         page_bytes=1024,

@@ -12,6 +12,7 @@ KINDS = (
     plans.prompts,
     plans.spread,
     plans.adapted_large,
+    plans.largest,
 )
 
 
