@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from rpc.addresses import binding_error
+
 log = logging.getLogger(__name__)
 
 Gather = Callable[[], Awaitable[list[Metric]]]
@@ -34,16 +36,17 @@ class MetricsServer:
         self._thread: threading.Thread | None = None
 
     async def start(self, address: str) -> str:
-        """Binds `host:port` (port 0: any) and returns the address. Raises OSError when it cannot be bound."""
+        """Binds `host:port` (port 0: any) and returns the address.
+
+        Raises OSError when it cannot be bound now, ValueError when it never can be.
+        """
         host, _, port = address.rpartition(":")
         registry = CollectorRegistry()
         registry.register(_LoopCollector(asyncio.get_running_loop(), self._gather))
         try:
             self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry=registry)
         except OSError as error:
-            raise OSError(
-                f"cannot serve metrics on {address}: {error.strerror}; choose another metrics_listen"
-            ) from error
+            raise binding_error(f"cannot serve metrics (metrics_listen) on {address}", error) from error
         bound = f"{host}:{self._server.server_port}"
         log.info("metrics on http://%s/metrics", bound)
         return bound

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from rpc.addresses import binding_error, try_binding
 from rpc.channel import SERVER_OPTIONS
 from rpc.interceptor import ErrorInterceptor
 from rpc.tuning import give_way, give_way_as_session
@@ -57,10 +58,14 @@ class Server:
 
         In plaintext without credentials.
 
-        Returns the address that was bound. Raises OSError when it cannot be bound.
+        Returns the address that was bound. Raises OSError when it cannot be bound now, ValueError when it
+        never can be.
         """
         if address.startswith("unix:"):
-            _remove_stale_socket(Path(address.removeprefix("unix:")))
+            try:
+                _remove_stale_socket(Path(address.removeprefix("unix:")))
+            except OSError as error:
+                raise binding_error(f"cannot listen on {address}", error) from error
         reflection.enable_server_reflection(
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
         )
@@ -72,9 +77,7 @@ class Server:
                 else self._server.add_secure_port(address, credentials)
             )
         except RuntimeError as error:
-            raise OSError(
-                f"cannot listen on {address}: is it in use, not allowed, or the key not the certificate's?"
-            ) from error
+            raise _not_bound(address) from error
         await self._server.start()
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
@@ -103,6 +106,16 @@ class _ByName:
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
         """Generated code adds them as generic ones, too."""
+
+
+def _not_bound(address: str) -> OSError | ValueError:
+    """gRPC does not say why it could not bind: whoever tries it again is told."""
+    what = f"cannot listen on {address}"
+    try:
+        try_binding(address)
+    except OSError as error:
+        return binding_error(what, error)
+    return OSError(f"{what}: the reason has passed, or gRPC does not take the certificate")
 
 
 def _remove_stale_socket(path: Path) -> None:

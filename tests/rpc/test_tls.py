@@ -75,3 +75,20 @@ def test_half_a_setting_is_refused(pkis: tuple[Pki, Pki], tmp_path: Path) -> Non
     (tmp_path / "der").write_bytes(b"\x30\x82")
     with pytest.raises(ValueError, match="PEM"):
         ClientTls(ca=tmp_path / "der").credentials()
+
+
+def test_a_pair_that_does_not_belong_together_is_refused(pkis: tuple[Pki, Pki], tmp_path: Path) -> None:
+    ours, strangers = pkis
+    garbled = tmp_path / "garbled.pem"
+    garbled.write_text("-----BEGIN CERTIFICATE-----\ngarbled\n-----END CERTIFICATE-----\n")
+    for cert, key, said in (
+        (ours.cert, strangers.key, "is not the key of tls_cert"),
+        (garbled, ours.key, "are no certificate and its key"),
+        (ours.cert, garbled, "are no certificate and its key"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ServerTls(cert=cert, key=key).credentials()
+        with pytest.raises(ValueError, match=said):
+            ClientTls(cert=cert, key=key).credentials()
+    with pytest.raises(ValueError, match=r"tls_client_ca: .* holds no certificates"):
+        ServerTls(cert=ours.cert, key=ours.key, client_ca=garbled).credentials()
