@@ -89,7 +89,7 @@ class Frontend:
         return ExecutorClient(
             stub=executor_pb2_grpc.ExecutorServiceStub(channel),
             incarnation=uuid.uuid4().hex,
-            tokenizer_digest=model.tokenizer_digest,
+            model=model,
             flights=self.flights,
             patience_seconds=self._config.patience_seconds,
             on_availability=self._on_availability,

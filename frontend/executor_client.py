@@ -10,6 +10,7 @@ import grpc
 
 from frontend.flights import RETRY_SECONDS, Flight, FlightTable, Sink
 from frontend.hints import Hints
+from frontend.model_folder import ModelFolder
 from frontend.reconnect import Backoff, closed, why_ended
 from lorikeet.v1 import executor_pb2, executor_pb2_grpc
 from rpc.errors import LorikeetError, aborted, failed_precondition, unavailable
@@ -32,7 +33,7 @@ class ExecutorClient:
     Args:
         stub: of the executor.
         incarnation: differs for each start of this process.
-        tokenizer_digest: the executor must have the same.
+        model: what the executor serves must not differ from it in what a folder without weights tells.
         flights: owned by this client from now on.
         patience_seconds: how long an outage may last before requests fail.
         on_availability: called in the event loop when that changes.
@@ -43,14 +44,17 @@ class ExecutorClient:
         *,
         stub: executor_pb2_grpc.ExecutorServiceStub,
         incarnation: str,
-        tokenizer_digest: str,
+        model: ModelFolder,
         flights: FlightTable,
         patience_seconds: float,
         on_availability: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._stub = stub
+        self._model = model
         self._hello = executor_pb2.ClientHello(
-            protocol_version=PROTOCOL_VERSION, incarnation=incarnation, tokenizer_digest=tokenizer_digest
+            protocol_version=PROTOCOL_VERSION,
+            incarnation=incarnation,
+            tokenizer_digest=model.tokenizer_digest,
         )
         self._flights = flights
         self._patience_seconds = patience_seconds
@@ -186,7 +190,9 @@ class ExecutorClient:
         hello = response.hello
         for what, theirs, ours in (
             ("protocol version", hello.protocol_version, PROTOCOL_VERSION),
-            ("tokenizer", hello.tokenizer_digest, self._hello.tokenizer_digest),
+            ("tokenizer", hello.tokenizer_digest, self._model.tokenizer_digest),
+            ("model type", hello.model_type, self._model.model_type),
+            ("vocabulary size", hello.limits.vocab_size, self._model.vocab_size),
         ):
             if theirs != ours:
                 raise failed_precondition(

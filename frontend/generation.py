@@ -275,7 +275,7 @@ class Generation:
         engine = self._executor.engine
         return generation_pb2.GetModelResponse(
             name=engine.model_name,
-            model_type=engine.model_type or self._model.model_type,
+            model_type=engine.model_type,
             base_digest=engine.base_digest,
             vocab_size=engine.limits.vocab_size,
             context_length=engine.limits.context_length,

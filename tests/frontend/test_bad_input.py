@@ -122,11 +122,17 @@ async def test_token_ids_out_of_the_vocabulary_have_no_text(model_folder: Path, 
         assert caught.value.code() is INVALID
 
 
-async def test_an_executor_with_another_tokenizer_is_not_used(model_folder: Path):
+@pytest.mark.parametrize("differs", ["tokenizer", "model type", "vocabulary size"])
+async def test_an_executor_of_another_model_is_not_used(model_folder: Path, differs: str):
     async with running_rig(model_folder, wait_ready=False) as rig:
         await rig.kill_executor()
         hello = hello_for(model_folder)
-        hello.tokenizer_digest = "f" * 64
+        if differs == "tokenizer":
+            hello.tokenizer_digest = "f" * 64
+        elif differs == "model type":
+            hello.model_type = "llama"
+        else:
+            hello.limits.vocab_size += 64
         rig.executor.hello = hello
         await rig.restart_executor(rig.executor)
         health = health_pb2_grpc.HealthStub(rig.channel)
@@ -138,7 +144,7 @@ async def test_an_executor_with_another_tokenizer_is_not_used(model_folder: Path
             status = await statuses.read()
         error = await _until_reason(rig.generation, "EXECUTOR_MISMATCH")
         assert error.code is grpc.StatusCode.UNAVAILABLE
-        assert "tokenizer" in error.message
+        assert f"the executor's {differs} is" in error.message
 
 
 async def _until_reason(generation: generation_pb2_grpc.GenerationServiceStub, reason: str) -> LorikeetError:

@@ -236,14 +236,14 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
 
 
 def engine_hello(
-    *, tokenizer_digest: str, vocab_size: int, context_length: int = 512
+    *, model_type: str, tokenizer_digest: str, vocab_size: int, context_length: int = 512
 ) -> executor_pb2.EngineHello:
     """A Hello that fits the tiny model folders of these tests."""
     return executor_pb2.EngineHello(
         protocol_version=1,
         incarnation="fake",
         model_name="tiny",
-        model_type="qwen3",
+        model_type=model_type,
         base_digest="0" * 64,
         tokenizer_digest=tokenizer_digest,
         eos_token_ids=[2],

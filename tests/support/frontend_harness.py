@@ -106,7 +106,12 @@ def ids_of(responses: Sequence[generation_pb2.GenerateResponse], index: int = 0)
 
 def hello_for(folder: Path, **fields: Any) -> executor_pb2.EngineHello:
     model = read_model_folder(folder, max_prompt_bytes=1 << 20)
-    return engine_hello(tokenizer_digest=model.tokenizer_digest, vocab_size=model.vocab_size, **fields)
+    return engine_hello(
+        model_type=model.model_type,
+        tokenizer_digest=model.tokenizer_digest,
+        vocab_size=model.vocab_size,
+        **fields,
+    )
 
 
 @contextlib.asynccontextmanager
