@@ -91,7 +91,10 @@ class DiskTier:
         except BlockingIOError:
             os.close(self._lock)
             raise
-        self._sizes = {path.name: folder_bytes(path) for path in self._objects.iterdir() if path.is_dir()}
+        self._sizes = _Sizes()
+        for path in self._objects.iterdir():
+            if path.is_dir():
+                self._sizes.put(path.name, folder_bytes(path))
 
     def close(self) -> None:
         os.close(self._lock)
@@ -105,7 +108,7 @@ class DiskTier:
             for path in folder.iterdir():
                 if folder == self._incoming or path.name not in digests:
                     _delete(path)
-                    self._sizes.pop(path.name, None)
+                    self._sizes.drop(path.name)
         # Earlier releases kept packs, too.
         shutil.rmtree(self._data_dir / "packs", ignore_errors=True)
         return sorted(digest for digest in digests if not self.object_path(digest).is_dir())
@@ -129,14 +132,15 @@ class DiskTier:
     def bytes_of(self, digest: str) -> int:
         """A probe: of an object; 0 when it is not there."""
         with self._mutex:
-            return self._sizes.get(digest, 0)
+            return self._sizes.of.get(digest, 0)
 
     def missing_bytes(self, staged: Path, digest: str) -> int:
         """A probe: by how much a staged object would exceed the quota."""
-        if not self._quota or digest in self._sizes:
+        if not self._quota:
             return 0
+        size = folder_bytes(staged)
         with self._mutex:
-            return max(0, sum(self._sizes.values()) + folder_bytes(staged) - self._quota)
+            return 0 if digest in self._sizes.of else max(0, self._sizes.total + size - self._quota)
 
     def commit_object(self, staged: Path, digest: str) -> bool:
         """Gives a staged object its name, durably. False where the same content is there already, perhaps in
@@ -159,7 +163,7 @@ class DiskTier:
                 sync_file(self._objects)
         except BaseException:
             with self._mutex:
-                self._sizes.pop(digest, None)
+                self._sizes.drop(digest)
             raise
         with self._mutex:
             self._moving.discard(staged)
@@ -172,29 +176,29 @@ class DiskTier:
             # Nothing is made anew: on a full disk that could fail.
             self.object_path(digest).rename(trash)
         with self._mutex:
-            self._sizes.pop(digest, None)
+            self._sizes.drop(digest)
         return trash
 
     def statistics(self) -> DiskStatistics:
         """Counts; looks at no folder."""
         with self._mutex:
             return DiskStatistics(
-                objects=len(self._sizes),
-                used_bytes=sum(self._sizes.values()),
+                objects=len(self._sizes.of),
+                used_bytes=self._sizes.total,
                 capacity_bytes=self._quota,
                 incoming=len(self._moving),
             )
 
     def _take(self, digest: str, size: int) -> None:
         with self._mutex:
-            used = sum(self._sizes.values())
+            used = self._sizes.total
             if self._quota and used + size > self._quota:
                 raise resource_exhausted(
                     "DISK_QUOTA",
                     f"the adapter takes {size} bytes on the store's disk, and {used} of {self._quota} are "
                     "taken: unload adapters, or start the store with a larger disk_bytes",
                 )
-            self._sizes[digest] = size
+            self._sizes.put(digest, size)
 
     @contextmanager
     def _new_incoming(self) -> Iterator[Path]:
@@ -208,6 +212,22 @@ class DiskTier:
             with self._mutex:
                 self._moving.discard(folder)
             raise
+
+
+class _Sizes:
+    """Bytes of each object, by digest, and of all. Whoever calls holds the tier's lock."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
+        self.total = 0
+
+    def put(self, digest: str, size: int) -> None:
+        self.drop(digest)
+        self.of[digest] = size
+        self.total += size
+
+    def drop(self, digest: str) -> None:
+        self.total -= self.of.pop(digest, 0)
 
 
 def folder_bytes(folder: Path) -> int:
