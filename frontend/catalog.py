@@ -1,13 +1,46 @@
 """Which digest each adapter name points to, as far as this frontend knows; fed by `catalog_follower`."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from frontend.validation import AdapterRef
 from lorikeet.v1 import store_pb2
 from rpc.access import may_use
 from rpc.errors import failed_precondition, not_found, unavailable
 from rpc.tokens import Caller
+
+# Of a snapshot, read between two turns of the event loop: 2 ms.
+_SLICE = 500
+
+
+class _Names:
+    """Where names point to, at one revision."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+        self.of: dict[str, dict[str, None]] = {}
+        """Of each digest that a name points to; in the order in which they came to do so."""
+        self.tenants: dict[str, str] = {}
+        self.templated: set[str] = set()
+
+    def point(self, pointer: store_pb2.AdapterPointer) -> str:
+        """Moves or removes a name. Returns the digest that no name points to any more, or ""."""
+        old = self.digests.pop(pointer.name, "")
+        if old:
+            del self.of[old][pointer.name]
+        if pointer.digest:
+            self.digests[pointer.name] = pointer.digest
+            self.of.setdefault(pointer.digest, {})[pointer.name] = None
+            self.tenants[pointer.name] = pointer.tenant
+            if pointer.has_chat_template:
+                self.templated.add(pointer.digest)
+        else:
+            self.tenants.pop(pointer.name, None)
+        if not old or self.of[old]:
+            return ""
+        del self.of[old]
+        self.templated.discard(old)
+        return old
 
 
 class Catalog:
@@ -19,12 +52,8 @@ class Catalog:
 
     def __init__(self, *, has_store: bool) -> None:
         self._has_store = has_store
-        self._digests: dict[str, str] = {}
-        self._names: dict[str, dict[str, None]] = {}
-        """Of each digest that a name points to; in the order in which they came to do so."""
+        self._names = _Names()
         self._abort_listeners: list[Callable[[str, str], None]] = []
-        self._tenants: dict[str, str] = {}
-        self._templated: set[str] = set()
         self._revision: int | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -45,27 +74,23 @@ class Catalog:
 
     def apply(self, response: store_pb2.FollowResponse) -> None:
         """Acts by a snapshot or a change from now on."""
-        if response.snapshot:
-            self._digests, self._tenants, self._templated = {}, {}, set()
-            self._names.clear()
-        for pointer in response.pointers:
-            old = self._digests.pop(pointer.name, "")
-            if old:
-                del self._names[old][pointer.name]
-            if pointer.digest:
-                self._digests[pointer.name] = pointer.digest
-                self._names.setdefault(pointer.digest, {})[pointer.name] = None
-                self._tenants[pointer.name] = pointer.tenant
-                if pointer.has_chat_template:
-                    self._templated.add(pointer.digest)
-            else:
-                self._tenants.pop(pointer.name, None)
-            is_gone = bool(old) and not self._names[old]
-            if is_gone:
-                del self._names[old]
-                self._templated.discard(old)
+        for _ in self._apply(response):
+            pass
+
+    async def apply_in_turns(self, response: store_pb2.FollowResponse) -> None:
+        """The same, while the event loop goes on: of a snapshot nothing counts before all of it does."""
+        for _ in self._apply(response):
+            await asyncio.sleep(0)
+
+    def _apply(self, response: store_pb2.FollowResponse) -> Iterator[None]:
+        names = _Names() if response.snapshot else self._names
+        for count, pointer in enumerate(response.pointers, start=1):
+            gone = names.point(pointer)
             if not pointer.digest and pointer.abort_running:
-                self._tell_aborts(pointer.name, old if is_gone else "")
+                self._tell_aborts(pointer.name, gone)
+            if response.snapshot and count % _SLICE == 0:
+                yield
+        self._names = names
         self._revision = response.revision
         for revision, waiter in self._waiters:
             if revision <= response.revision and not waiter.done():
@@ -87,14 +112,14 @@ class Catalog:
         if self._revision is None:
             raise unavailable("CATALOG_UNKNOWN", "the adapter store has not been reached yet: retry")
         if adapter.digest:
-            if adapter.digest in self._names and self.may_use(adapter, caller):
+            if adapter.digest in self._names.of and self.may_use(adapter, caller):
                 return adapter.digest
             raise not_found(
                 "UNKNOWN_DIGEST",
                 f"no adapter has the digest {adapter.digest} now: load it, or ask for it by name",
                 adapter=adapter.digest,
             )
-        digest = self._digests.get(adapter.name)
+        digest = self._names.digests.get(adapter.name)
         if digest is None or not self.may_use(adapter, caller):
             raise not_found(
                 "ADAPTER_NOT_FOUND",
@@ -106,14 +131,14 @@ class Catalog:
 
     def tenant_of(self, name: str) -> str | None:
         """Whose a name is; "" for everyone's, None for a name that is not known."""
-        return self._tenants.get(name)
+        return self._names.tenants.get(name)
 
     def may_use(self, adapter: AdapterRef, caller: Caller) -> bool:
         """Whether a caller may use an adapter: a name, or a digest that one of its names points to."""
         if not caller.tenant:
             return True
-        names = [adapter.name] if adapter.name else self._names.get(adapter.digest, ())
-        return any(may_use(self._tenants.get(name, ""), caller) for name in names)
+        names = [adapter.name] if adapter.name else self._names.of.get(adapter.digest, ())
+        return any(may_use(self._names.tenants.get(name, ""), caller) for name in names)
 
     def _tell_aborts(self, name: str, digest: str) -> None:
         for listener in self._abort_listeners:
@@ -121,7 +146,7 @@ class Catalog:
 
     def brings_template(self, digest: str) -> bool:
         """True for an adapter with a chat template of its own."""
-        return digest in self._templated
+        return digest in self._names.templated
 
     async def reach(self, revision: int) -> None:
         """Returns once requests are answered by this revision or a later one."""
@@ -137,7 +162,7 @@ class Catalog:
 
     def names_of(self, digest: str) -> list[str]:
         """The names that point to a digest."""
-        return list(self._names.get(digest, ()))
+        return list(self._names.of.get(digest, ()))
 
     def statistics(self) -> dict[str, int]:
-        return {"adapter_names": len(self._digests), "catalog_revision": self.revision}
+        return {"adapter_names": len(self._names.digests), "catalog_revision": self.revision}

@@ -51,7 +51,7 @@ class CatalogFollower:
         try:
             await call.write(store_pb2.FollowRequest())
             async for response in call:
-                self._catalog.apply(response)
+                await self._catalog.apply_in_turns(response)
                 await call.write(store_pb2.FollowRequest(acknowledged_revision=response.revision))
                 if response.snapshot:
                     log.info("following the adapter store at revision %d", response.revision)

@@ -42,6 +42,22 @@ def test_a_snapshot_replaces_everything():
     assert code_of(catalog, SQL) is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_large_snapshot_lets_others_go_on_and_counts_all_at_once():
+    catalog = Catalog(has_store=True)
+    catalog.apply(response(3, snapshot=True, sql="a"))
+    many = {f"name-{number}": "b" for number in range(5_000)}
+    applying = asyncio.create_task(catalog.apply_in_turns(response(9, snapshot=True, **many)))
+    seen: list[tuple[int, str]] = []
+    while not applying.done():
+        seen.append((catalog.revision, catalog.resolve(SQL)))
+        assert code_of(catalog, AdapterRef(name="name-0")) is grpc.StatusCode.NOT_FOUND
+        await asyncio.sleep(0)
+    assert len(seen) > 5
+    assert set(seen) == {(3, "a")}
+    assert (catalog.revision, catalog.resolve(AdapterRef(name="name-4999"))) == (9, "b")
+    assert code_of(catalog, SQL) is grpc.StatusCode.NOT_FOUND
+
+
 def test_an_unknown_name_says_how_to_load_it():
     catalog = Catalog(has_store=True)
     catalog.apply(response(1, snapshot=True))
