@@ -59,7 +59,7 @@ def _error(
         places[:, : found.shape[1]] = found
     arrivals = Arrivals(1, table.pool.device)
     tiles = Tiles(
-        places=torch.from_numpy(places).to(table.pool.device), block=BLOCK, rank=table.largest_rank(range(5))
+        places=torch.from_numpy(places).to(table.pool.device), block=BLOCK, rank=table.traits(range(5)).rank
     )
     tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=arrivals)
     if not recorded:

@@ -98,7 +98,7 @@ def lora_of(slots: list[int], table: SlotTable, copy: int) -> ExpertLora:
     """As the decoder makes it for a layer of a recorded step."""
     batch = LoraBatch.of_tokens(slots).tiled(table)
     slots_T = torch.tensor(slots, dtype=torch.int32, device="cuda")
-    batch = replace(batch, slots_T=slots_T, shares=table.shares(batch.slots))
+    batch = replace(batch, slots_T=slots_T, shares=table.traits(batch.slots).shares)
     return ExpertLora(first_slice=3 * EXPERTS * copy, experts=EXPERTS, batch=batch, table=table)
 
 

@@ -10,9 +10,11 @@ rows and 2 tiles of chunks:
     tiles    slot 4 | token 3 | length 1
 """
 
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from executor.graphs.shapes import LoraShape, StepShape
@@ -21,6 +23,8 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 _APART = 4
 """Parts begin at multiples of 16 bytes, for which kernels are compiled once."""
+_TURNS = 3
+"""Steps that may be on their way to the device at once, and the one that is written."""
 
 
 class Inputs(NamedTuple, Generic[Array]):
@@ -39,21 +43,53 @@ class Inputs(NamedTuple, Generic[Array]):
     ends: Array
 
 
+class Staging:
+    """Owns the buffer that graphs read, `on_device`, and those on the host that it is sent from: in turns,
+    for a copy may still be under way while the next step is written.
+    """
+
+    def __init__(self, numbers: int, device: torch.device) -> None:
+        """For shapes of up to so many `numbers`."""
+        self.on_device = torch.zeros(numbers, dtype=torch.int32, device=device)
+        pinned = self.on_device.is_cuda
+        self._hosts = [torch.empty(numbers, dtype=torch.int32, pin_memory=pinned) for _ in range(_TURNS)]
+        self._numbers = [host.numpy() for host in self._hosts]
+        self._sent = [torch.cuda.Event() for _ in range(_TURNS)] if pinned else []
+        self._turn = self._count = 0
+
+    def begin(self, shape: StepShape) -> Inputs[np.ndarray]:
+        """Inputs of a step in which nothing is done: to be written to, and then sent."""
+        self._turn = (self._turn + 1) % _TURNS
+        if self._sent:
+            self._sent[self._turn].synchronize()
+        self._count = count(shape)
+        numbers = self._numbers[self._turn][: self._count]
+        numbers.fill(0)
+        inputs = parts(numbers, shape)
+        inputs.tokens[3] = -1
+        return inputs
+
+    def send(self) -> None:
+        """What was begun last; after the steps before, which read what this overwrites."""
+        host = self._hosts[self._turn][: self._count]
+        self.on_device[: self._count].copy_(host, non_blocking=True)
+        if self._sent:
+            self._sent[self._turn].record()
+
+
 def parts(buffer: Array, shape: StepShape) -> Inputs[Array]:
     """A buffer's inputs, for one shape."""
-    views, first = [], 0
-    for rows, columns in _sizes(shape):
-        # Rows of tokens go to kernels one by one, tiles as a whole.
-        apart = _padded(columns) if not views else columns
-        views.append(buffer[first : first + rows * apart].reshape(rows, apart)[:, :columns])
-        first += _padded(rows * apart)
-    return Inputs(*views)
+    return Inputs(
+        *(
+            buffer[first : first + rows * apart].reshape(rows, apart)[:, :columns]
+            for first, rows, columns, apart in _layout(shape)[0]
+        )
+    )
 
 
 def count(shape: StepShape) -> int:
     """How many numbers a shape's inputs are, with what lies between them."""
-    (rows, columns), *others = _sizes(shape)
-    return rows * _padded(columns) + sum(_padded(rows * columns) for rows, columns in others)
+    return _layout(shape)[1]
 
 
 def most(shape: StepShape) -> int:
@@ -62,17 +98,12 @@ def most(shape: StepShape) -> int:
     return count(shape._replace(lora=lora))
 
 
-def idle(shape: StepShape) -> np.ndarray:
-    """Inputs of a step in which nothing is done."""
-    numbers = np.zeros(count(shape), dtype=np.int32)
-    parts(numbers, shape).tokens[3] = -1
-    return numbers
-
-
-def _sizes(shape: StepShape) -> tuple[tuple[int, int], ...]:
+@lru_cache(maxsize=1024)
+def _layout(shape: StepShape) -> tuple[tuple[tuple[int, int, int, int], ...], int]:
+    """Of each part where it begins, its rows, their columns and how far they are apart; where all end."""
     chosen = shape.rows if shape.chunks else 0
     lora = shape.lora
-    return (
+    sizes = (
         (4, shape.tokens),
         (4, shape.decodes),
         (4, shape.chunks),
@@ -80,6 +111,13 @@ def _sizes(shape: StepShape) -> tuple[tuple[int, int], ...]:
         (3, lora.tiles if lora is not None else 0),
         (3, chosen if lora is not None and lora.ends else 0),
     )
+    placed, first = [], 0
+    for rows, columns in sizes:
+        # Rows of tokens go to kernels one by one, tiles as a whole.
+        apart = columns if placed else _padded(columns)
+        placed.append((first, rows, columns, apart))
+        first += _padded(rows * apart)
+    return tuple(placed), first
 
 
 def _padded(number: int) -> int:

@@ -10,6 +10,7 @@ and what usual adapters want.
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from executor.control.plan import LAST_SAMPLED
-from executor.graphs.inputs import Inputs, idle, most, parts
+from executor.graphs.inputs import Inputs, Staging, most, parts
 from executor.graphs.recorder import Recorder
 from executor.graphs.shapes import (
     LoraShape,
@@ -40,9 +41,9 @@ from executor.model.layout import embedding_index, head_slices, router_slices
 from executor.model.page_table import PageTable
 from kernels.fused import FusedSteps
 from kernels.lora import NO_LORA, Arrivals, LoraBatch, SlotTable, can_be_beside
-from kernels.lora.tiles import BLOCK, Tiles, cut
+from kernels.lora.table import Traits
+from kernels.lora.tiles import BLOCK, Tiles, cut_tokens
 from kernels.moe_lora.gpu import slots_of
-from kernels.transfer import pack
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,6 @@ MOST_GRAPHS = 128
 _USUAL_RANKS = (16, 64)
 _STEPS_APART = 8
 """From one recording to the next while there is traffic."""
-_NO_TILES = np.empty((3, 0), dtype=np.int32)
 _PROJECTIONS = 4
 """Products of a layer that adapters are beside: q,k,v; o; gate,up; down."""
 
@@ -96,7 +96,7 @@ class StepGraphs:
         self._ends = embedding_index(decoder.config), head_slices(decoder.config)[0].slice
         self._arrivals = Arrivals(_PROJECTIONS * decoder.config.layers, last_sampled.device)
         numbers = max(most(decoding(self._sizes[-1])), most(self._largest))
-        self._inputs = torch.zeros(numbers, dtype=torch.int32, device=last_sampled.device)
+        self._staging = Staging(numbers, last_sampled.device)
         self._logits_NV = adapters.pool.new_empty(self._sizes[-1], decoder.config.vocab_size)
         self._graphs: dict[StepShape, Callable[[], Computed]] = {}  # the one used last comes last
         self._met: set[StepShape] = set()
@@ -134,7 +134,8 @@ class StepGraphs:
 
     def _prepare(self, shape: StepShape) -> Callable[[], Computed]:
         """A graph of a step that has not come."""
-        self._send(idle(shape))
+        self._staging.begin(shape)
+        self._staging.send()
         self._run(shape)
         return self._record(partial(self._run, shape))
 
@@ -156,12 +157,13 @@ class StepGraphs:
         """A step of rows sorted by slot, of which those in `sampled` are; results are in their order. None
         where no shape fits, and where adapters bring whole weights, which the host looks up.
         """
-        lora = LoraBatch.of_rows(slots, spans.lengths)
-        if self._adapters.brings_weights(lora.slots):
+        traits = self._adapters.traits(slots)
+        if traits.brings_weights:
             return None
         decodes, chunks = self._attention.cut(spans)
-        if len(sampled) == len(input_ids):
-            shape = decoding(next(size for size in self._sizes if size >= len(sampled)))
+        all_decode = len(sampled) == len(input_ids)
+        if all_decode:
+            shape = decoding(self._sizes[bisect_left(self._sizes, len(sampled))])
         else:
             shape = mixed(
                 len(input_ids),
@@ -172,57 +174,54 @@ class StepGraphs:
             )
         if shape is None or chunks.shape[1] > shape.chunks:
             return None
-        tiles = ends = _NO_TILES
-        if not lora.empty:
-            shape, tiles = self._adapted(shape, lora)
-            if shape.chunks and shape.lora is not None and shape.lora.ends:
-                ends = _cut(LoraBatch.of_rows(slots[sampled], np.ones_like(sampled)), BLOCK)
-        numbers = idle(shape)
-        inputs = parts(numbers, shape)
-        inputs.tokens[:, : len(input_ids)] = self._tokens(spans, input_ids)
+        slots_T = slots if all_decode else np.repeat(slots, spans.lengths)
+        shape, tiles = self._adapted(shape, slots_T, traits)
+        inputs = self._staging.begin(shape)
+        self._write_tokens(inputs.tokens, spans, input_ids, all_decode)
         if shape.chunks:
-            inputs.sampled[:, : len(sampled)] = spans.splits[1:][sampled] - 1, spans.rows[sampled]
-        cuts = (inputs.decodes, decodes), (inputs.chunks, chunks), (inputs.tiles, tiles), (inputs.ends, ends)
-        for places, made in cuts:
-            places[:, : made.shape[1]] = made
-        self._send(numbers)
+            inputs.sampled[0, : len(sampled)] = spans.splits[1:][sampled] - 1
+            inputs.sampled[1, : len(sampled)] = spans.rows[sampled]
+        inputs.decodes[:, : decodes.shape[1]] = decodes
+        inputs.chunks[:, : chunks.shape[1]] = chunks
+        inputs.tiles[:, : tiles.shape[1]] = tiles
+        if inputs.ends.shape[1]:
+            ends = cut_tokens(slots[sampled], BLOCK)
+            inputs.ends[:, : ends.shape[1]] = ends
+        self._staging.send()
         return Computed(*(tensor[: len(sampled)] for tensor in self._replay(shape)))
 
-    def _tokens(self, spans: Spans, input_ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Id, row, position and place in the cache of each: integers `[T]`."""
-        rows = np.repeat(spans.rows, spans.lengths)
-        positions = np.repeat(spans.starts - spans.splits[:-1], spans.lengths) + np.arange(len(rows))
-        return (
-            input_ids,
-            rows,
-            positions,
-            token_places(rows, positions, self._page_table.on_host, self._page_size),
-        )
+    def _write_tokens(
+        self, tokens: np.ndarray, spans: Spans, input_ids: np.ndarray, all_decode: bool
+    ) -> None:
+        """Id, row, position and place in the cache of each."""
+        rows, positions = spans.rows, spans.starts
+        if not all_decode:
+            rows = np.repeat(rows, spans.lengths)
+            positions = np.repeat(positions - spans.splits[:-1], spans.lengths) + np.arange(len(rows))
+        count = len(input_ids)
+        tokens[0, :count], tokens[1, :count], tokens[2, :count] = input_ids, rows, positions
+        tokens[3, :count] = token_places(rows, positions, self._page_table.on_host, self._page_size)
 
-    def _adapted(self, shape: StepShape, lora: LoraBatch) -> tuple[StepShape, np.ndarray]:
-        """With a batch's adapters, and the tiles of its tokens."""
+    def _adapted(self, shape: StepShape, slots_T: np.ndarray, traits: Traits) -> tuple[StepShape, np.ndarray]:
+        """With a batch's adapters, where there are any, and the tiles of its tokens."""
         table = self._adapters
-        rank = table.largest_rank(lora.slots)
-        padded = rank_of(rank)
-        block = BLOCK if table.fixed_order else block_of(shape, padded)
-        tiles = _cut(lora, block)
-        vectors = table.has_vectors(lora.slots)
+        rank = rank_of(traits.rank)
+        block = BLOCK if table.fixed_order else block_of(shape, rank)
+        tiles = cut_tokens(slots_T, block)
+        if not tiles.shape[1]:
+            return shape, tiles
+        slots = tiles[0].tolist()
         made = LoraShape(
-            tiles=tiles_of(tiles.shape[1], shape.tokens),
+            tiles=tiles_of(len(slots), shape.tokens),
             block=block,
-            rank=padded,
-            routers=table.touches(lora.slots, self._routers),
-            ends=table.changes(lora.slots, self._ends),
-            beside=can_be_beside(shape.tokens, rank=rank, table=table) and not vectors,
-            vectors=vectors,
-            shares=table.shares(lora.slots),
+            rank=rank,
+            routers=table.touches(slots, self._routers),
+            ends=table.changes(slots, self._ends),
+            beside=can_be_beside(shape.tokens, rank=traits.rank, table=table) and not traits.has_vectors,
+            vectors=traits.has_vectors,
+            shares=traits.shares,
         )
         return shape._replace(lora=made), tiles
-
-    def _send(self, numbers: np.ndarray) -> None:
-        """After the steps before, which read what this overwrites."""
-        sent = self._inputs[: len(numbers)]
-        sent.copy_(pack((numbers,), pinned=sent.is_cuda).view(torch.int32)[: len(numbers)], non_blocking=True)
 
     def _replay(self, shape: StepShape) -> Computed:
         replay = self._graphs.pop(shape, None)
@@ -254,7 +253,7 @@ class StepGraphs:
 
     def _run(self, shape: StepShape) -> Computed:
         """What a graph is a recording of."""
-        inputs = parts(self._inputs, shape)
+        inputs = parts(self._staging.on_device, shape)
         ids, rows, positions, kv = inputs.tokens
         rows = rows.long()
         lora, of_head = self._lora(shape, inputs)
@@ -299,7 +298,3 @@ class StepGraphs:
             return lora, lora
         of_head = Tiles(places=inputs.ends, block=BLOCK, rank=made.rank)
         return lora, LoraBatch(slots=(), splits=(0,), tiles=of_head)
-
-
-def _cut(lora: LoraBatch, block: int) -> np.ndarray:
-    return _NO_TILES if lora.empty else cut(lora.slots, lora.splits, blocks=(block,))[0]

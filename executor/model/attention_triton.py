@@ -70,8 +70,24 @@ class TritonAttention:
 
     def cut(self, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
         """The places of tiles of decoding rows, and those of tiles of chunks: int32 `[4, N]` each."""
-        decoding = spans.lengths == 1
-        decodes, chunks = self._cut(spans, decoding, 1), self._cut(spans, ~decoding, self.chunk_queries)
+        is_decoding = spans.lengths == 1
+        firsts = spans.splits[:-1]
+        (decoding,) = is_decoding.nonzero()
+        decodes = np.empty((4, len(decoding)), dtype=np.int32)
+        decodes[0], decodes[1], decodes[2], decodes[3] = (
+            spans.rows[decoding],
+            firsts[decoding],
+            spans.starts[decoding],
+            1,
+        )
+        (longer,) = (~is_decoding).nonzero()
+        chunks = cut(
+            spans.rows[longer],
+            firsts[longer],
+            spans.starts[longer],
+            spans.lengths[longer],
+            self.chunk_queries,
+        )
         # Of each row those that see most come first, so that none of them is left over at the end.
         return decodes, chunks[:, ::-1].copy()  # torch takes no negative strides
 
@@ -149,16 +165,6 @@ class TritonAttention:
             _ENOUGH_PROGRAMS // (len(visible) * self._kv_heads), longest // self._keys_of_a_split, _MAX_SPLITS
         )
         return _power_of_two(wanted)
-
-    @staticmethod
-    def _cut(spans: Spans, chosen: np.ndarray, queries: int) -> np.ndarray:
-        return cut(
-            spans.rows[chosen],
-            spans.splits[:-1][chosen],
-            spans.starts[chosen],
-            spans.lengths[chosen],
-            queries,
-        )
 
 
 def _power_of_two(most: int) -> int:

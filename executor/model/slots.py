@@ -84,17 +84,17 @@ class AdapterPool:
         batch, table = LoraBatch.of_rows(slots, lengths), self.table
         if not self.triton or batch.empty:
             return batch
+        traits = table.traits(batch.slots)
         if table.fixed_order:
-            rank = table.largest_rank(batch.slots)
-            tiles = Tiles.cut(batch.slots, batch.splits, rank=rank, like=table.pool, fixed_order=True)
+            tiles = Tiles.cut(batch.slots, batch.splits, rank=traits.rank, like=table.pool, fixed_order=True)
             batch = replace(batch, tiles=tiles)
         else:
             batch = batch.tiled(table)
         batch = replace(
             batch,
             touches_ends=table.changes(batch.slots, self._ends),
-            has_vectors=table.has_vectors(batch.slots),
-            shares=table.shares(batch.slots),
+            has_vectors=traits.has_vectors,
+            shares=traits.shares,
         )
         if not self._routers:
             return batch

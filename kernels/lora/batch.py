@@ -90,7 +90,7 @@ class LoraBatch:
         """The same batch for Triton's kernels, cut into tiles on the table's device."""
         if self.empty:
             return self
-        rank = table.largest_rank(self.slots)
+        rank = table.traits(self.slots).rank
         return replace(self, tiles=Tiles.cut(self.slots, self.splits, rank=rank, like=table.pool))
 
     @property

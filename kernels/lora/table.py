@@ -54,6 +54,21 @@ class SlotRow(NamedTuple):
     shares: bool
 
 
+class Traits(NamedTuple):
+    """Of several slots together: the largest padded rank of any slice, 0 where none has a LoRA; whether any
+    has a weight of its own instead of the base's, a gain or a shift, or slices with a lora_b in common, as
+    experts may.
+    """
+
+    rank: int
+    brings_weights: bool
+    has_vectors: bool
+    shares: bool
+
+
+_BRINGS_WEIGHTS, _HAS_VECTORS, _SHARES = 1, 2, 4
+
+
 class _Marks:
     """Which slots have any of the fields from `begin` to `end` in slices that are asked about with each step:
     looked at once, when a slot changes.
@@ -116,6 +131,9 @@ class SlotTable:
             element_bytes=pool.element_size(),
         )
         self._rows: list[SlotRow | None] = [None] * slots
+        # By slot, the base last, so that a batch is asked about by one index.
+        self._ranks = np.zeros(slots + 1, dtype=np.int64)
+        self._bits = np.zeros(slots + 1, dtype=np.uint8)
         self._touching, self._changing = _Marks(RANK, RANK + 1), _Marks(0, WEIGHT_UNIT + 1)
 
     @property
@@ -192,29 +210,26 @@ class SlotTable:
         self.scaling_SL[slot].zero_()
         self._note(slot, None)
 
-    def largest_rank(self, slots: Sequence[int]) -> int:
-        """The largest padded rank of any slice of these slots; 0 where none has a LoRA."""
-        return max((row.rank for slot in slots if (row := self._rows[slot]) is not None), default=0)
-
-    def brings_weights(self, slots: Sequence[int]) -> bool:
-        """Whether any of these slots has a weight of its own instead of the base's."""
-        return any(row.saved for slot in slots if (row := self._rows[slot]) is not None)
+    def traits(self, slots: Sequence[int] | np.ndarray) -> Traits:
+        """Of these slots, the base's -1 among them or not."""
+        chosen = np.asarray(slots, dtype=np.int64)
+        bits = int(np.bitwise_or.reduce(self._bits[chosen]))
+        return Traits(
+            rank=int(self._ranks[chosen].max(initial=0)),
+            brings_weights=bool(bits & _BRINGS_WEIGHTS),
+            has_vectors=bool(bits & _HAS_VECTORS),
+            shares=bool(bits & _SHARES),
+        )
 
     def touches(self, slots: Sequence[int], slices: Sequence[int]) -> bool:
         """Whether any of these slots has LoRA on any of these slices."""
-        return not self._touching.slots_of(slices, self._rows).isdisjoint(slots)
+        touching = self._touching.slots_of(slices, self._rows)
+        return bool(touching) and not touching.isdisjoint(slots)
 
     def changes(self, slots: Sequence[int], slices: Sequence[int]) -> bool:
         """Whether any of these slots does anything at all to any of these slices."""
-        return not self._changing.slots_of(slices, self._rows).isdisjoint(slots)
-
-    def has_vectors(self, slots: Sequence[int]) -> bool:
-        """Whether any of these slots has a gain or a shift."""
-        return any(row.has_vectors for slot in slots if (row := self._rows[slot]) is not None)
-
-    def shares(self, slots: Sequence[int]) -> bool:
-        """Whether any of these slots has slices with a lora_b in common, as experts may."""
-        return any(row.shares for slot in slots if (row := self._rows[slot]) is not None)
+        changing = self._changing.slots_of(slices, self._rows)
+        return bool(changing) and not changing.isdisjoint(slots)
 
     def weights(self, slot: int, slice_index: int) -> LoraWeights | None:
         """What one slot does to the output of one slice, or None where the adapter leaves it untouched."""
@@ -237,6 +252,8 @@ class SlotTable:
 
     def _note(self, slot: int, row: SlotRow | None) -> None:
         self._rows[slot] = row
+        self._ranks[slot] = 0 if row is None else row.rank
+        self._bits[slot] = 0 if row is None else _bits_of(row)
         self._touching.note(slot, row)
         self._changing.note(slot, row)
 
@@ -265,6 +282,10 @@ class SlotTable:
     def _matrix(self, unit: int, shape: tuple[int, int]) -> Tensor:
         first = self._first_element + unit * self._unit_elements
         return self.pool.as_strided(shape, (shape[1], 1), first)
+
+
+def _bits_of(row: SlotRow) -> int:
+    return _BRINGS_WEIGHTS * bool(row.saved) | _HAS_VECTORS * row.has_vectors | _SHARES * row.shares
 
 
 def _has_twins(units: np.ndarray) -> bool:

@@ -66,3 +66,22 @@ def cut(
         )
     )
     return places.astype(np.int32), block
+
+
+def cut_tokens(slots_T: np.ndarray, block: int) -> np.ndarray:
+    """The places of tiles of at most `block` tokens, int32 `[3, N]`, for tokens sorted by slot; those of the
+    base, which come first, have none.
+    """
+    changes = (slots_T[1:] != slots_T[:-1]).nonzero()[0] + 1
+    segment_T = np.zeros(len(slots_T), dtype=np.int64)  # where each token's segment begins
+    segment_T[changes] = changes
+    np.maximum.accumulate(segment_T, out=segment_T)
+    (first,) = ((np.arange(len(slots_T)) - segment_T) % block == 0).nonzero()
+    slots = slots_T[first]
+    of_base = np.count_nonzero(slots < 0)
+    first = first[of_base:]
+    places = np.empty((3, len(first)), dtype=np.int32)
+    places[0], places[1] = slots[of_base:], first
+    places[2, :-1] = first[1:] - first[:-1]
+    places[2, -1:] = len(slots_T) - first[-1:]
+    return places

@@ -144,7 +144,7 @@ def test_an_adapter_is_the_same_beside_others() -> None:
 
     def apply(slots: list[int], first: int) -> torch.Tensor:
         out, batch = y[first : first + len(slots)].clone(), LoraBatch.of_tokens(slots)
-        rank = table.largest_rank(batch.slots)
+        rank = table.traits(batch.slots).rank
         tiles = Tiles.cut(batch.slots, batch.splits, rank=rank, like=table.pool, fixed_order=True)
         source = x[first : first + len(slots)]
         lora.apply(out, source, slices=packed, batch=replace(batch, tiles=tiles), table=table)

@@ -12,28 +12,33 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 4e-3}
 IN, OUT, VOCAB = 150, (130, 40, 70), 19
 RANKS = (8, 256, 16, 72, 8)
-SHAPES = (
-    SliceShape(kind="linear", in_features=9, out_features=9),  # so that slice 1 is the first of the packed
-    *(SliceShape(kind="linear", in_features=IN, out_features=out) for out in OUT),
-    SliceShape(kind="embedding", in_features=VOCAB, out_features=77),
-)
 PACKED = (PackedSlice(1, 0, 130), PackedSlice(2, 130, 170), PackedSlice(3, 170, 240))
 ALL = [(slot, index) for slot in range(5) for index in range(1, 5)]
 UNTOUCHED = {(1, 2), (3, 1), (4, 1), (4, 2), (4, 3), (4, 4)}
 
 
-def make_table(dtype: torch.dtype) -> SlotTable:
-    """Ranks RANKS, slices in a shuffled order with gaps; slot 4 touches nothing. NaN between the weights."""
+def make_table(dtype: torch.dtype, outputs: tuple[int, ...] = OUT) -> SlotTable:
+    """Ranks RANKS, slices in a shuffled order with gaps; slot 4 touches nothing. NaN between the weights.
+
+    Slices from 1 on have so many `outputs`; an embedding follows.
+    """
     torch.manual_seed(0)
     random.seed(0)
+    shapes = (
+        SliceShape(
+            kind="linear", in_features=9, out_features=9
+        ),  # so that slice 1 is the first of the packed
+        *(SliceShape(kind="linear", in_features=IN, out_features=size) for size in outputs),
+        SliceShape(kind="embedding", in_features=VOCAB, out_features=77),
+    )
     table = SlotTable(
-        pool=torch.full((1 << 19,), float("nan"), dtype=dtype, device=DEVICE), shapes=SHAPES, slots=6
+        pool=torch.full((1 << 19,), float("nan"), dtype=dtype, device=DEVICE), shapes=shapes, slots=6
     )
     unit, entries = 3, {slot: [] for slot in range(5)}
     for slot, index in random.sample(ALL, len(ALL)):
-        rank, shape = RANKS[slot], SHAPES[index]
-        if (slot, index) in UNTOUCHED:
+        if (slot, index) in UNTOUCHED or index >= len(shapes):
             continue
+        rank, shape = RANKS[slot], shapes[index]
         places = []
         for size in (rank * shape.in_features, rank * shape.out_features):
             first = unit * 128 // dtype.itemsize
@@ -111,8 +116,8 @@ def test_tiles() -> None:
     assert (batch.tiles.block, batch.tiles.rank) == (64, 16)
     assert batch.tiles.places.tolist() == [[0, 0, 2], [1, 65, 71], [64, 6, 3]]
     table.clear_row(2)
-    assert table.largest_rank([2, 3]) == 72
-    assert table.largest_rank([2]) == 0
+    assert table.traits([2, 3]).rank == 72
+    assert table.traits([2]).rank == 0
     assert LoraBatch.of_tokens([-1]).tiled(table).tiles is None
 
 

@@ -241,8 +241,8 @@ def _compare(
     down = torch.randn(EXPERTS, HIDDEN, WIDE) * WIDE**-0.5
     weights = ExpertWeights(gate_up.to(DEVICE, dtype), down.to(DEVICE, dtype))
     batch, routing = LoraBatch.of_tokens(slots), make_routing(tokens, 2, padding)
-    assert table.shares([SHARED])
-    assert not table.shares([1, PARTLY, UNTOUCHED])
+    assert table.traits([SHARED]).shares
+    assert not table.traits([1, PARTLY, UNTOUCHED]).shares
     tiled = replace(batch.tiled(table), shares=shares)
     x = torch.randn(tokens, HIDDEN).to(DEVICE, dtype)
     x[len(slots) :] = float("nan")

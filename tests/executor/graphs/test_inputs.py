@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from executor.graphs.inputs import count, idle, most, parts
+from executor.graphs.inputs import Staging, count, most, parts
 from executor.graphs.shapes import LoraShape, StepShape, decoding
 
 ADAPTED = LoraShape(tiles=5, block=16, rank=16, routers=False, ends=True, beside=False)
@@ -37,7 +37,8 @@ def test_the_device_reads_what_the_host_wrote(shape: StepShape) -> None:
 
 
 def test_parts_are_as_large_as_the_shape_says() -> None:
-    assert [view.shape for view in parts(idle(MIXED), MIXED)] == [
+    staging = Staging(1000, torch.device("cpu"))
+    assert [view.shape for view in staging.begin(MIXED)] == [
         (4, 48),
         (4, 7),
         (4, 9),
@@ -45,14 +46,21 @@ def test_parts_are_as_large_as_the_shape_says() -> None:
         (3, 0),
         (3, 0),
     ]
-    adapted = parts(idle(SHAPES[3]), SHAPES[3])
+    adapted = staging.begin(SHAPES[3])
     assert [view.shape for view in adapted[4:]] == [(3, 5), (3, 7)]
-    decodes = parts(idle(SHAPES[1]), SHAPES[1])
+    decodes = staging.begin(SHAPES[1])
     assert [view.shape for view in decodes[2:]] == [(4, 0), (2, 0), (3, 5), (3, 0)], "all rows are sampled"
     assert most(MIXED) == count(MIXED._replace(lora=ADAPTED._replace(tiles=48)))
 
 
-def test_idle_inputs_store_nothing() -> None:
-    inputs = parts(idle(MIXED), MIXED)
-    assert (inputs.tokens[3] == -1).all()
-    assert not any(view.any() for view in (inputs.tokens[:3], *inputs[1:]))
+def test_inputs_begin_as_a_step_in_which_nothing_is_done_and_are_sent_as_written() -> None:
+    staging = Staging(1000, torch.device("cpu"))
+    for turn in range(5):
+        inputs = staging.begin(MIXED)
+        assert (inputs.tokens[3] == -1).all()
+        assert not any(view.any() for view in (inputs.tokens[:3], *inputs[1:]))
+        for number, view in enumerate(inputs, start=turn):
+            view[:] = number
+        staging.send()
+        for number, view in enumerate(parts(staging.on_device, MIXED), start=turn):
+            assert (view == number).all()
