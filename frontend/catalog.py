@@ -84,14 +84,21 @@ class Catalog:
 
     def _apply(self, response: store_pb2.FollowResponse) -> Iterator[None]:
         names = _Names() if response.snapshot else self._names
+        ended: list[tuple[str, str]] = []
         for count, pointer in enumerate(response.pointers, start=1):
             gone = names.point(pointer)
             if not pointer.digest and pointer.abort_running:
-                self._tell_aborts(pointer.name, gone)
+                ended.append((pointer.name, gone))
             if response.snapshot and count % _SLICE == 0:
                 yield
+        if response.snapshot:
+            # While there was no stream. What such names pointed to only this frontend knows.
+            olds = [(name, self._names.digests.get(name, "")) for name, _ in ended]
+            ended = [(name, "" if old in names.of else old) for name, old in olds]
         self._names = names
         self._revision = response.revision
+        for name, digest in ended:
+            self._tell_aborts(name, digest)
         for revision, waiter in self._waiters:
             if revision <= response.revision and not waiter.done():
                 waiter.set_result(None)

@@ -49,7 +49,7 @@ class CatalogFollower:
         """One stream to its end; returns why it ended."""
         call = self._stub.Follow()
         try:
-            await call.write(store_pb2.FollowRequest())
+            await call.write(store_pb2.FollowRequest(acknowledged_revision=self._catalog.revision))
             async for response in call:
                 await self._catalog.apply_in_turns(response)
                 await call.write(store_pb2.FollowRequest(acknowledged_revision=response.revision))

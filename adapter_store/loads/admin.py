@@ -117,10 +117,12 @@ class Admin:
         """Brings an adapter into memory, some time soon. Raises LorikeetError: NOT_FOUND."""
         self._warm.prefetch(self._catalog.resolve(adapter), self._layouts.current)
 
-    def follow(self) -> Follower:
-        """Begins a Follow stream; `Followers.leave` ends it."""
+    def follow(self, acts_by: int) -> Follower:
+        """Begins a Follow stream of a frontend that acts by a revision already, or by 0; `Followers.leave`
+        ends it.
+        """
         targets = [target_of(self._catalog, pointer) for pointer in self._catalog.pointers()]
-        return self._followers.join(self._catalog.revision, targets)
+        return self._followers.join(self._catalog.revision, targets, acts_by=acts_by)
 
     def watch(self, name: str) -> Watcher:
         """Begins a Watch stream; `Watchers.leave` ends it. Raises LorikeetError: RESOURCE_EXHAUSTED."""

@@ -12,6 +12,9 @@ from rpc.errors import LorikeetError, invalid_argument
 
 log = logging.getLogger(__name__)
 
+# Names removed by force that are remembered, for frontends that were away meanwhile.
+_MOST_FORCED = 10_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
@@ -56,7 +59,9 @@ class Follower:
         self._sent = 0
         self._revision = revision
         self._is_snapshot = True
-        self._waiting = {target.name: [target] for target in targets}
+        self._waiting: dict[str, list[Target]] = {}
+        for target in targets:
+            self._waiting.setdefault(target.name, []).append(target)
         self._has_news = True
         self._wake = asyncio.Event()
         self._closed = False
@@ -66,10 +71,10 @@ class Follower:
         """Adds a change to what will be sent next."""
         self._revision, self._has_news = revision, True
         before = self._waiting.pop(target.name, [])
+        aborts = target.abort_running or any(each.abort_running for each in before)
         if target.digest:
             self._waiting[target.name] = [*[each for each in before if each.abort_running], target]
-        elif not self._is_snapshot:
-            aborts = target.abort_running or any(each.abort_running for each in before)
+        elif aborts or not self._is_snapshot:
             self._waiting[target.name] = [replace(target, abort_running=aborts)]
         # Else: a snapshot that was not sent yet simply lacks the name.
         self._wake.set()
@@ -111,17 +116,25 @@ class Followers:
     def __init__(self, patience_seconds: float) -> None:
         self._patience = patience_seconds
         self._followers: set[Follower] = set()
+        self._forced: dict[str, int] = {}
+        """The revisions at which names were removed by force, the latest of them, in their order."""
         self._progress = asyncio.Event()
         self._goodbye: LorikeetError | None = None
 
     def __len__(self) -> int:
         return len(self._followers)
 
-    def join(self, revision: int, targets: Sequence[Target]) -> Follower:
-        """Adds a follower, whose first message is a snapshot. Raises LorikeetError once closed."""
+    def join(self, revision: int, targets: Sequence[Target], *, acts_by: int = 0) -> Follower:
+        """Adds a follower, whose first message is a snapshot. Raises LorikeetError once closed.
+
+        Args:
+            acts_by: the revision that it acts by since an earlier stream; 0 for none. It is told also of the
+                names that were removed by force after that.
+        """
         if self._goodbye is not None:
             raise self._goodbye
-        follower = Follower(revision, targets)
+        missed = [name for name, removed in self._forced.items() if 0 < acts_by < removed]
+        follower = Follower(revision, [*(Target(name=name, abort_running=True) for name in missed), *targets])
         self._followers.add(follower)
         return follower
 
@@ -132,6 +145,11 @@ class Followers:
 
     def publish(self, revision: int, target: Target) -> None:
         """Tells everyone that a name points elsewhere, or nowhere."""
+        if target.abort_running:
+            self._forced.pop(target.name, None)
+            self._forced[target.name] = revision
+            if len(self._forced) > _MOST_FORCED:
+                del self._forced[next(iter(self._forced))]
         for follower in self._followers:
             follower.tell(revision, target)
 

@@ -138,7 +138,10 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
     async def Follow(  # noqa: N802
         self, request_iterator: AsyncIterator[store_pb2.FollowRequest], context: Context
     ) -> None:
-        follower = self._admin.follow()
+        first = await anext(request_iterator, None)
+        if first is None:
+            return
+        follower = self._admin.follow(first.acknowledged_revision)
         try:
             await converse(
                 requests=request_iterator,

@@ -103,6 +103,18 @@ def test_a_forced_unload_is_told_with_the_digest_that_no_other_name_has():
     assert heard == [("a", ""), ("b", "x")]
 
 
+def test_a_snapshot_tells_of_forced_unloads_while_there_was_no_stream():
+    catalog = Catalog(has_store=True)
+    heard: list[tuple[str, str]] = []
+    catalog.on_abort(lambda name, digest: heard.append((name, digest)))
+    catalog.apply(response(3, snapshot=True, a="x", b="y", c="z", d="z"))
+    pointers = [store_pb2.AdapterPointer(name=name, abort_running=True) for name in "abcn"]
+    pointers += [store_pb2.AdapterPointer(name=name, digest=digest) for name, digest in ("by", "dz")]
+    catalog.apply(store_pb2.FollowResponse(revision=9, snapshot=True, pointers=pointers))
+    assert heard == [("a", "x"), ("b", ""), ("c", ""), ("n", "")]
+    assert catalog.resolve(AdapterRef(name="b")) == "y"
+
+
 def test_without_a_store_there_is_only_the_base():
     catalog = Catalog(has_store=False)
     assert catalog.known

@@ -33,8 +33,9 @@ class RunningStore:
         request = adapters_pb2.LoadAdapterRequest(name=name, source=str(source))
         return await self.catalog.Load(request, timeout=WAIT_SECONDS)
 
-    async def unload(self, name: str):
-        return await self.catalog.Unload(adapters_pb2.UnloadAdapterRequest(name=name), timeout=WAIT_SECONDS)
+    async def unload(self, name: str, *, force: bool = False):
+        request = adapters_pb2.UnloadAdapterRequest(name=name, force=force)
+        return await self.catalog.Unload(request, timeout=WAIT_SECONDS)
 
     async def register(self, layout: layout_pb2.Layout | None = None):
         request = store_pb2.RegisterLayoutRequest(layout=layout or toy_layout())

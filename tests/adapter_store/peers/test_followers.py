@@ -47,6 +47,29 @@ async def test_a_forced_removal_is_told_even_when_the_name_is_there_again():
     assert update.targets == [gone]
 
 
+async def test_a_follower_that_was_away_is_told_of_forced_removals_meanwhile():
+    followers = Followers(1.0)
+    gone = Target(name="a", abort_running=True)
+    followers.publish(6, gone)
+    followers.publish(7, Target(name="b", abort_running=True))
+    followers.publish(8, target("b", "2"))
+    followers.publish(9, target("c", ""))
+    names = [target("b", "2"), target("d", "4")]
+    for acts_by, missed in ((5, ["a", "b"]), (6, ["b"]), (7, []), (0, [])):
+        follower = followers.join(9, names, acts_by=acts_by)
+        update = await follower.next()
+        assert update is not None
+        assert update.is_snapshot
+        assert sorted(each.name for each in update.targets if each.abort_running) == missed
+        assert [each for each in update.targets if not each.abort_running] == names
+    # One that comes while a snapshot waits to be sent is no different.
+    follower = followers.join(9, names, acts_by=9)
+    followers.publish(10, Target(name="d", abort_running=True))
+    update = await follower.next()
+    assert update is not None
+    assert update.targets == [target("b", "2"), Target(name="d", abort_running=True)]
+
+
 async def test_waiting_for_followers_ends_when_all_have_acknowledged_or_left():
     followers = Followers(60.0)
     await followers.caught_up(3)

@@ -46,6 +46,19 @@ async def test_a_follower_that_joins_late_gets_everything_at_once(running):
     assert (response.snapshot, response.revision, sorted(follower.pointers)) == (True, 2, ["a", "b"])
 
 
+async def test_a_follower_that_comes_back_hears_of_what_was_unloaded_by_force(running):
+    for name in "abc":
+        await running.load(name, toy_adapter(running, name, seed=ord(name)))
+    await running.unload("a", force=True)
+    await running.unload("b", force=True)
+    await running.unload("c")
+    follower = FollowerClient(running)
+    await follower.call.write(store_pb2.FollowRequest(acknowledged_revision=4))
+    response = await follower.next()
+    assert [(pointer.name, pointer.abort_running) for pointer in response.pointers] == [("b", True)]
+    assert follower.pointers == {}
+
+
 async def test_a_stuck_follower_is_cut_off_and_the_load_answers(tmp_path):
     async with running_store(tmp_path, follower_seconds=0.05) as running:
         await running.register()
