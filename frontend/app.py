@@ -26,6 +26,7 @@ from frontend.service import AdapterServicer, GenerationServicer
 from frontend.statistics import AdapterStatistics
 from frontend.text.template_process import TemplateProcesses
 from frontend.text.tokenizer import TextWorkers
+from frontend.tokenization import Tokenization
 from frontend.usage import UsageTable
 from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2_grpc, store_pb2_grpc
@@ -49,6 +50,7 @@ class Frontend:
         self.flights = FlightTable(max_flights=config.max_requests)
         self.catalog = Catalog(has_store=bool(config.store))
         self._workers = TextWorkers()
+        self._tokenization = Tokenization(model, max_prompt_bytes=config.max_prompt_bytes)
         self._templates = TemplateProcesses(
             special_tokens=model.special_tokens, max_bytes=config.max_prompt_bytes
         )
@@ -110,7 +112,6 @@ class Frontend:
                 catalog=self.catalog,
                 stub=self._catalog_stub,
             ),
-            workers=self._workers,
             executor=self._executor,
             catalog=self.catalog,
             resolver=self._resolver,
@@ -118,7 +119,7 @@ class Frontend:
             wakeups=Wakeups(asyncio.get_running_loop()),
         )
         self._ports.add(
-            GenerationServicer(generation),
+            GenerationServicer(generation, self._tokenization),
             AdapterServicer(self._admin, self._statistics, AdapterRights(self.catalog)),
         )
 
@@ -146,7 +147,7 @@ class Frontend:
 
     def statistics(self) -> dict[str, int]:
         """What is queued and known at this moment."""
-        held = (self.flights, self._workers, self._templates, self.catalog)
+        held = (self.flights, self._workers, self._tokenization, self._templates, self.catalog)
         return {what: count for each in held for what, count in each.statistics().items()}
 
     async def ready(self) -> None:
@@ -173,6 +174,7 @@ class Frontend:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._workers.close()
+        self._tokenization.close()
         await self._templates.close()
         for channel in self._channels:
             await channel.close()

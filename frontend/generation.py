@@ -18,9 +18,8 @@ from frontend.prompts import PromptReader
 from frontend.request_stream import Identity, RequestStream
 from frontend.resolving import Resolver
 from frontend.running import RunningRequests
-from frontend.sampling import check_token_ids, completion_seed, out_of_range
+from frontend.sampling import completion_seed
 from frontend.text.stop_strings import StopMatcher, StopStrings
-from frontend.text.tokenizer import TextWorkers
 from frontend.usage import UsageTable
 from frontend.validation import GeneratePlan, fit_to_context, plan_generation
 from frontend.wakeups import Wakeups
@@ -32,10 +31,6 @@ from rpc.tokens import Caller
 log = logging.getLogger(__name__)
 
 Write: TypeAlias = Callable[[generation_pb2.GenerateResponse], Awaitable[None]]
-
-MAX_DETOKENIZE_IDS = 1 << 20
-# What is done without a thread's detour.
-_INLINE_TOKENS = 1024
 
 
 class CompletionSink:
@@ -73,7 +68,6 @@ class Generation:
         model: the base model's folder, read.
         prompts: renders and tokenises.
         templates: which template an adapter's chats are rendered with.
-        workers: threads for long texts.
         executor: where completions are computed.
         catalog: which digest a name points to.
         resolver: brings names that it lacks, where the store can.
@@ -87,7 +81,6 @@ class Generation:
         model: ModelFolder,
         prompts: PromptReader,
         templates: AdapterTemplates,
-        workers: TextWorkers,
         executor: ExecutorClient,
         catalog: Catalog,
         resolver: Resolver,
@@ -98,7 +91,6 @@ class Generation:
         self._codec = model.codec
         self._prompts = prompts
         self._templates = templates
-        self._workers = workers
         self._executor = executor
         self._catalog = catalog
         self._resolver = resolver
@@ -242,33 +234,6 @@ class Generation:
             wakeups=self._wakeups,
             clock=time.monotonic,
         )
-
-    async def tokenize(self, request: generation_pb2.TokenizeRequest) -> generation_pb2.TokenizeResponse:
-        """Token ids as Generate would use them. Raises INVALID_ARGUMENT."""
-        ids = await self._prompts.read(request, await self._templates.of(""))
-
-        def encode() -> generation_pb2.TokenizeResponse:
-            token_bytes = self._codec.token_bytes
-            return generation_pb2.TokenizeResponse(
-                token_ids=ids, tokens=[token_bytes(token_id) for token_id in ids]
-            )
-
-        return encode() if len(ids) <= _INLINE_TOKENS else await self._workers.run(encode)
-
-    async def detokenize(
-        self, request: generation_pb2.DetokenizeRequest
-    ) -> generation_pb2.DetokenizeResponse:
-        """The text of token ids. Raises INVALID_ARGUMENT."""
-        ids = request.token_ids
-        if len(ids) > MAX_DETOKENIZE_IDS:
-            raise out_of_range("token_ids", f"{len(ids)} long", f"at most {MAX_DETOKENIZE_IDS}")
-        check_token_ids("token_ids", ids, self._model.vocab_size)
-
-        def decode() -> generation_pb2.DetokenizeResponse:
-            text = self._codec.decode(ids, skip_special_tokens=not request.include_special_tokens)
-            return generation_pb2.DetokenizeResponse(text=text)
-
-        return decode() if len(ids) <= _INLINE_TOKENS else await self._workers.run(decode)
 
     def describe_model(self) -> generation_pb2.GetModelResponse:
         """The base model and its limits. Raises UNAVAILABLE before an executor has been reached."""

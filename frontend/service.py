@@ -11,6 +11,7 @@ from frontend.admin import AdapterAdmin
 from frontend.generation import Generation
 from frontend.rights import AdapterRights, hidden
 from frontend.statistics import AdapterStatistics
+from frontend.tokenization import Tokenization
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 from rpc.access import decide_again
 
@@ -19,8 +20,9 @@ ADAPTER_SERVICE = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].ful
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, tokenization: Tokenization) -> None:
         self._generation = generation
+        self._tokenization = tokenization
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext
@@ -30,12 +32,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def Tokenize(
         self, request: generation_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> generation_pb2.TokenizeResponse:
-        return await self._generation.tokenize(request)
+        return await self._tokenization.tokenize(request)
 
     async def Detokenize(
         self, request: generation_pb2.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> generation_pb2.DetokenizeResponse:
-        return await self._generation.detokenize(request)
+        return await self._tokenization.detokenize(request)
 
     async def GetModel(
         self, request: generation_pb2.GetModelRequest, context: grpc.aio.ServicerContext

@@ -98,18 +98,23 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class TextWorkers:
-    """A few threads for texts that would hold up the event loop; refuses when too many wait."""
+    """A few threads for texts that would hold up the event loop; refuses when too many wait.
 
-    def __init__(self, *, threads: int = 2, max_waiting: int = 64) -> None:
+    Args:
+        counted_as: name of their number in `statistics`.
+    """
+
+    def __init__(self, *, threads: int = 2, max_waiting: int = 64, counted_as: str = "texts_waiting") -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="text")
         self._max_waiting = max_waiting
         self._waiting = 0
+        self._counted_as = counted_as
 
     async def run(self, work: Callable[[], T]) -> T:
         """Runs `work` in a thread. Raises RESOURCE_EXHAUSTED when too many texts wait."""
         if self._waiting >= self._max_waiting:
             raise resource_exhausted(
-                "TEXT_QUEUE_FULL", "too many long prompts are being tokenised: retry shortly", retry_after=0.5
+                "TEXT_QUEUE_FULL", "too many long texts are being tokenised: retry shortly", retry_after=0.5
             )
         # Counted until the thread is done with it, also when the caller has gone.
         future = self._pool.submit(work)
@@ -122,7 +127,7 @@ class TextWorkers:
         self._waiting -= 1
 
     def statistics(self) -> dict[str, int]:
-        return {"texts_waiting": self._waiting}
+        return {self._counted_as: self._waiting}
 
     def close(self) -> None:
         """Drops what waits; a text in work is not waited for."""

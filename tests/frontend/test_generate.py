@@ -1,14 +1,18 @@
+import asyncio
+import threading
 from pathlib import Path
 
 import grpc
 import pytest
 
 from frontend.sampling import completion_seed
+from frontend.text.tokenizer import TextCodec
 from lorikeet.v1 import adapters_pb2, executor_pb2, generation_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.frontend_fake_executor import fixed_tokens, logprob_of, token_by_position
 from tests.support.frontend_harness import ids_of, running_rig, text_of
 from tests.support.frontend_model_folder import EOS, byte_level_tokenizer, token_id
+from tests.support.waiting import WAIT_SECONDS
 
 TOKENIZER = byte_level_tokenizer()
 DIGEST = "ab" * 32
@@ -63,6 +67,30 @@ async def test_a_long_prompt_goes_the_same_way_in_a_thread(model_folder: Path):
             generation_pb2.DetokenizeRequest(token_ids=tokenized.token_ids)
         )
         assert detokenized.text == text
+
+
+async def test_no_prompt_waits_for_texts_that_are_only_tokenised(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    release, begun, encode = threading.Event(), threading.Event(), TextCodec.encode
+
+    def encode_slowly(self: TextCodec, text: str, *, add_special_tokens: bool) -> list[int]:
+        if text.startswith("slow"):
+            begun.set()
+            assert release.wait(WAIT_SECONDS)
+        return encode(self, text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(TextCodec, "encode", encode_slowly)
+    async with running_rig(model_folder, context_length=1 << 20) as rig:
+        request = generation_pb2.TokenizeRequest(text="slow " * 1000)
+        slow = [asyncio.ensure_future(rig.generation.Tokenize(request)) for _ in range(3)]
+        try:
+            assert await asyncio.to_thread(begun.wait, WAIT_SECONDS)
+            assert ids_of(await rig.generate(text="the quick " * 1000, sampling={"max_tokens": 2}))
+            assert not any(task.done() for task in slow)
+        finally:
+            release.set()
+        await asyncio.gather(*slow)
 
 
 async def test_end_of_sequence_ends_and_leaves_no_text(model_folder: Path):

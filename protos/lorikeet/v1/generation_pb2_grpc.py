@@ -78,14 +78,15 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Turns text or chat messages into token ids exactly as Generate would. Codes: INVALID_ARGUMENT, NOT_FOUND.
+        """Turns text or chat messages into token ids exactly as Generate would, also such as exceed the model's context: up to the
+        server's max_prompt_bytes (4 MiB). Long ones wait for one another. Codes: INVALID_ARGUMENT, RESOURCE_EXHAUSTED (retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detokenize(self, request, context):
-        """Turns token ids into text. Codes: INVALID_ARGUMENT.
+        """Turns at most 1,048,576 token ids into text. Codes: INVALID_ARGUMENT, RESOURCE_EXHAUSTED (retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
