@@ -75,6 +75,9 @@ class StoreLoader(Generic[Row]):
         self._copier = copier
         self._wake = wake
         self._reports: deque[_Report[Row]] = deque()
+        # For the loop's thread, by any.
+        self._calls: deque[Callable[[], None]] = deque()
+        self._is_told = False
         # The engine's thread owns these two.
         self._current: dict[str, _Load] = {}
         self._rows: dict[str, Row] = {}
@@ -92,11 +95,11 @@ class StoreLoader(Generic[Row]):
     # The port; engine's thread.
 
     def prefetch(self, digest: str) -> None:
-        self._loop.call_soon_threadsafe(self._client.prefetch, digest)
+        self._tell(partial(self._client.prefetch, digest))
 
     def acquire(self, digest: str) -> None:
         load = self._current[digest] = _Load(digest)
-        self._loop.call_soon_threadsafe(self._ask, load)
+        self._tell(partial(self._ask, load))
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
         load = self._current[digest]
@@ -112,10 +115,10 @@ class StoreLoader(Generic[Row]):
     def release(self, digest: str) -> None:
         load = self._forget(digest)
         if not load.is_over:
-            self._loop.call_soon_threadsafe(self._drop, load)
+            self._tell(partial(self._drop, load))
 
     def retired(self, digest: str) -> None:
-        self._loop.call_soon_threadsafe(self._client.retired, digest)
+        self._tell(partial(self._client.retired, digest))
 
     def poll(self) -> Sequence[LoaderEvent]:
         events: list[LoaderEvent] = []
@@ -135,7 +138,25 @@ class StoreLoader(Generic[Row]):
         self._rows.pop(digest, None)
         return self._current.pop(digest)
 
+    def _tell(self, call: Callable[[], None]) -> None:
+        """Has the loop's thread make a call, after those before it. From any thread: to wake the loop costs
+        more than most calls, so that those of one moment wake it once.
+        """
+        self._calls.append(call)
+        if not self._is_told:
+            self._is_told = True
+            self._loop.call_soon_threadsafe(self._make_calls)
+
     # The loop's thread.
+
+    def _make_calls(self) -> None:
+        self._is_told = False  # first, so that who comes too late for this turn wakes the loop again
+        while self._calls:
+            call = self._calls.popleft()
+            try:
+                call()
+            except Exception:
+                log.exception("a call about adapters has failed")
 
     def _ask(self, load: _Load) -> None:
         lease = self._client.recall(load.digest)
@@ -199,12 +220,12 @@ class StoreLoader(Generic[Row]):
             assert lease is not None, "copied without a lease"
             assert unit_offset is not None, "copied without a place"
             if lease.view is None and fetched is None:
-                self._loop.call_soon_threadsafe(self._begin_fetch, load, lease)
+                self._tell(partial(self._begin_fetch, load, lease))
                 return
             row = _bring(lease, self._pool, unit_offset, fetched)
         except StalePackError as error:
             log.info("pack %s moved while it was copied: %s", load.digest, error)
-            self._loop.call_soon_threadsafe(self._ask_again, load)
+            self._tell(partial(self._ask_again, load))
         except Exception as error:
             self._fail(load, error)
         else:
@@ -222,7 +243,7 @@ class StoreLoader(Generic[Row]):
         load.is_over, load.lease = True, None
         # Before the report: whatever the engine does then, such as to say that it has dropped a digest, comes
         # after the lease's end.
-        self._loop.call_soon_threadsafe(self._client.end, load.number)
+        self._tell(partial(self._client.end, load.number))
         self._post(report)
 
     def _post(self, report: _Report[Row]) -> None:

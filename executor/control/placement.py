@@ -153,10 +153,12 @@ class Placement:
         accounts = self._accounts
         victims = _Victims([], [], [])
         had_quantum = accounts.served - accounts.quantum_start >= max(self._config.slot_quantum, 1)
+        # As lists: to look at one number of an array takes longer than all else here.
+        waiting, may_go = accounts.waiting.tolist(), (had_quantum | accounts.draining).tolist()
         for adapter in self._slots.resident:
             account = accounts.find(adapter.digest)
-            wanted = account is not None and bool(accounts.waiting[account])
-            if wanted and not had_quantum[account] and not accounts.draining[account]:
+            wanted = account is not None and waiting[account] > 0
+            if wanted and not may_go[account]:
                 continue
             if adapter.pins:
                 assert account is not None, f"{adapter.digest} is pinned without an account"

@@ -160,8 +160,11 @@ class Running:
             return no_ids(), no_ids(), no_ids()
         if len(updates) == 1:
             return updates[0]
-        rows, columns, page_ids = (np.concatenate(part)[::-1] for part in zip(*updates, strict=True))
-        _, latest = np.unique(rows.astype(np.int64) * self._cache.pages + columns, return_index=True)
+        rows, columns, page_ids = (np.concatenate(part) for part in zip(*updates, strict=True))
+        cells = (rows.astype(np.int64) * self._cache.pages + columns).tolist()
+        latest = list({cell: at for at, cell in enumerate(cells)}.values())
+        if len(latest) == len(cells):
+            return rows, columns, page_ids
         return rows[latest], columns[latest], page_ids[latest]
 
     def announce_all(self) -> None:
