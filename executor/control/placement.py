@@ -104,7 +104,6 @@ class Placement:
             self._slots.release(event.digest)
             sizes = f"{event.units * UNIT_BYTES} bytes, the pool has {self._slots.units * UNIT_BYTES}"
             message = f"the adapter takes {sizes}: enlarge the executor's adapter pool, or use a lower rank"
-            self._sync(event.digest)
             self._fail_waiting(event.digest, Code.FAILED_PRECONDITION, "ADAPTER_TOO_LARGE", message)
         self._sync(event.digest)
 
