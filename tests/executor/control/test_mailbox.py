@@ -3,6 +3,9 @@ import threading
 from executor.control.mailbox import Abort, ClientGone, Hint, Mailbox
 from executor.control.request import RequestKey
 
+EVER = 3600.0
+"""Seconds; no test may take so long, so that one that waits has failed."""
+
 
 def test_commands_come_out_in_order():
     mailbox = Mailbox()
@@ -31,16 +34,16 @@ def test_a_closed_mailbox_takes_nothing_and_keeps_nobody_waiting():
     mailbox = Mailbox()
     mailbox.close()
     assert not mailbox.post([Hint("a")])
-    mailbox.wait(60)
+    mailbox.wait(EVER)
 
 
 def test_a_wake_up_before_the_wait_is_not_lost():
     mailbox = Mailbox()
     mailbox.wake()
-    mailbox.wait(60)
+    mailbox.wait(EVER)
     mailbox.take()
     mailbox.post([Hint("a")])
-    mailbox.wait(60)
+    mailbox.wait(EVER)
 
 
 def test_many_threads_lose_no_command():
@@ -54,7 +57,7 @@ def test_many_threads_lose_no_command():
     for thread in threads:
         thread.start()
     while len(got) < 2000:
-        mailbox.wait(60)
+        mailbox.wait(EVER)
         got += mailbox.take()
     for thread in threads:
         thread.join()
