@@ -4,7 +4,7 @@ One adapter's way, seen from here:
 
     prefetch ─ acquire ─▶ Granted ─ copy ─▶ Copied ─ install ... clear ─ release
                   │                   │
-                  └────▶ Failed ◀─────┘
+                  └──▶ LoadFailed ◀───┘
 
 Whoever implements this calls `Mailbox.wake` when `poll` has news, since the engine may be waiting. No call
 blocks; all of them and `poll` come from the engine's thread. Work happens elsewhere and is reported by
@@ -25,7 +25,7 @@ UNIT_BYTES = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """The pack is leased and takes `units` in the pool."""
+    """The pack can be copied and takes `units` in the pool."""
 
     digest: str
     units: int
