@@ -11,7 +11,7 @@ from adapter_store.catalog.views import AdapterView, Event, Progress, Stage, Sta
 from adapter_store.concurrency.calls import KeyedLock, SingleFlight
 from adapter_store.loads.loader import Loader
 from adapter_store.loads.request import LoadRequest
-from adapter_store.peers.followers import Follower, Followers, target_of
+from adapter_store.peers.followers import Follower, Followers, Target, target_of
 from adapter_store.peers.watchers import Watcher, Watchers
 from adapter_store.records.layouts import Layouts
 from adapter_store.records.ledger import Ledger
@@ -121,8 +121,11 @@ class Admin:
         """Begins a Follow stream of a frontend that acts by a revision already, or by 0; `Followers.leave`
         ends it.
         """
-        targets = [target_of(self._catalog, pointer) for pointer in self._catalog.pointers()]
-        return self._followers.join(self._catalog.revision, targets, acts_by=acts_by)
+
+        def snapshot() -> list[Target]:
+            return [target_of(self._catalog, pointer) for pointer in self._catalog.pointers()]
+
+        return self._followers.join(self._catalog.revision, snapshot, acts_by=acts_by)
 
     def watch(self, name: str) -> Watcher:
         """Begins a Watch stream; `Watchers.leave` ends it. Raises LorikeetError: RESOURCE_EXHAUSTED."""

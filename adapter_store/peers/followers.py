@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from adapter_store.catalog.catalog import Catalog
 from adapter_store.catalog.history import Pointer
@@ -16,9 +17,8 @@ log = logging.getLogger(__name__)
 _MOST_FORCED = 10_000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """What a frontend hears of a name; without a digest, that it is gone."""
+class Target(NamedTuple):
+    """What a frontend hears of a name; without a digest, that it is gone. A tuple: there may be 100,000."""
 
     name: str
     digest: str = ""
@@ -52,16 +52,21 @@ class Follower:
 
     Bounded, because it holds at most two entries per name that there is or was since the last message: where
     it points, and before that its removal if requests have to end with it.
+
+    Args:
+        revision: of the catalog now.
+        snapshot: where all names point, when the first message is sent.
+        missed: names that were removed by force while it had no stream.
     """
 
-    def __init__(self, revision: int, targets: Sequence[Target]) -> None:
+    def __init__(
+        self, revision: int, snapshot: Callable[[], Sequence[Target]], missed: Iterable[str] = ()
+    ) -> None:
         self.acknowledged = 0
         self._sent = 0
         self._revision = revision
-        self._is_snapshot = True
-        self._waiting: dict[str, list[Target]] = {}
-        for target in targets:
-            self._waiting.setdefault(target.name, []).append(target)
+        self._snapshot: Callable[[], Sequence[Target]] | None = snapshot
+        self._waiting = {name: [Target(name=name, abort_running=True)] for name in missed}
         self._has_news = True
         self._wake = asyncio.Event()
         self._closed = False
@@ -72,11 +77,12 @@ class Follower:
         self._revision, self._has_news = revision, True
         before = self._waiting.pop(target.name, [])
         aborts = target.abort_running or any(each.abort_running for each in before)
-        if target.digest:
-            self._waiting[target.name] = [*[each for each in before if each.abort_running], target]
-        elif aborts or not self._is_snapshot:
-            self._waiting[target.name] = [replace(target, abort_running=aborts)]
-        # Else: a snapshot that was not sent yet simply lacks the name.
+        told = [Target(name=target.name, abort_running=True)] if aborts else []
+        # Where a name points, or that it is gone, a snapshot that is still to be sent says by itself.
+        if self._snapshot is None and (target.digest or not aborts):
+            told.append(target)
+        if told:
+            self._waiting[target.name] = told
         self._wake.set()
 
     async def next(self) -> Update | None:
@@ -88,9 +94,11 @@ class Follower:
         if self._closed:
             return None
         targets = [target for told in self._waiting.values() for target in told]
-        update = Update(revision=self._revision, is_snapshot=self._is_snapshot, targets=targets)
-        self._sent, self._waiting = self._revision, {}
-        self._is_snapshot = self._has_news = False
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            targets += snapshot()
+        update = Update(revision=self._revision, is_snapshot=snapshot is not None, targets=targets)
+        self._sent, self._waiting, self._has_news = self._revision, {}, False
         return update
 
     def close(self, error: LorikeetError | None = None) -> None:
@@ -124,17 +132,18 @@ class Followers:
     def __len__(self) -> int:
         return len(self._followers)
 
-    def join(self, revision: int, targets: Sequence[Target], *, acts_by: int = 0) -> Follower:
+    def join(self, revision: int, snapshot: Callable[[], Sequence[Target]], *, acts_by: int = 0) -> Follower:
         """Adds a follower, whose first message is a snapshot. Raises LorikeetError once closed.
 
         Args:
+            revision, snapshot: see `Follower`.
             acts_by: the revision that it acts by since an earlier stream; 0 for none. It is told also of the
                 names that were removed by force after that.
         """
         if self._goodbye is not None:
             raise self._goodbye
         missed = [name for name, removed in self._forced.items() if 0 < acts_by < removed]
-        follower = Follower(revision, [*(Target(name=name, abort_running=True) for name in missed), *targets])
+        follower = Follower(revision, snapshot, missed)
         self._followers.add(follower)
         return follower
 

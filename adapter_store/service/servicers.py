@@ -9,7 +9,7 @@ from adapter_store.loads.request import LoadRequest
 from adapter_store.loads.resolving import Resolver
 from adapter_store.loads.uploads import Uploads
 from adapter_store.peers.executors import Executors, Held, LeaseSession
-from adapter_store.peers.followers import Followers
+from adapter_store.peers.followers import Followers, Update
 from adapter_store.peers.pack_chunks import PackChunks
 from adapter_store.peers.streams import converse
 from adapter_store.peers.watchers import Watchers
@@ -142,12 +142,16 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
         if first is None:
             return
         follower = self._admin.follow(first.acknowledged_revision)
+
+        async def send(update: Update) -> None:
+            await context.write(await follow_message(update))
+
         try:
             await converse(
                 requests=request_iterator,
                 receive=lambda request: self._followers.acknowledge(follower, request.acknowledged_revision),
                 outgoing=follower,
-                send=lambda update: context.write(follow_message(update)),
+                send=send,
             )
         finally:
             self._followers.leave(follower)

@@ -11,10 +11,11 @@ def target(name: str, digest: str) -> Target:
 
 
 async def test_a_follower_hears_of_each_name_once():
-    followers = Followers(1.0)
-    follower = followers.join(5, [target("a", "1"), target("b", "2")])
+    followers, names = Followers(1.0), [target("a", "1"), target("b", "2")]
+    follower = followers.join(5, lambda: names)
     followers.publish(6, target("a", ""))
     followers.publish(7, target("c", "3"))
+    names = [target("b", "2"), target("c", "3")]
     update = await follower.next()
     assert update is not None
     assert (update.revision, update.is_snapshot) == (7, True)
@@ -30,7 +31,7 @@ async def test_a_follower_hears_of_each_name_once():
 
 async def test_a_forced_removal_is_told_even_when_the_name_is_there_again():
     followers = Followers(1.0)
-    follower = followers.join(5, [target("a", "1")])
+    follower = followers.join(5, lambda: [target("a", "1")])
     await follower.next()
     gone = Target(name="a", abort_running=True)
     followers.publish(6, gone)
@@ -56,24 +57,24 @@ async def test_a_follower_that_was_away_is_told_of_forced_removals_meanwhile():
     followers.publish(9, target("c", ""))
     names = [target("b", "2"), target("d", "4")]
     for acts_by, missed in ((5, ["a", "b"]), (6, ["b"]), (7, []), (0, [])):
-        follower = followers.join(9, names, acts_by=acts_by)
+        follower = followers.join(9, lambda: names, acts_by=acts_by)
         update = await follower.next()
         assert update is not None
         assert update.is_snapshot
         assert sorted(each.name for each in update.targets if each.abort_running) == missed
         assert [each for each in update.targets if not each.abort_running] == names
     # One that comes while a snapshot waits to be sent is no different.
-    follower = followers.join(9, names, acts_by=9)
+    follower = followers.join(9, lambda: names[:1], acts_by=9)
     followers.publish(10, Target(name="d", abort_running=True))
     update = await follower.next()
     assert update is not None
-    assert update.targets == [target("b", "2"), Target(name="d", abort_running=True)]
+    assert update.targets == [Target(name="d", abort_running=True), target("b", "2")]
 
 
 async def test_waiting_for_followers_ends_when_all_have_acknowledged_or_left():
     followers = Followers(60.0)
     await followers.caught_up(3)
-    first, second = followers.join(3, []), followers.join(3, [])
+    first, second = followers.join(3, list), followers.join(3, list)
     waiting = asyncio.ensure_future(followers.caught_up(3))
     await first.next()
     followers.acknowledge(first, 3)
@@ -85,7 +86,7 @@ async def test_waiting_for_followers_ends_when_all_have_acknowledged_or_left():
 
 async def test_a_follower_that_does_not_acknowledge_is_cut():
     followers = Followers(0.01)
-    follower = followers.join(3, [])
+    follower = followers.join(3, list)
     await followers.caught_up(3)
     assert len(followers) == 0
     with pytest.raises(LorikeetError, match="FELL_BEHIND"):
@@ -94,7 +95,7 @@ async def test_a_follower_that_does_not_acknowledge_is_cut():
 
 async def test_acknowledging_what_was_not_sent_is_refused():
     followers = Followers(1.0)
-    follower = followers.join(3, [])
+    follower = followers.join(3, list)
     with pytest.raises(LorikeetError, match="BAD_ACKNOWLEDGEMENT"):
         followers.acknowledge(follower, 3)
     await follower.next()

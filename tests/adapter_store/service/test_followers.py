@@ -4,6 +4,8 @@ import asyncio
 
 import grpc
 
+from adapter_store.peers.followers import Target, Update
+from adapter_store.service.encoding import follow_message
 from lorikeet.v1 import adapters_pb2, store_pb2
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.store_ready import refusal, toy_adapter
@@ -44,6 +46,17 @@ async def test_a_follower_that_joins_late_gets_everything_at_once(running):
     await follower.call.write(store_pb2.FollowRequest())
     response = await follower.next()
     assert (response.snapshot, response.revision, sorted(follower.pointers)) == (True, 2, ["a", "b"])
+
+
+async def test_a_large_catalog_is_made_into_a_message_while_others_go_on():
+    targets = [Target(name=f"name-{number}", digest=f"{number}") for number in range(5_000)]
+    making = asyncio.ensure_future(follow_message(Update(revision=3, is_snapshot=True, targets=targets)))
+    turns = 0
+    while not making.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 5
+    assert [(each.name, each.digest) for each in making.result().pointers] == [each[:2] for each in targets]
 
 
 async def test_a_follower_that_comes_back_hears_of_what_was_unloaded_by_force(running):
