@@ -117,7 +117,9 @@ class TorchRunner:
             self._decoder.keep_one_of_each_kind()
         self._windows = tuple(set(model.windows))
         columns = -(-config.max_context // (config.page_size * _COLUMNS)) * _COLUMNS
-        self._page_table = PageTable(rows=config.max_rows, columns=columns, device=device)
+        self._page_table = PageTable(
+            rows=config.max_rows, columns=columns, device=device, is_apart=pool.triton
+        )
         self._sampler = Sampler(rows=config.max_rows, eos_ids=model.eos_ids)
         self._last_sampled = torch.zeros(config.max_rows, dtype=torch.int64, device=device)
         # Without kernels of our own, tokens by themselves are all that is the same in any batch.
@@ -223,6 +225,7 @@ class TorchRunner:
         self, spans: Spans, lora: LoraBatch, input_ids: np.ndarray, sampled: np.ndarray
     ) -> tuple[Tensor, Sampled]:
         """The residual stream `[T, D]`, and which of its tokens are sampled."""
+        self._page_table.send()
         batch, chosen = build_batch(
             spans,
             input_ids=input_ids,

@@ -130,16 +130,18 @@ class Outputs:
         )
 
 
+_NOTHING = Outputs(
+    step=NO_STEP,
+    clients=np.empty(0, np.int64),
+    indexes=np.empty(0, np.int64),
+    token_splits=np.zeros(1, np.int32),
+    token_ids=np.empty(0, np.int32),
+    logprobs=np.empty(0, np.float32),
+    finish_reasons=np.empty(0, np.uint8),
+    wants_logprobs=np.empty(0, np.bool_),
+)
+
+
 def only_events(events: tuple[Event, ...]) -> Outputs:
     """Outputs without tokens, for what happens between steps."""
-    return Outputs(
-        step=NO_STEP,
-        clients=np.empty(0, np.int64),
-        indexes=np.empty(0, np.int64),
-        token_splits=np.zeros(1, np.int32),
-        token_ids=np.empty(0, np.int32),
-        logprobs=np.empty(0, np.float32),
-        finish_reasons=np.empty(0, np.uint8),
-        wants_logprobs=np.empty(0, np.bool_),
-        events=events,
-    )
+    return replace(_NOTHING, events=events) if events else _NOTHING

@@ -8,6 +8,7 @@ rows and 2 tiles of chunks:
     chunks   2 | token 0 | position 0 | length 3
     sampled  tokens 2 3 0 0 | rows 2 0 0 0
     tiles    slot 4 | token 3 | length 1
+    changes  of the page table: cells 5 -1 -1 ... | pages 17 0 0 ...
 """
 
 from functools import lru_cache
@@ -28,11 +29,12 @@ _TURNS = 3
 
 
 class Inputs(NamedTuple, Generic[Array]):
-    """Views of an int32 buffer. Padding has a place of -1 in the cache, and tiles no length.
+    """Views of an int32 buffer. Padding has a place of -1 in the cache, a cell of -1, and tiles no length.
 
     tokens `[4, T]`: id, row, position, place in the cache. decodes `[4, N]` and chunks `[4, C]` are tiles of
     attention, tiles `[3, L]` those of adapters. sampled `[2, R]`: token and row; empty where all are. ends
-    `[3, R]`: tiles of adapters of the sampled tokens, where adapters change the head.
+    `[3, R]`: tiles of adapters of the sampled tokens, where adapters change the head. changes `[2, T]`: cells
+    of the page table, flat, and their pages.
     """
 
     tokens: Array
@@ -41,6 +43,7 @@ class Inputs(NamedTuple, Generic[Array]):
     sampled: Array
     tiles: Array
     ends: Array
+    changes: Array
 
 
 class Staging:
@@ -66,7 +69,7 @@ class Staging:
         numbers = self._numbers[self._turn][: self._count]
         numbers.fill(0)
         inputs = parts(numbers, shape)
-        inputs.tokens[3] = -1
+        inputs.tokens[3] = inputs.changes[0] = -1
         return inputs
 
     def send(self) -> None:
@@ -110,6 +113,7 @@ def _layout(shape: StepShape) -> tuple[tuple[tuple[int, int, int, int], ...], in
         (2, chosen),
         (3, lora.tiles if lora is not None else 0),
         (3, chosen if lora is not None and lora.ends else 0),
+        (2, shape.tokens),
     )
     placed, first = [], 0
     for rows, columns in sizes:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from executor.control.plan import LAST_SAMPLED
 from executor.graphs.inputs import Inputs, Staging, most, parts
 from executor.graphs.recorder import Recorder
 from executor.graphs.shapes import (
@@ -39,6 +38,7 @@ from executor.model.batch import Batch
 from executor.model.decoder import Decoder
 from executor.model.layout import embedding_index, head_slices, router_slices
 from executor.model.page_table import PageTable
+from kernels.begin import begin
 from kernels.fused import FusedSteps
 from kernels.lora import NO_LORA, Arrivals, LoraBatch, SlotTable, can_be_beside
 from kernels.lora.table import Traits
@@ -178,6 +178,8 @@ class StepGraphs:
         shape, tiles = self._adapted(shape, slots_T, traits)
         inputs = self._staging.begin(shape)
         self._write_tokens(inputs.tokens, spans, input_ids, all_decode)
+        changes = self._page_table.take(inputs.changes.shape[1])
+        inputs.changes[:, : changes.shape[1]] = changes
         if shape.chunks:
             inputs.sampled[0, : len(sampled)] = spans.splits[1:][sampled] - 1
             inputs.sampled[1, : len(sampled)] = spans.rows[sampled]
@@ -254,11 +256,17 @@ class StepGraphs:
     def _run(self, shape: StepShape) -> Computed:
         """What a graph is a recording of."""
         inputs = parts(self._staging.on_device, shape)
-        ids, rows, positions, kv = inputs.tokens
-        rows = rows.long()
+        sent_ids, rows, positions, kv = inputs.tokens
+        input_ids, rows = begin(
+            sent_ids,
+            rows,
+            self._last_sampled,
+            changes_2C=inputs.changes,
+            page_table=self._page_table.on_device,
+        )
         lora, of_head = self._lora(shape, inputs)
         batch = Batch(
-            input_ids=torch.where(ids == LAST_SAMPLED, self._last_sampled.index_select(0, rows), ids),
+            input_ids=input_ids,
             positions=positions,
             kv_tokens=kv,
             attention={

@@ -41,7 +41,8 @@ class LoraWeights(NamedTuple):
 class SlotRow(NamedTuple):
     """What `SlotTable.show` needs of one adapter, worked out before; on the host, `fields` int64 `[L, 6]` and
     `scaling` float32 `[L]`. `views` has what was asked for so far, and everything `if has_all_views`;
-    `has_vectors` if any slice has a gain or a shift, `shares` if slices have a lora_b in common.
+    `has_vectors` if any slice has a gain or a shift, `shares` if slices have a lora_b in common; `marks` are
+    what `_Marks` has looked up, the same wherever the row is moved to.
     """
 
     fields: Tensor
@@ -52,6 +53,7 @@ class SlotRow(NamedTuple):
     rank: int
     has_vectors: bool
     shares: bool
+    marks: dict[tuple[int, ...], bool]
 
 
 class Traits(NamedTuple):
@@ -94,7 +96,11 @@ class _Marks:
     def _has(self, row: SlotRow | None, slices: tuple[int, ...]) -> bool:
         if row is None or not slices:
             return False
-        return bool(row.fields.numpy()[list(slices), self._fields].any())
+        key = (self._fields.start, self._fields.stop, *slices)
+        found = row.marks.get(key)
+        if found is None:
+            found = row.marks[key] = bool(row.fields.numpy()[list(slices), self._fields].any())
+        return found
 
 
 class SlotTable:
@@ -177,6 +183,7 @@ class SlotTable:
             rank=int(columns.fields[:, RANK].max(initial=0)),
             has_vectors=bool((columns.fields[:, GAIN_UNIT:WEIGHT_UNIT] >= 0).any()),
             shares=_has_twins(columns.fields[columns.fields[:, RANK] > 0, B_UNIT]),
+            marks={},
         )
 
     def moved(self, row: SlotRow, units: int) -> SlotRow:

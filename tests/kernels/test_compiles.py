@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 KERNELS = {
     "tests.support.kernels_compile": {
+        "_begin_kernel",
         "_attend_kernel",
         "_combine_kernel",
         "decode_kernel",

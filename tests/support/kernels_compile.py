@@ -10,6 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import begin
 from kernels.attention import paged
 from kernels.attention.decode import Blocks
 from kernels.attention.decode_kernel import decode_kernel
@@ -194,6 +195,9 @@ def beside(tokens: int, outputs: int, inputs: int, slices: int, *, gated: bool =
 
 
 def main() -> None:
+    types = {"ids_ptr": "*i64", "int64_rows_ptr": "*i64", "last_sampled_ptr": "*i64"}
+    types |= dict.fromkeys(("sent_ids_ptr", "rows_ptr", "changes_ptr", "page_table_ptr"), "*i32")
+    compile_kernel(begin._begin_kernel, {"num_warps": 4}, types, BLOCK=128)
     fused("bf16")
     decode("bf16", head_dim=128, splits=4, parts=0)
     for tokens, outputs, inputs in ((1, 4096, 12_288), (8, 4096, 4096), (32, 6144, 4096), (16, 1000, 96)):

@@ -45,11 +45,14 @@ def test_parts_are_as_large_as_the_shape_says() -> None:
         (2, 7),
         (3, 0),
         (3, 0),
+        (2, 48),
     ]
     adapted = staging.begin(SHAPES[3])
-    assert [view.shape for view in adapted[4:]] == [(3, 5), (3, 7)]
+    assert [view.shape for view in adapted[4:]] == [(3, 5), (3, 7), (2, 48)]
     decodes = staging.begin(SHAPES[1])
-    assert [view.shape for view in decodes[2:]] == [(4, 0), (2, 0), (3, 5), (3, 0)], "all rows are sampled"
+    assert [view.shape for view in decodes[2:]] == [(4, 0), (2, 0), (3, 5), (3, 0), (2, 7)], (
+        "all rows are sampled"
+    )
     assert most(MIXED) == count(MIXED._replace(lora=ADAPTED._replace(tiles=48)))
 
 
@@ -58,7 +61,8 @@ def test_inputs_begin_as_a_step_in_which_nothing_is_done_and_are_sent_as_written
     for turn in range(5):
         inputs = staging.begin(MIXED)
         assert (inputs.tokens[3] == -1).all()
-        assert not any(view.any() for view in (inputs.tokens[:3], *inputs[1:]))
+        assert (inputs.changes[0] == -1).all()
+        assert not any(view.any() for view in (inputs.tokens[:3], *inputs[1:-1], inputs.changes[1]))
         for number, view in enumerate(inputs, start=turn):
             view[:] = number
         staging.send()

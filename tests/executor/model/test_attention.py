@@ -53,7 +53,7 @@ def filled(mix: list[tuple[int, int]]) -> tuple[KvCache, PageTable, list[Tensor]
     """A cache with random KV of every row on shuffled pages; elsewhere, but for the null page, NaN."""
     rng, rows = np.random.default_rng(0), len(mix)
     cache = KvCache(CONFIG, pages=rows * 8 + 1, page_size=PAGE, dtype=torch.float32, device=CPU)
-    page_table = PageTable(rows=rows, columns=8, device=CPU)
+    page_table = PageTable(rows=rows, columns=8, device=CPU, is_apart=False)
     page_table.on_host[:] = 1 + rng.permutation(rows * 8).reshape(rows, 8)  # page 0 is nobody's
     cache.layers[0][:-1] = float("nan")
     kv_by_row = []
