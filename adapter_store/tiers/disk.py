@@ -21,6 +21,10 @@ from rpc.digests import is_digest
 from rpc.errors import resource_exhausted
 
 
+# Of a path, where no later try helps, as room on a full disk does.
+_NEVER_WRITABLE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiskStatistics:
     """Objects and their bytes; folders that are being written or deleted. A capacity of 0 is no quota."""
@@ -35,8 +39,8 @@ def open_disk(data_dir: Path, *, quota_bytes: int) -> "DiskTier":
     """Makes the folder where it is not there.
 
     Raises:
-        ValueError: another store uses it, or somebody else.
-        OSError: it cannot be written to. All say what to do.
+        ValueError: another store uses it, or somebody else; or it is no place for a folder.
+        OSError: it cannot be written to now. All say what to do.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,7 +49,8 @@ def open_disk(data_dir: Path, *, quota_bytes: int) -> "DiskTier":
     except BlockingIOError as error:
         raise ValueError(f"another store uses {data_dir}: stop it, or choose another --data-dir") from error
     except OSError as error:
-        raise OSError(
+        kind = ValueError if isinstance(error, _NEVER_WRITABLE) else OSError
+        raise kind(
             f"adapters cannot be kept in {data_dir} ({error.strerror}: {error.filename}): make room, let "
             "this user write to it, or choose another --data-dir"
         ) from error

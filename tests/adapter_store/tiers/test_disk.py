@@ -183,8 +183,18 @@ def test_somebody_elses_files_are_not_swept_away(tmp_path, name):
 
 def test_a_data_folder_that_cannot_be_is_said(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot be kept in .*file \(File exists: .*--data-dir"):
-        open_disk(tmp_path / "file", quota_bytes=0)
+    for folder, why in (("file", "File exists"), ("file/data", "Not a directory")):
+        with pytest.raises(ValueError, match=rf"cannot be kept in .*file.* \({why}: .*--data-dir"):
+            open_disk(tmp_path / folder, quota_bytes=0)
+
+
+def test_a_data_folder_that_cannot_be_written_to_now_may_be_later(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "data")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match=r"cannot be kept in .* \(No space left on device: data\): make room"):
+        open_disk(tmp_path / "data", quota_bytes=0)
 
 
 def test_a_full_disk_leaves_nothing(disk, monkeypatch):
