@@ -39,7 +39,9 @@ def run_all() -> Iterator[tuple[str, torch.dtype, float]]:
             for tokens, recorded in ((40, True), (128, True), (300, False), (1100, False)):
                 slots = np.sort(np.arange(tokens) * tokens % 7 - 1).tolist()
                 name = f"lora ahead of a product, {tokens} tokens, ranks up to {max(ranks)}"
-                yield name, dtype, _error(dtype, slots, table, recorded=recorded, ahead=True)
+                for gated in (False, True):
+                    error = _error(dtype, slots, table, recorded=recorded, ahead=True, gated=gated)
+                    yield f"{name}, gated" * gated or name, dtype, error
 
 
 def _error(

@@ -4,9 +4,10 @@
 
 n tokens over u adapters, within a CUDA graph in which each call reads other weights, so that they come from
 memory and not from L2. `added` is the product with its adapters less the product by itself, as they are
-computed in serving: up to 1,024 tokens in the tiles that graphs have, up to 32 gate_up with its SiLU in both.
-`alone` is a shrink and an expand by themselves, where adapters have launches of their own. Of peers, that of
-each row which takes least is shown (`bench/results/peers_lora_kernels_h100.json`).
+computed in serving: up to 1,024 tokens in the tiles that graphs have, gate_up with its SiLU in both. `alone`
+is a shrink and an expand by themselves, where adapters have launches of their own (in a prompt, gate and up's
+are expanded by their SiLU's step, though). Of peers, that of each row which takes least is shown
+(`bench/results/peers_lora_kernels_h100.json`).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Case:
         inputs, sizes = PROJECTIONS[projection]
         moved = 2 * inputs * sum(sizes) + sum(2 * rank * (inputs + size) for size in sizes) * adapters
         self.copies = copies or max(2, math.ceil(_COLD_BYTES / moved))
-        self.is_gated = projection == "gate_up" and tokens <= MOST_TOKENS
+        self.is_gated = projection == "gate_up"
         self._sizes, self._starts = sizes, np.cumsum((0, *sizes)).tolist()
         self._table = make_table(inputs, sizes, rank=rank, adapters=adapters, copies=self.copies)
         self._weights = torch.randn(self.copies, sum(sizes), inputs, device="cuda", dtype=torch.bfloat16)
@@ -92,18 +93,25 @@ class Case:
 
     def both(self, copy: int) -> Tensor:
         """As in serving: the product with its adapters, or float32 parts of it."""
-        if self._batch.arrivals is None:
-            return self.ahead(copy).addmm_(self._x, self._weights[copy].t())
-        y = lora.product(
-            self._x,
-            self._weights[copy],
-            None,
-            slices=self._slices(copy),
-            batch=self._batch,
-            table=self._table,
-            gated=self.is_gated,
-        )
-        return steps.silu_mul(y, self._x.dtype) if self.is_gated and y.dim() == 3 else y
+        slices, weight = self._slices(copy), self._weights[copy]
+        if self._batch.arrivals is not None:
+            y = lora.product(
+                self._x,
+                weight,
+                None,
+                slices=slices,
+                batch=self._batch,
+                table=self._table,
+                gated=self.is_gated,
+            )
+        elif self.is_gated and lora.is_gated(self._batch, self._table, len(self._x)):
+            shrunk = lora.shrink(self._x, slices=slices, batch=self._batch, table=self._table)
+            y = steps.linear(self._x, weight, None)
+            return lora.silu_mul(y, shrunk, slices=slices, batch=self._batch, table=self._table)
+        else:
+            y = self.ahead(copy).addmm_(self._x, weight.t())
+        is_left = self.is_gated and y.shape[-1] == len(weight)
+        return steps.silu_mul(y, self._x.dtype) if is_left else y
 
     def expected(self) -> Tensor:
         """The first copy's product with its adapters, float32."""

@@ -46,11 +46,17 @@ def project_gated(
     """`[T, N / 2]`: silu(gate) * up, which are the halves of what `project` returns."""
     if batch.empty:
         return steps.linear_silu_mul(x_TK, layer.weight, layer.bias)
-    if batch.arrivals is None:
-        y_TN = project(x_TK, layer, slices, batch, adapters=adapters, steps=steps)
-        return steps.silu_mul(y_TN, x_TK.dtype)
-    y = lora.product(x_TK, layer.weight, layer.bias, slices=slices, batch=batch, table=adapters, gated=True)
-    return steps.silu_mul(y, x_TK.dtype) if y.dim() == 3 else y
+    if batch.arrivals is not None:
+        y = lora.product(
+            x_TK, layer.weight, layer.bias, slices=slices, batch=batch, table=adapters, gated=True
+        )
+        return steps.silu_mul(y, x_TK.dtype) if y.dim() == 3 else y
+    if lora.is_gated(batch, adapters, len(x_TK)):
+        shrunk = lora.shrink(x_TK, slices=slices, batch=batch, table=adapters)
+        y_TN = steps.linear(x_TK, layer.weight, layer.bias)
+        return lora.silu_mul(y_TN, shrunk, slices=slices, batch=batch, table=adapters)
+    y_TN = project(x_TK, layer, slices, batch, adapters=adapters, steps=steps)
+    return steps.silu_mul(y_TN, x_TK.dtype)
 
 
 def add_product(y_TN: Tensor, x_TK: Tensor, weight_NK: Tensor) -> Tensor:

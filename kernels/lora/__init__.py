@@ -14,6 +14,7 @@ from kernels.lora.arrivals import Arrivals
 from kernels.lora.batch import NO_LORA, LoraBatch, PackedSlice
 from kernels.lora.beside_tiles import MOST_RANK, MOST_TOKENS, choose
 from kernels.lora.cpu import replace_embedding, replace_linear
+from kernels.lora.gpu_tiles import expands_with_silu
 from kernels.lora.rows import UNIT_BYTES, SliceColumns, SliceEntry, SliceShape
 from kernels.lora.table import LoraWeights, SlotRow, SlotTable
 
@@ -34,9 +35,12 @@ __all__ = [
     "can_be_ahead",
     "can_be_beside",
     "embed",
+    "is_gated",
     "product",
     "replace_embedding",
     "replace_linear",
+    "shrink",
+    "silu_mul",
 ]
 
 
@@ -53,7 +57,7 @@ def apply(
 
 
 def can_be_ahead(batch: LoraBatch, table: SlotTable) -> bool:
-    """Whether `ahead` can compute the batch: with Triton, without gains and shifts."""
+    """Whether `ahead` can compute the batch, and `silu_mul`: with Triton, without gains and shifts."""
     return (
         batch.tiles is not None and batch.tiles.rank > 0 and not batch.has_vectors and not table.fixed_order
     )
@@ -74,8 +78,57 @@ def ahead(
         raise ValueError("a batch without tiles has its adapters applied")
     from kernels.lora import gpu
 
-    covers = bool(batch.slots) and (batch.splits[0], batch.splits[-1]) == (0, len(x_TK))
+    covers = _covers(batch, len(x_TK))
     return gpu.ahead(x_TK, bias_N, slices=slices, tiles=batch.tiles, table=table, covers=covers)
+
+
+def is_gated(batch: LoraBatch, table: SlotTable, tokens: int) -> bool:
+    """Whether `silu_mul` is what is faster for gate and up of so many tokens, and can compute the batch."""
+    tiles = batch.tiles
+    return (
+        tiles is not None
+        and can_be_ahead(batch, table)
+        and expands_with_silu(tokens, block=tiles.block, count=tiles.count, rank=tiles.rank)
+    )
+
+
+def shrink(x_TK: Tensor, *, slices: Sequence[PackedSlice], batch: LoraBatch, table: SlotTable) -> Tensor:
+    """What `silu_mul` expands, of a batch that can be ahead."""
+    if batch.tiles is None:
+        raise ValueError("a batch without tiles has its adapters applied")
+    from kernels.lora import gpu
+
+    return gpu.shrink(x_TK, slices=slices, tiles=batch.tiles, table=table)
+
+
+def silu_mul(
+    gate_up_T2I: Tensor,
+    shrunk: Tensor,
+    *,
+    slices: Sequence[PackedSlice],
+    batch: LoraBatch,
+    table: SlotTable,
+) -> Tensor:
+    """silu(gate) * up, `[T, I]`, of the base's product with what adapters add to it: `shrunk` is what
+    `shrink` made of the product's input.
+    """
+    if batch.tiles is None:
+        raise ValueError("a batch without tiles has its adapters applied")
+    from kernels.lora import gated
+
+    return gated.silu_mul(
+        gate_up_T2I,
+        shrunk,
+        slices=slices,
+        tiles=batch.tiles,
+        table=table,
+        covers=_covers(batch, len(gate_up_T2I)),
+    )
+
+
+def _covers(batch: LoraBatch, tokens: int) -> bool:
+    """Whether all tokens are known to be adapters'."""
+    return bool(batch.slots) and (batch.splits[0], batch.splits[-1]) == (0, tokens)
 
 
 def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, batch: LoraBatch, table: SlotTable) -> None:

@@ -74,6 +74,16 @@ def ahead(
     return y_TN
 
 
+def shrink(x_TK: Tensor, *, slices: Sequence[PackedSlice], tiles: Tiles, table: SlotTable) -> Tensor:
+    """What each token's lora_a makes of x, scaled: float32 `[C, T, L, R]`, to be summed over C; of untouched
+    slices, and of tokens that are nobody's, whatever was there.
+
+    Raises ValueError as `apply` does.
+    """
+    check_packed(tuple(slices), slices[-1].stop, most=_MAX_SLICES)
+    return _shrink(x_TK, slices, tiles, table, _cut(x_TK, tiles, table))
+
+
 def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, tiles: Tiles, table: SlotTable) -> None:
     """Look each tile's tokens up in its adapter's lora_a and expand, adding to y in place."""
     slices = (PackedSlice(slice_index, 0, y_TD.shape[1]),)

@@ -194,19 +194,21 @@ def expand_kernel(
         scaling = 1.0
     stride = tokens.to(tl.int64) * SLICES * buffer_rank
     if IS_ONE_PASS:
-        rank_TR = _sum(row_T, r_R, inside_T[:, None] & (r_R < rank)[None, :], stride, K_SPLITS) * scaling
-        acc_TN = _product(rank_TR, b_NR, None, HALVES, PRECISION)
+        rank_TR = (
+            sum_splits(row_T, r_R, inside_T[:, None] & (r_R < rank)[None, :], stride, K_SPLITS) * scaling
+        )
+        acc_TN = add_product(rank_TR, tl.trans(b_NR), None, HALVES, PRECISION)
     else:
         acc_TN = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
         for first in range(0, rank, BLOCK_R):
             inside_R = first + r_R < rank
-            rank_TR = _sum(row_T, first + r_R, inside_T[:, None] & inside_R[None, :], stride, K_SPLITS)
+            rank_TR = sum_splits(row_T, first + r_R, inside_T[:, None] & inside_R[None, :], stride, K_SPLITS)
             b_NR = tl.load(
                 b_N[:, None] + (first + r_R)[None, :],
                 mask=inside_N[:, None] & inside_R[None, :],
                 other=0.0,
             )
-            acc_TN = _product(rank_TR * scaling, b_NR, acc_TN, HALVES, PRECISION)
+            acc_TN = add_product(rank_TR * scaling, tl.trans(b_NR), acc_TN, HALVES, PRECISION)
     place_TN = y_ptr + ((token + t_T) * stride_y_t)[:, None] + (start + n_N)[None, :]
     inside_TN = inside_T[:, None] & inside_N[None, :]
     if IS_ADDED:
@@ -222,7 +224,7 @@ def expand_kernel(
 
 
 @triton.jit
-def _sum(row_T, r_R, inside_TR, stride, K_SPLITS: tl.constexpr):
+def sum_splits(row_T, r_R, inside_TR, stride, K_SPLITS: tl.constexpr):
     sum_TR = tl.zeros(inside_TR.shape, tl.float32)
     for split in tl.static_range(K_SPLITS):
         place_TR = row_T[:, None] + split * stride + r_R[None, :]
@@ -231,15 +233,15 @@ def _sum(row_T, r_R, inside_TR, stride, K_SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _product(rank_TR, b_NR, acc_TN, HALVES: tl.constexpr, PRECISION: tl.constexpr):
+def add_product(rank_TR, b_RN, acc_TN, HALVES: tl.constexpr, PRECISION: tl.constexpr):
     if HALVES:
         # Two products in half precision keep what rounding the first factor would lose.
-        high_TR = rank_TR.to(b_NR.dtype)
-        low_TR = (rank_TR - high_TR.to(tl.float32)).to(b_NR.dtype)
-        acc_TN = tl.dot(high_TR, tl.trans(b_NR), acc_TN)
-        acc_TN = tl.dot(low_TR, tl.trans(b_NR), acc_TN)
+        high_TR = rank_TR.to(b_RN.dtype)
+        low_TR = (rank_TR - high_TR.to(tl.float32)).to(b_RN.dtype)
+        acc_TN = tl.dot(high_TR, b_RN, acc_TN)
+        acc_TN = tl.dot(low_TR, b_RN, acc_TN)
     else:
-        acc_TN = tl.dot(rank_TR, tl.trans(b_NR), acc_TN, input_precision=PRECISION)
+        acc_TN = tl.dot(rank_TR, b_RN, acc_TN, input_precision=PRECISION)
     return acc_TN
 
 
@@ -248,14 +250,20 @@ FILLED = 128
 
 
 @triton.jit
-def _fill(y_N, value_N, inside_N, places_ptr, part, tiles, tokens, stride_y_t):
-    """Tokens of the base come before the tiles' tokens, padding comes after."""
+def adapted_tokens(places_ptr, tiles):
+    """The first of them and the one after the last. Those of the base come before, padding comes after."""
     first, last = tl.load(places_ptr + tiles), 0
     for begin in range(0, tiles, 64):
         u_U = begin + tl.arange(0, 64)
         count_U = tl.load(places_ptr + 2 * tiles + u_U, mask=u_U < tiles, other=0)
         first_U = tl.load(places_ptr + tiles + u_U, mask=u_U < tiles, other=0)
         last = tl.maximum(last, tl.max(tl.where(count_U > 0, first_U + count_U, 0), 0))
+    return first, last
+
+
+@triton.jit
+def _fill(y_N, value_N, inside_N, places_ptr, part, tiles, tokens, stride_y_t):
+    first, last = adapted_tokens(places_ptr, tiles)
     for begin in range(part * 128, tl.minimum((part + 1) * 128, tokens), 8):
         t_T = begin + tl.arange(0, 8)
         is_nobodys_T = ((t_T < first) | (t_T >= last)) & (t_T < tokens)

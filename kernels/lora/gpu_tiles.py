@@ -7,7 +7,7 @@ in loops.
 
 from typing import NamedTuple
 
-_FEW_TOKENS = 256
+_FEW_TOKENS, _VERY_MANY_TOKENS = 256, 4096
 _SHARE_OF_K = 1024
 _LOOPED_SHARE_OF_K = 512
 _MOST_SPLITS, _MOST_LOOPED_SPLITS = 32, 16
@@ -72,3 +72,31 @@ def choose(
         block_e=16 if fixed_order else wide,
         block_n=block_n,
     )
+
+
+class GatedCut(NamedTuple):
+    """A program of `gated.silu_mul` has `columns` of gate and of up, of up to `tokens`, `ranks` at a time."""
+
+    tokens: int
+    columns: int
+    ranks: int
+    warps: int
+
+
+def choose_gated(tokens: int, *, block: int, rank: int) -> GatedCut:
+    """For tiles of up to `block` tokens, ranks up to `rank`."""
+    wide = min(64, 1 << (max(rank, 16) - 1).bit_length())
+    if wide > 16:
+        return GatedCut(tokens=min(block, 64), columns=64, ranks=wide, warps=4)
+    if tokens > _VERY_MANY_TOKENS:
+        return GatedCut(tokens=min(block, 32), columns=128, ranks=wide, warps=4)
+    if block == 64:
+        return GatedCut(tokens=64, columns=32, ranks=wide, warps=4)
+    return GatedCut(tokens=16, columns=128, ranks=wide, warps=4)
+
+
+def expands_with_silu(tokens: int, *, block: int, count: int, rank: int) -> bool:
+    """Whether `gated.silu_mul` is faster than an expand ahead of gate and up's product. With few tokens, few
+    in each tile, or wide ranks in small tiles it waits longer for lora_b than what it saves.
+    """
+    return tokens > _FEW_TOKENS and count * block <= 2 * tokens and (block == 64 or rank <= 16)

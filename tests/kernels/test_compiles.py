@@ -18,6 +18,7 @@ KERNELS = {
         "decode_kernel",
         "shrink_kernel",
         "expand_kernel",
+        "silu_mul_kernel",
         "_add_norm_kernel",
         "_rotate_store_kernel",
         "_silu_mul_kernel",

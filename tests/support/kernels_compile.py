@@ -18,6 +18,7 @@ from kernels.fused import gpu as fused_kernels
 from kernels.linear import matrix, small_batch
 from kernels.linear.tiles import choose
 from kernels.lora import beside_matrix, beside_vector, gpu_kernels
+from kernels.lora import gated as lora_gated
 from kernels.lora import gpu_tiles as lora_tiles
 from kernels.lora.beside_tiles import choose as choose_beside
 from kernels.sampling import largest
@@ -147,6 +148,29 @@ def lora(
     )
 
 
+def gated(dtype: str, *, tokens: int, block: int, rank: int) -> None:
+    cut = lora_tiles.choose_gated(tokens, block=block, rank=rank)
+    types = LORA | dict.fromkeys(("out_ptr", "gate_up_ptr", "pool_ptr"), f"*{dtype}")
+    compile_kernel(
+        lora_gated.silu_mul_kernel,
+        {"num_warps": cut.warps, "num_stages": 2},
+        types,
+        UNIT=64,
+        WIDE=12_288,
+        PARTS=block // cut.tokens,
+        PLAIN_T=4,
+        PLAIN_N=1024,
+        BLOCK_T=cut.tokens,
+        BLOCK_R=cut.ranks,
+        BLOCK_N=cut.columns,
+        K_SPLITS=1,
+        HALVES=dtype != "fp32",
+        IS_ONE_PASS=rank <= cut.ranks,
+        PRECISION="ieee" if dtype == "fp32" else "tf32",
+        PDL=True,
+    )
+
+
 def fused(dtype: str) -> None:
     halves = ("out_ptr", "x_ptr", "delta_ptr", "weight_ptr", "qkv_ptr", "kv_ptr", "cos_ptr", "sin_ptr")
     types = dict.fromkeys((*halves, "q_norm_ptr", "k_norm_ptr", "gate_up_ptr", "logits_ptr"), f"*{dtype}")
@@ -221,6 +245,8 @@ def main() -> None:
         lora(dtype, slices=2, block_t=16, block_r=64)
         lora(dtype, slices=2, block_t=16, block_r=64, is_added=False)
         lora(dtype, slices=1, block_t=32, block_r=32, gathered=True)
+        gated(dtype, tokens=512, block=16, rank=16)
+        gated(dtype, tokens=1024, block=64, rank=256)
 
 
 if __name__ == "__main__":
