@@ -20,7 +20,6 @@ from adapter_store.tiers.files import disk_errors, sync_file
 from rpc.digests import is_digest
 from rpc.errors import resource_exhausted
 
-
 # Of a path, where no later try helps, as room on a full disk does.
 _NEVER_WRITABLE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 
