@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
-from cli.output import print_error, print_json, print_line, reporting, to_json
+from cli.output import reporting
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -37,7 +37,7 @@ def upload(
     """
     with reporting(as_json=as_json):
         from cli import client, uploading
-        from cli.loading import describe_load
+        from cli.loading import print_load
 
         requests = uploading.messages(
             name,
@@ -52,10 +52,4 @@ def upload(
         async def call(opened: "Client") -> "pb.LoadAdapterResponse":
             return await uploading.upload(opened.adapters, requests, deadline=opened.connection.deadline)
 
-        response = client.run(connection(target, timeout, config), call)
-        if as_json:
-            print_json(to_json(response))
-            return
-        print_line(describe_load(response))
-        for note in response.adapter.report.notes:
-            print_error(f"note: {note}")
+        print_load(client.run(connection(target, timeout, config), call), as_json=as_json)

@@ -10,7 +10,6 @@ from cli import top
 from cli.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
 from cli.output import (
     human_bytes,
-    print_error,
     print_fields,
     print_json,
     print_line,
@@ -66,7 +65,7 @@ def load(
     """
     with reporting(as_json=as_json):
         from cli import client
-        from cli.loading import describe_load, load_adapter, local_source
+        from cli.loading import load_adapter, local_source, print_load
         from lorikeet.v1 import adapters_pb2 as pb
 
         async def call(opened: "Client") -> "pb.LoadAdapterResponse":
@@ -80,13 +79,7 @@ def load(
                 )
                 return await load_adapter(opened, request, display)
 
-        response = client.run(connection(target, timeout, config), call)
-        if as_json:
-            print_json(to_json(response))
-            return
-        print_line(describe_load(response))
-        for note in response.adapter.report.notes:
-            print_error(f"note: {note}")
+        print_load(client.run(connection(target, timeout, config), call), as_json=as_json)
 
 
 @app.command()

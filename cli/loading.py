@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from cli.client import Client
-from cli.output import counted, human_bytes
+from cli.output import counted, human_bytes, print_error, print_json, print_line, to_json
 from lorikeet.v1 import adapters_pb2 as pb
 
 if TYPE_CHECKING:
@@ -60,13 +60,18 @@ def show_progress(event: pb.AdapterEvent, progress: "Progress", task: "TaskID") 
     progress.update(task, description=description, total=total, completed=event.progress.bytes_done)
 
 
-def describe_load(response: pb.LoadAdapterResponse) -> str:
-    """What was loaded, on one line for people."""
+def print_load(response: pb.LoadAdapterResponse, *, as_json: bool) -> None:
+    """What was loaded: on one line for people, with notes beside it, or all of it."""
+    if as_json:
+        print_json(to_json(response))
+        return
     adapter = response.adapter
-    note = "" if response.changed else " (unchanged)"
+    unchanged = "" if response.changed else " (unchanged)"
     modules = sum(max(1, module.experts) for module in adapter.report.modules)
     size = f"{human_bytes(adapter.pack_bytes)}, rank {adapter.max_rank}, {counted(modules, 'module')}"
-    return f"{adapter.name}: {size}, digest {adapter.digest[:12]}{note}"
+    print_line(f"{adapter.name}: {size}, digest {adapter.digest[:12]}{unchanged}")
+    for note in adapter.report.notes:
+        print_error(f"note: {note}")
 
 
 def local_source(source: str) -> str:
