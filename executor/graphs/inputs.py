@@ -63,7 +63,8 @@ class Staging:
     def begin(self, shape: StepShape) -> Inputs[np.ndarray]:
         """Inputs of a step in which nothing is done: to be written to, and then sent."""
         self._turn = (self._turn + 1) % _TURNS
-        if self._sent:
+        # To ask gives no other thread the interpreter, as to wait does.
+        if self._sent and not self._sent[self._turn].query():
             self._sent[self._turn].synchronize()
         self._count = count(shape)
         numbers = self._numbers[self._turn][: self._count]

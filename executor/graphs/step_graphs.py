@@ -190,7 +190,10 @@ class StepGraphs:
             ends = cut_tokens(slots[sampled], BLOCK)
             inputs.ends[:, : ends.shape[1]] = ends
         self._staging.send()
-        return Computed(*(tensor[: len(sampled)] for tensor in self._replay(shape)))
+        computed = self._replay(shape)
+        if len(sampled) == shape.rows:
+            return computed
+        return Computed(*(tensor[: len(sampled)] for tensor in computed))
 
     def _write_tokens(
         self, tokens: np.ndarray, spans: Spans, input_ids: np.ndarray, all_decode: bool
