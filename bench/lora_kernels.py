@@ -5,8 +5,8 @@
 n tokens over u adapters, within a CUDA graph in which each call reads other weights, so that they come from
 memory and not from L2. `added` is the product with its adapters less the product by itself, as they are
 computed in serving: up to 1,024 tokens in the tiles that graphs have, gate_up with its SiLU in both. `alone`
-is a shrink and an expand by themselves, where adapters have launches of their own (in a prompt, gate and up's
-are expanded by their SiLU's step, though). Of peers, that of each row which takes least is shown
+is a shrink and an expand by themselves, where adapters have launches of their own (gate and up's are expanded
+by their SiLU's step, though). Of peers, that of each row which takes least is shown
 (`bench/results/peers_lora_kernels_h100.json`).
 """
 
@@ -104,7 +104,7 @@ class Case:
                 table=self._table,
                 gated=self.is_gated,
             )
-        elif self.is_gated and lora.is_gated(self._batch, self._table, len(self._x)):
+        elif self.is_gated and lora.can_be_gated(self._batch, self._table):
             shrunk = lora.shrink(self._x, slices=slices, batch=self._batch, table=self._table)
             y = steps.linear(self._x, weight, None)
             return lora.silu_mul(y, shrunk, slices=slices, batch=self._batch, table=self._table)

@@ -51,7 +51,7 @@ def project_gated(
             x_TK, layer.weight, layer.bias, slices=slices, batch=batch, table=adapters, gated=True
         )
         return steps.silu_mul(y, x_TK.dtype) if y.dim() == 3 else y
-    if lora.is_gated(batch, adapters, len(x_TK)):
+    if lora.can_be_gated(batch, adapters):
         shrunk = lora.shrink(x_TK, slices=slices, batch=batch, table=adapters)
         y_TN = steps.linear(x_TK, layer.weight, layer.bias)
         return lora.silu_mul(y_TN, shrunk, slices=slices, batch=batch, table=adapters)

@@ -14,7 +14,7 @@ from kernels.lora.arrivals import Arrivals
 from kernels.lora.batch import NO_LORA, LoraBatch, PackedSlice
 from kernels.lora.beside_tiles import MOST_RANK, MOST_TOKENS, choose
 from kernels.lora.cpu import replace_embedding, replace_linear
-from kernels.lora.gpu_tiles import expands_with_silu
+from kernels.lora.gpu_tiles import MOST_GATED_RANK
 from kernels.lora.rows import UNIT_BYTES, SliceColumns, SliceEntry, SliceShape
 from kernels.lora.table import LoraWeights, SlotRow, SlotTable
 
@@ -34,8 +34,8 @@ __all__ = [
     "apply",
     "can_be_ahead",
     "can_be_beside",
+    "can_be_gated",
     "embed",
-    "is_gated",
     "product",
     "replace_embedding",
     "replace_linear",
@@ -57,7 +57,7 @@ def apply(
 
 
 def can_be_ahead(batch: LoraBatch, table: SlotTable) -> bool:
-    """Whether `ahead` can compute the batch, and `silu_mul`: with Triton, without gains and shifts."""
+    """Whether `ahead` can compute the batch: with Triton, without gains and shifts."""
     return (
         batch.tiles is not None and batch.tiles.rank > 0 and not batch.has_vectors and not table.fixed_order
     )
@@ -82,18 +82,21 @@ def ahead(
     return gpu.ahead(x_TK, bias_N, slices=slices, tiles=batch.tiles, table=table, covers=covers)
 
 
-def is_gated(batch: LoraBatch, table: SlotTable, tokens: int) -> bool:
-    """Whether `silu_mul` is what is faster for gate and up of so many tokens, and can compute the batch."""
-    tiles = batch.tiles
+def can_be_gated(batch: LoraBatch, table: SlotTable) -> bool:
+    """Whether `silu_mul` can compute gate and up of the batch: what can be ahead, in half precision, of ranks
+    that are not too wide.
+    """
+    is_half = table.pool.dtype.itemsize == 2
     return (
-        tiles is not None
-        and can_be_ahead(batch, table)
-        and expands_with_silu(tokens, block=tiles.block, count=tiles.count, rank=tiles.rank)
+        can_be_ahead(batch, table)
+        and is_half
+        and batch.tiles is not None
+        and batch.tiles.rank <= MOST_GATED_RANK
     )
 
 
 def shrink(x_TK: Tensor, *, slices: Sequence[PackedSlice], batch: LoraBatch, table: SlotTable) -> Tensor:
-    """What `silu_mul` expands, of a batch that can be ahead."""
+    """What `silu_mul` expands, of a batch that can be gated."""
     if batch.tiles is None:
         raise ValueError("a batch without tiles has its adapters applied")
     from kernels.lora import gpu

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.launch import overlapping, quick, wait_for_inputs
 from kernels.lora.batch import PackedSlice, check_packed
-from kernels.lora.gpu_kernels import adapted_tokens, add_product, sum_splits
+from kernels.lora.gpu_kernels import adapted_tokens, sum_splits
 from kernels.lora.gpu_tiles import choose_gated
 from kernels.lora.rows import UNIT_BYTES
 from kernels.lora.table import SlotTable
@@ -46,14 +46,16 @@ def silu_mul(
     if len(slices) != 2 or 2 * slices[0].stop != slices[1].stop:
         raise ValueError(f"slices must be two halves, got {slices}")
     tokens, wide = len(gate_up_T2I), gate_up_T2I.shape[1] // 2
-    if not gate_up_T2I.is_contiguous() or gate_up_T2I.dtype != table.pool.dtype:
-        raise ValueError("gate_up must be contiguous and of the pool's dtype")
-    cut = choose_gated(tokens, block=tiles.block, rank=tiles.rank)
+    dtype = table.pool.dtype
+    if not gate_up_T2I.is_contiguous() or gate_up_T2I.dtype != dtype or dtype.itemsize != 2:
+        raise ValueError(
+            f"gate_up must be contiguous and of the pool's dtype, in half precision, got {dtype}"
+        )
+    cut = choose_gated(block=tiles.block, rank=tiles.rank)
     out_TI = gate_up_T2I.new_empty(tokens, wide)
     parts = -(-tiles.block // cut.tokens)
-    columns = -(-wide // cut.columns)
+    columns = -(-wide // (cut.columns * cut.blocks))
     plain = -(-tokens // _PLAIN_TOKENS) * -(-wide // _PLAIN_COLUMNS)
-    is_half = gate_up_T2I.dtype.itemsize == 2
     silu_mul_kernel[(tiles.count * parts * columns + (0 if covers else min(plain, _MOST_PLAIN)),)](
         out_TI,
         gate_up_T2I,
@@ -72,14 +74,13 @@ def silu_mul(
         PLAIN_T=_PLAIN_TOKENS,
         PLAIN_N=_PLAIN_COLUMNS,
         BLOCK_T=cut.tokens,
-        BLOCK_R=cut.ranks,
+        BLOCK_R=max(16, 1 << (tiles.rank - 1).bit_length()),
         BLOCK_N=cut.columns,
+        BLOCKS=cut.blocks,
+        STAGES=cut.stages,
         K_SPLITS=len(rank_CTLR),
-        HALVES=is_half,
-        IS_ONE_PASS=tiles.rank <= cut.ranks,
-        PRECISION="tf32" if is_half else "ieee",
         num_warps=cut.warps,
-        num_stages=2,
+        num_stages=cut.stages,
         **overlapping(),
     )
     return out_TI
@@ -107,14 +108,15 @@ def silu_mul_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    STAGES: tl.constexpr,
     K_SPLITS: tl.constexpr,
-    HALVES: tl.constexpr,
-    IS_ONE_PASS: tl.constexpr,
-    PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A program has some columns of a part of a tile; those beyond the tiles share nobody's tokens."""
-    columns: tl.constexpr = (WIDE + BLOCK_N - 1) // BLOCK_N
+    """A program has columns of a part of a tile, block after block: some are on their way while others are
+    computed. Those beyond the tiles share nobody's tokens.
+    """
+    columns: tl.constexpr = (WIDE + BLOCK_N * BLOCKS - 1) // (BLOCK_N * BLOCKS)
     part = tl.program_id(0) // columns
     if part >= tiles * PARTS:
         wait_for_inputs(PDL)
@@ -127,87 +129,58 @@ def silu_mul_kernel(
     token = tl.load(places_ptr + tiles + tile).to(tl.int64) + begin
     count = tl.load(places_ptr + 2 * tiles + tile) - begin
     row_ptr = rows_ptr + (slot * table_slices + first_slice) * 6
-    n_N, t_T = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
-    gate_rank, gate_N = _lora_b(pool_ptr, row_ptr, n_N, UNIT)
-    up_rank, up_N = _lora_b(pool_ptr, row_ptr + 6, n_N, UNIT)
+    gate_rank, gate_ptr = _lora_b(pool_ptr, row_ptr, UNIT)
+    up_rank, up_ptr = _lora_b(pool_ptr, row_ptr + 6, UNIT)
     wait_for_inputs(PDL)
     if count <= 0:
         return
-    inside_T, inside_N = t_T < count, n_N < WIDE
-    inside_TN = inside_T[:, None] & inside_N[None, :]
-    place_TN = gate_up_ptr + ((token + t_T) * (2 * WIDE))[:, None] + n_N[None, :]
-    # Loads that take long come first. What is converted between, the others would wait for.
-    gate_TN = tl.load(place_TN, mask=inside_TN, other=0.0)
-    up_TN = tl.load(place_TN + WIDE, mask=inside_TN, other=0.0)
+    dtype = out_ptr.dtype.element_ty
+    t_T, r_R = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_R)
+    inside_T = t_T < count
     stride = tokens.to(tl.int64) * 2 * buffer_rank
     rank_T = rank_ptr + (token + t_T) * 2 * buffer_rank
-    gate_acc_TN = _expand(
-        rank_T,
-        gate_N,
-        gate_rank,
-        inside_T,
-        inside_N,
-        stride,
-        BLOCK_R,
-        K_SPLITS,
-        IS_ONE_PASS,
-        HALVES,
-        PRECISION,
-    )
-    up_acc_TN = _expand(
-        rank_T + buffer_rank,
-        up_N,
-        up_rank,
-        inside_T,
-        inside_N,
-        stride,
-        BLOCK_R,
-        K_SPLITS,
-        IS_ONE_PASS,
-        HALVES,
-        PRECISION,
-    )
-    result_TN = gated(gate_TN.to(tl.float32) + gate_acc_TN, up_TN.to(tl.float32) + up_acc_TN)
-    out_TN = out_ptr + ((token + t_T) * WIDE)[:, None] + n_N[None, :]
-    tl.store(out_TN, result_TN.to(out_ptr.dtype.element_ty), mask=inside_TN)
+    inside_gate_R, inside_up_R = r_R < gate_rank, r_R < up_rank
+    gate_TR = sum_splits(rank_T, r_R, inside_T[:, None] & inside_gate_R[None, :], stride, K_SPLITS)
+    up_TR = sum_splits(rank_T + buffer_rank, r_R, inside_T[:, None] & inside_up_R[None, :], stride, K_SPLITS)
+    gate_high_TR, gate_low_TR = _halves(gate_TR, dtype)
+    up_high_TR, up_low_TR = _halves(up_TR, dtype)
+    y_T = gate_up_ptr + (token + t_T) * (2 * WIDE)
+    out_T = out_ptr + (token + t_T) * WIDE
+    first = tl.program_id(0) % columns * (BLOCK_N * BLOCKS)
+    for block in tl.range(0, BLOCKS, num_stages=STAGES):
+        n_N = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside_N = n_N < WIDE
+        inside_TN = inside_T[:, None] & inside_N[None, :]
+        gate_TN = tl.load(y_T[:, None] + n_N[None, :], mask=inside_TN, other=0.0)
+        up_TN = tl.load(y_T[:, None] + (n_N + WIDE)[None, :], mask=inside_TN, other=0.0)
+        gate_RN = tl.load(
+            (gate_ptr + n_N.to(tl.int64) * gate_rank)[None, :] + r_R[:, None],
+            mask=inside_gate_R[:, None] & inside_N[None, :],
+            other=0.0,
+        )
+        up_RN = tl.load(
+            (up_ptr + n_N.to(tl.int64) * up_rank)[None, :] + r_R[:, None],
+            mask=inside_up_R[:, None] & inside_N[None, :],
+            other=0.0,
+        )
+        gate_acc_TN = tl.dot(gate_low_TR, gate_RN, tl.dot(gate_high_TR, gate_RN))
+        up_acc_TN = tl.dot(up_low_TR, up_RN, tl.dot(up_high_TR, up_RN))
+        result_TN = gated(gate_TN.to(tl.float32) + gate_acc_TN, up_TN.to(tl.float32) + up_acc_TN)
+        tl.store(out_T[:, None] + n_N[None, :], result_TN.to(dtype), mask=inside_TN)
 
 
 @triton.jit
-def _lora_b(pool_ptr, row_ptr, n_N, UNIT: tl.constexpr):
-    """A slice's rank, and where rows of its lora_b begin."""
+def _lora_b(pool_ptr, row_ptr, UNIT: tl.constexpr):
+    """A slice's rank, and where its lora_b is."""
     rank = tl.multiple_of(tl.load(row_ptr + 2).to(tl.int32), 8)
-    b_ptr = pool_ptr + tl.multiple_of(tl.load(row_ptr + 1) * UNIT, UNIT)
-    return rank, b_ptr + n_N.to(tl.int64) * rank
+    return rank, pool_ptr + tl.multiple_of(tl.load(row_ptr + 1) * UNIT, UNIT)
 
 
 @triton.jit
-def _expand(
-    rank_T,
-    b_N,
-    rank,
-    inside_T,
-    inside_N,
-    stride,
-    BLOCK_R: tl.constexpr,
-    K_SPLITS: tl.constexpr,
-    IS_ONE_PASS: tl.constexpr,
-    HALVES: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    if IS_ONE_PASS:
-        r_R = tl.arange(0, BLOCK_R)
-        inside_R = r_R < rank
-        b_RN = tl.load(b_N[None, :] + r_R[:, None], mask=inside_R[:, None] & inside_N[None, :], other=0.0)
-        rank_TR = sum_splits(rank_T, r_R, inside_T[:, None] & inside_R[None, :], stride, K_SPLITS)
-        return add_product(rank_TR, b_RN, None, HALVES, PRECISION)
-    acc_TN = tl.zeros([inside_T.shape[0], inside_N.shape[0]], tl.float32)
-    for first in range(0, rank, BLOCK_R):
-        r_R = first + tl.arange(0, BLOCK_R)
-        inside_R = r_R < rank
-        rank_TR = sum_splits(rank_T, r_R, inside_T[:, None] & inside_R[None, :], stride, K_SPLITS)
-        b_RN = tl.load(b_N[None, :] + r_R[:, None], mask=inside_R[:, None] & inside_N[None, :], other=0.0)
-        acc_TN = add_product(rank_TR, b_RN, acc_TN, HALVES, PRECISION)
-    return acc_TN
+def _halves(rank_TR, dtype: tl.constexpr):
+    """Two products in half precision keep what rounding the first factor would lose."""
+    high_TR = rank_TR.to(dtype)
+    return high_TR, (rank_TR - high_TR.to(tl.float32)).to(dtype)
 
 
 @triton.jit

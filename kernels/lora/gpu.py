@@ -5,8 +5,8 @@ that adapters of any rank share a launch and each costs what its own rank costs;
 once. An expand comes after the base's product, in place, where there are gains and shifts, or ahead of it,
 which saves reading what the product wrote: the product is then added to it. Each output is written by one
 program. Sums are taken in float32 in an order that does not depend on other tokens' adapters; splits of K are
-summed by the last of their programs to end, or by the expand. The scaling is applied in rank space. After
-S-LoRA (Sheng et al. 2023) and Punica (Chen et al. 2023).
+summed by the expand, those of many tokens by the last of their programs to end (`prompt_shrink`). The scaling
+is applied in rank space. After S-LoRA (Sheng et al. 2023) and Punica (Chen et al. 2023).
 
 Legend: T tokens, K in features, N out features of the packed projection, R rank, S slots, L slices, C splits
 of K.
@@ -16,21 +16,20 @@ of K.
 # A checker knows the arguments of a kernel, but not those of its launch.
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from kernels.launch import overlapping
+from kernels.lora import prompt_shrink
 from kernels.lora.batch import PackedSlice, check_packed
 from kernels.lora.gpu_kernels import FILLED, expand_kernel, shrink_kernel
-from kernels.lora.gpu_tiles import Cut, choose
+from kernels.lora.gpu_tiles import Cut, choose, is_prompt
 from kernels.lora.rows import UNIT_BYTES
 from kernels.lora.table import SlotTable
 from kernels.lora.tiles import Tiles
 
 _MAX_SLICES = 3
-_MOST_COUNTERS = 1 << 16
 
 
 def apply(
@@ -108,13 +107,12 @@ def _shrink(x_TK: Tensor, slices: Sequence[PackedSlice], tiles: Tiles, table: Sl
     """Float32 `[C, T, L, R]`, which are still to be summed."""
     if x_TK.stride(1) != 1:
         raise ValueError("x needs a contiguous last dimension")
+    if is_prompt(len(x_TK), halves=x_TK.dtype.itemsize == 2, fixed_order=table.fixed_order):
+        return prompt_shrink.shrink(x_TK, slices=slices, tiles=tiles, table=table)
     columns = len(slices) * -(-tiles.rank // cut.block_r)
-    splits = cut.splits(columns * tiles.count)
-    is_summed = cut.is_summed and splits > 1 and columns * tiles.count <= _MOST_COUNTERS
-    rank_CTLR = x_TK.new_empty((splits, len(x_TK), len(slices), tiles.rank), dtype=torch.float32)
-    shrink_kernel[(tiles.count, columns, splits)](
+    rank_CTLR = x_TK.new_empty((cut.splits, len(x_TK), len(slices), tiles.rank), dtype=torch.float32)
+    shrink_kernel[(tiles.count, columns, cut.splits)](
         rank_CTLR,
-        _counters(x_TK.device) if is_summed else tiles.places,
         x_TK,
         table.pool,
         table.rows_SL6,
@@ -132,15 +130,14 @@ def _shrink(x_TK: Tensor, slices: Sequence[PackedSlice], tiles: Tiles, table: Sl
         BLOCK_T=tiles.block,
         BLOCK_R=cut.block_r,
         BLOCK_K=cut.block_k,
-        K_SPLITS=splits,
+        K_SPLITS=cut.splits,
         IS_ONE_PASS=cut.is_one_pass,
-        IS_SUMMED=is_summed,
         PRECISION=_precision(x_TK),
         num_warps=4,
         num_stages=3,
         **overlapping(),
     )
-    return rank_CTLR[:1] if is_summed else rank_CTLR
+    return rank_CTLR
 
 
 def _expand(
@@ -195,12 +192,6 @@ def _expand(
         num_stages=2 if k_splits == 1 else 1,
         **overlapping(),
     )
-
-
-@cache
-def _counters(device: torch.device) -> Tensor:
-    """Of programs that have ended; zero between launches."""
-    return torch.zeros(_MOST_COUNTERS, dtype=torch.int32, device=device)
 
 
 def _check(y_TN: Tensor, slices: Sequence[PackedSlice], table: SlotTable) -> None:

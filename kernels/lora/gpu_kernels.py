@@ -17,7 +17,6 @@ from kernels.lora.programs import slice_of
 @triton.jit(do_not_specialize=["first_slice", "tiles", "tokens"])
 def shrink_kernel(
     rank_ptr,
-    arrived_ptr,
     x_ptr,
     pool_ptr,
     rows_ptr,
@@ -37,12 +36,11 @@ def shrink_kernel(
     BLOCK_K: tl.constexpr,
     K_SPLITS: tl.constexpr,
     IS_ONE_PASS: tl.constexpr,
-    IS_SUMMED: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """rank[c, t, i] = scaling * x[t, share c] @ lora_a[:, share c].T; untouched slices are not written. With
-    IS_SUMMED the last program of a block to end leaves the sum over c in rank[0].
+    """rank[c, t, i] = scaling * x[t, share c] @ lora_a[:, share c].T; untouched slices are not
+    written.
     """
     tile, index, split = tl.program_id(0), tl.program_id(1) % SLICES, tl.program_id(2)
     block = tl.program_id(1) // SLICES
@@ -101,16 +99,6 @@ def shrink_kernel(
     place_TR = rank_ptr + place_T[:, None] + r_R[None, :]
     inside_TR = (t_T < count)[:, None] & (r_R < rank)[None, :]
     tl.store(place_TR + split * stride, acc_TR, mask=inside_TR)
-    if IS_SUMMED:
-        tl.debug_barrier()
-        counter_ptr = arrived_ptr + tile * tl.num_programs(1) + tl.program_id(1)
-        if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == K_SPLITS - 1:
-            tl.store(counter_ptr, 0)
-            acc_TR = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-            for part in tl.static_range(K_SPLITS):
-                # From L2, where the others' parts are.
-                acc_TR += tl.load(place_TR + part * stride, mask=inside_TR, other=0.0, cache_modifier=".cg")
-            tl.store(place_TR, acc_TR, mask=inside_TR)
 
 
 @quick

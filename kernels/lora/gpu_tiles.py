@@ -7,10 +7,12 @@ in loops.
 
 from typing import NamedTuple
 
-_FEW_TOKENS, _VERY_MANY_TOKENS = 256, 4096
+_FEW_TOKENS = 256
+MOST_GATED_RANK = 64
+"""Of gate and up that are expanded by their SiLU's step: wider ranks have not been tried."""
 _SHARE_OF_K = 1024
 _LOOPED_SHARE_OF_K = 512
-_MOST_SPLITS, _MOST_LOOPED_SPLITS = 32, 16
+_MOST_SPLITS, _MOST_LOOPED_SPLITS, _MOST_SPLITS_OF_PROMPTS = 32, 16, 16
 _PROGRAMS = 264  # that occupy a GPU
 # Tiles from which on programs of an expand may be fewer and larger, of wide ranks, too.
 _MANY_TILES, _VERY_MANY_TILES = 8, 64
@@ -18,26 +20,51 @@ _MANY_TILES, _VERY_MANY_TILES = 8, 64
 
 class Cut(NamedTuple):
     """A program of a shrink computes `block_r` ranks, `block_k` inputs at a time, all of its inputs if
-    `is_one_pass`; one of an expand `block_n` outputs, `block_e` ranks at a time. Inputs are split at most
-    `most_splits` times; `is_summed`: into no more splits than occupy the GPU, which are summed at once.
+    `is_one_pass`; one of an expand `block_n` outputs, `block_e` ranks at a time. Inputs are split `splits`
+    times; an expand sums the splits.
     """
 
     block_r: int
     block_k: int
-    most_splits: int
+    splits: int
     is_one_pass: bool
-    is_summed: bool
     block_e: int
     block_n: int
 
-    def splits(self, programs: int) -> int:
-        """Of the inputs, where each split has that many programs. Those that depend on the batch are powers
-        of two, since each other number is a kernel to be compiled while streams wait.
-        """
-        if not self.is_summed:
-            return self.most_splits
-        wanted = min(self.most_splits, max(1, _PROGRAMS // programs))
-        return 1 << (wanted.bit_length() - 1)
+
+class PromptCut(NamedTuple):
+    """A program of a prompt's shrink has `ranks` ranks of each of `together` slices, of `tokens` tokens, of
+    one of `splits` shares of the inputs, `block_k` at a time.
+    """
+
+    tokens: int
+    ranks: int
+    together: int
+    block_k: int
+    splits: int
+    stages: int
+    warps: int
+
+
+def is_prompt(tokens: int, *, halves: bool, fixed_order: bool) -> bool:
+    """Whether a shrink is cut by `choose_prompt`."""
+    return tokens > _FEW_TOKENS and halves and not fixed_order
+
+
+def choose_prompt(inputs: int, *, slices: int, block: int, count: int, rank: int) -> PromptCut:
+    """For `count` tiles of up to `block` tokens, ranks up to `rank`. Splits depend on the batch: they are
+    powers of two, since each other number is a kernel to be compiled while streams wait.
+    """
+    wide = min(64, 1 << (max(rank, 16) - 1).bit_length())
+    together = 1 << (slices - 1).bit_length() if wide == 16 else 1
+    groups = -(-slices // together) * -(-rank // wide)
+    tokens, block_k = min(block, 32), 128
+    if block > tokens and count * 2 * groups > _PROGRAMS // 4:
+        tokens = block  # programs of fewer tokens would be too many to split the inputs
+    programs = count * -(-block // tokens) * groups
+    splits = min(_MOST_SPLITS_OF_PROMPTS, max(1, _PROGRAMS // programs), -(-inputs // block_k))
+    splits = 1 << (splits.bit_length() - 1)
+    return PromptCut(tokens, wide, together, block_k, splits, stages=3, warps=4)
 
 
 def choose(
@@ -66,37 +93,27 @@ def choose(
     return Cut(
         block_r=16 if few else wide,
         block_k=block_k,
-        most_splits=min(_MOST_SPLITS if is_one_pass else _MOST_LOOPED_SPLITS, -(-inputs // share)),
+        splits=min(_MOST_SPLITS if is_one_pass else _MOST_LOOPED_SPLITS, -(-inputs // share)),
         is_one_pass=is_one_pass,
-        is_summed=not few,
         block_e=16 if fixed_order else wide,
         block_n=block_n,
     )
 
 
 class GatedCut(NamedTuple):
-    """A program of `gated.silu_mul` has `columns` of gate and of up, of up to `tokens`, `ranks` at a time."""
+    """A program of `gated.silu_mul` has `columns` of gate and of up, `blocks` times, of up to `tokens`."""
 
     tokens: int
     columns: int
-    ranks: int
+    blocks: int
+    stages: int
     warps: int
 
 
-def choose_gated(tokens: int, *, block: int, rank: int) -> GatedCut:
+def choose_gated(*, block: int, rank: int) -> GatedCut:
     """For tiles of up to `block` tokens, ranks up to `rank`."""
-    wide = min(64, 1 << (max(rank, 16) - 1).bit_length())
-    if wide > 16:
-        return GatedCut(tokens=min(block, 64), columns=64, ranks=wide, warps=4)
-    if tokens > _VERY_MANY_TOKENS:
-        return GatedCut(tokens=min(block, 32), columns=128, ranks=wide, warps=4)
-    if block == 64:
-        return GatedCut(tokens=64, columns=32, ranks=wide, warps=4)
-    return GatedCut(tokens=16, columns=128, ranks=wide, warps=4)
-
-
-def expands_with_silu(tokens: int, *, block: int, count: int, rank: int) -> bool:
-    """Whether `gated.silu_mul` is faster than an expand ahead of gate and up's product. With few tokens, few
-    in each tile, or wide ranks in small tiles it waits longer for lora_b than what it saves.
-    """
-    return tokens > _FEW_TOKENS and count * block <= 2 * tokens and (block == 64 or rank <= 16)
+    if rank <= 16:
+        return GatedCut(tokens=min(block, 32), columns=64, blocks=4, stages=3, warps=4)
+    if block > 16:
+        return GatedCut(tokens=32, columns=64, blocks=8, stages=3, warps=4)
+    return GatedCut(tokens=16, columns=128, blocks=4, stages=2, warps=4)

@@ -19,6 +19,7 @@ KERNELS = {
         "shrink_kernel",
         "expand_kernel",
         "silu_mul_kernel",
+        "prompt_shrink_kernel",
         "_add_norm_kernel",
         "_rotate_store_kernel",
         "_silu_mul_kernel",

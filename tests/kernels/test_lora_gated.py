@@ -8,39 +8,37 @@ import torch
 from kernels import lora
 from kernels.fused import reference as fused
 from kernels.lora import LoraBatch, PackedSlice, gated, gpu_tiles, reference
-from kernels.lora.gpu_tiles import GatedCut, expands_with_silu
+from kernels.lora.gpu_tiles import GatedCut
 from tests.kernels.test_lora_beside import tiles_of
 from tests.kernels.test_lora_gpu import DEVICE, IN, TOLERANCE, make_table
 
 WIDE = 130
 GATE_UP = (PackedSlice(1, 0, WIDE), PackedSlice(2, WIDE, 2 * WIDE))
-SMALL, WHOLE = GatedCut(16, 64, 64, 4), GatedCut(64, 32, 16, 4)
+SMALL = GatedCut(tokens=16, columns=32, blocks=3, stages=3, warps=4)
 # Slots, spare tiles of a recorded step, and how its programs are cut.
 CASES = {
-    "recorded": (torch.float16, [-1, -1, 0, 0, 2, 3, 4], 2, SMALL),
-    "one rank of few": (torch.float16, [0, 0, 0], 1, GatedCut(16, 128, 16, 4)),
-    "untouched": (torch.float16, [-1, 4, 4], 2, SMALL),
-    "long": (torch.float16, [*[-1] * 3, *[1] * 20, *[2] * 70], None, GatedCut(32, 128, 64, 4)),
-    "prompt": (torch.float16, [0] * 70, None, WHOLE),
-    "float32": (torch.float32, [-1, 0, 0, 1], None, SMALL),
+    "recorded": ([-1, -1, 0, 0, 2, 3, 4], 2, SMALL),
+    "untouched": ([-1, 4, 4], 2, SMALL),
+    "long": ([*[-1] * 3, *[1] * 20, *[2] * 70], None, GatedCut(32, 64, 2, 3, 4)),
+    "prompt": ([0] * 70, None, GatedCut(64, 64, 4, 3, 4)),
 }
 
 
-@pytest.mark.parametrize(("dtype", "slots", "spare", "cut"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("slots", "spare", "cut"), CASES.values(), ids=CASES.keys())
 def test_gate_and_up_have_their_adapters(
-    dtype: torch.dtype, slots: list[int], spare: int | None, cut: GatedCut, monkeypatch: pytest.MonkeyPatch
+    slots: list[int], spare: int | None, cut: GatedCut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for share in ("_SHARE_OF_K", "_LOOPED_SHARE_OF_K"):
         monkeypatch.setattr(gpu_tiles, share, 50)  # so that sums are split at this size too
     monkeypatch.setattr(gated, "choose_gated", lambda *_, **__: cut)
     monkeypatch.setattr(gated, "_MOST_PLAIN", 2)
     monkeypatch.setattr(gated, "_PLAIN_COLUMNS", 64)
+    dtype = torch.float16
     table, batch = make_table(dtype, (WIDE, WIDE)), LoraBatch.of_tokens(slots)
     if spare is None:
         tiled = batch.tiled(table)
     else:
-        rank = 16 if cut.ranks == 16 else 72
-        tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles_of(slots, spare=spare, rank=rank)[1])
+        tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles_of(slots, spare=spare, rank=72)[1])
     x = (torch.randn(len(slots), IN, device=DEVICE) * IN**-0.5).to(dtype)
     gate_up = torch.randn(len(slots), 2 * WIDE, device=DEVICE).to(dtype)
     expected = gate_up.clone().float()
@@ -52,11 +50,14 @@ def test_gate_and_up_have_their_adapters(
     )
 
 
-def test_which_steps_it_is_for() -> None:
-    assert expands_with_silu(1024, block=64, count=16, rank=64)
-    assert not expands_with_silu(256, block=16, count=16, rank=16), "decodes"
-    assert not expands_with_silu(512, block=16, count=512, rank=16), "a tile for each token"
-    assert not expands_with_silu(1100, block=16, count=70, rank=64), "wide ranks in small tiles"
+def test_which_batches_it_is_for() -> None:
+    half, single = (make_table(dtype, (WIDE, WIDE)) for dtype in (torch.float16, torch.float32))
+    plain = replace(LoraBatch.of_tokens([0, 2]).tiled(half), has_vectors=False)
+    assert lora.can_be_gated(plain, half)
+    assert not lora.can_be_gated(replace(plain, has_vectors=True), half)
+    assert not lora.can_be_gated(plain, single)
+    wide = replace(LoraBatch.of_tokens([0, 1]).tiled(half), has_vectors=False)
+    assert not lora.can_be_gated(wide, half), "ranks wider than have been tried"
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -17,7 +17,7 @@ from kernels.attention.decode_kernel import decode_kernel
 from kernels.fused import gpu as fused_kernels
 from kernels.linear import matrix, small_batch
 from kernels.linear.tiles import choose
-from kernels.lora import beside_matrix, beside_vector, gpu_kernels
+from kernels.lora import beside_matrix, beside_vector, gpu_kernels, prompt_shrink
 from kernels.lora import gated as lora_gated
 from kernels.lora import gpu_tiles as lora_tiles
 from kernels.lora.beside_tiles import choose as choose_beside
@@ -120,18 +120,16 @@ def lora(
     halves = dtype != "fp32"
     sizes: dict[str, Any] = {"block": block_t, "count": 64, "rank": rank, "halves": halves}
     cut = lora_tiles.choose(tokens, 12_288, **sizes, fixed_order=False, is_added=is_added)
-    k_splits = cut.splits(64 * slices)
     compile_kernel(
         gpu_kernels.shrink_kernel,
         {"num_warps": 4, "num_stages": 3},
-        types | {"arrived_ptr": "*i32"},
+        types,
         **(common | {"BLOCK_R": cut.block_r}),
         BLOCK_K=cut.block_k,
-        K_SPLITS=k_splits,
+        K_SPLITS=cut.splits,
         IS_ONE_PASS=cut.is_one_pass,
-        IS_SUMMED=cut.is_summed,
     )
-    k_splits = 1 if gathered or cut.is_summed else k_splits
+    k_splits = 1 if gathered or tokens > 256 else cut.splits
     compile_kernel(
         gpu_kernels.expand_kernel,
         {"num_warps": 4, "num_stages": 2 if k_splits == 1 else 1},
@@ -148,12 +146,30 @@ def lora(
     )
 
 
-def gated(dtype: str, *, tokens: int, block: int, rank: int) -> None:
-    cut = lora_tiles.choose_gated(tokens, block=block, rank=rank)
+def prompt(inputs: int, slices: int, *, rank: int) -> None:
+    cut = lora_tiles.choose_prompt(inputs, slices=slices, block=64, count=16, rank=rank)
+    compile_kernel(
+        prompt_shrink.prompt_shrink_kernel,
+        {"num_warps": cut.warps, "num_stages": cut.stages},
+        LORA | {"x_ptr": "*bf16", "pool_ptr": "*bf16", "arrived_ptr": "*i32"},
+        UNIT=64,
+        SLICES=slices,
+        TOGETHER=cut.together,
+        PARTS=64 // cut.tokens,
+        BLOCK_T=cut.tokens,
+        BLOCK_R=cut.ranks,
+        BLOCK_K=cut.block_k,
+        K_SPLITS=cut.splits,
+        PDL=True,
+    )
+
+
+def gated(dtype: str, *, block: int, rank: int) -> None:
+    cut = lora_tiles.choose_gated(block=block, rank=rank)
     types = LORA | dict.fromkeys(("out_ptr", "gate_up_ptr", "pool_ptr"), f"*{dtype}")
     compile_kernel(
         lora_gated.silu_mul_kernel,
-        {"num_warps": cut.warps, "num_stages": 2},
+        {"num_warps": cut.warps, "num_stages": cut.stages},
         types,
         UNIT=64,
         WIDE=12_288,
@@ -161,12 +177,11 @@ def gated(dtype: str, *, tokens: int, block: int, rank: int) -> None:
         PLAIN_T=4,
         PLAIN_N=1024,
         BLOCK_T=cut.tokens,
-        BLOCK_R=cut.ranks,
+        BLOCK_R=rank,
         BLOCK_N=cut.columns,
+        BLOCKS=cut.blocks,
+        STAGES=cut.stages,
         K_SPLITS=1,
-        HALVES=dtype != "fp32",
-        IS_ONE_PASS=rank <= cut.ranks,
-        PRECISION="ieee" if dtype == "fp32" else "tf32",
         PDL=True,
     )
 
@@ -245,8 +260,10 @@ def main() -> None:
         lora(dtype, slices=2, block_t=16, block_r=64)
         lora(dtype, slices=2, block_t=16, block_r=64, is_added=False)
         lora(dtype, slices=1, block_t=32, block_r=32, gathered=True)
-        gated(dtype, tokens=512, block=16, rank=16)
-        gated(dtype, tokens=1024, block=64, rank=256)
+    gated("bf16", block=16, rank=16)
+    gated("bf16", block=64, rank=64)
+    prompt(4096, 3, rank=16)
+    prompt(4096, 2, rank=64)
 
 
 if __name__ == "__main__":
