@@ -47,7 +47,10 @@ def binding_error(what: str, error: OSError) -> OSError | ValueError:
 
 
 def try_binding(address: str) -> None:
-    """Binds `host:port`, or `unix:/path` where no file is, for a moment. Raises OSError with the reason."""
+    """Binds `host:port`, or `unix:/path` where no file is, for a moment. Raises OSError with the reason.
+
+    Of a host's several addresses one is enough, as it is for gRPC.
+    """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         with socket.socket(socket.AF_UNIX) as probe:
@@ -56,10 +59,16 @@ def try_binding(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, place = found[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(place)
+    errors: list[OSError] = []
+    for family, kind, protocol, _, place in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                return
+        except OSError as error:
+            errors.append(error)
+    raise min(errors, key=lambda error: error.errno in _LASTING)
 
 
 def _is_tcp(address: str) -> bool:

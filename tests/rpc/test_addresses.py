@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.core import Metric
 
+from rpc.addresses import try_binding
 from rpc.metrics import MetricsServer
 from rpc.server import Server
 
@@ -22,6 +23,19 @@ async def test_an_address_that_never_can_be_bound_is_a_wrong_setting(tmp_path: P
             await Server().start(address)
     with pytest.raises(ValueError, match=r"\(metrics_listen\) on 192\.0\.2\.1:0: "):
         await MetricsServer(gather_nothing).start("192.0.2.1:0")
+
+
+def test_a_host_of_two_addresses_is_in_use_where_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        places = [("192.0.2.1", port), ("127.0.0.1", port)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with pytest.raises(OSError, match="in use"):
+            try_binding(f"localhost:{port}")
+    try_binding(f"localhost:{port}")
 
 
 async def test_an_address_in_use_may_be_free_later(tmp_path: Path) -> None:
