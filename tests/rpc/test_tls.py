@@ -2,11 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rpc.channel import open_channel
@@ -75,6 +80,18 @@ def test_half_a_setting_is_refused(pkis: tuple[Pki, Pki], tmp_path: Path) -> Non
     (tmp_path / "der").write_bytes(b"\x30\x82")
     with pytest.raises(ValueError, match="PEM"):
         ClientTls(ca=tmp_path / "der").credentials()
+
+
+def test_a_pair_that_only_openssl_finds_too_weak_is_taken(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65_537, key_size=1024)
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "old")]), datetime.now(UTC)
+    cert = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    cert = cert.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file.write_bytes(cert.sign(key, hashes.SHA256()).public_bytes(pem))
+    key_file.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    ServerTls(cert=cert_file, key=key_file).credentials()
 
 
 def test_a_pair_that_does_not_belong_together_is_refused(pkis: tuple[Pki, Pki], tmp_path: Path) -> None:
