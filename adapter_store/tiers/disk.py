@@ -166,6 +166,9 @@ class DiskTier:
                 staged.rename(target)
                 sync_file(self._objects)
         except BaseException:
+            # It may have its name already, and that is not durable.
+            with suppress(OSError):
+                target.rename(staged)
             with self._mutex:
                 self._sizes.drop(digest)
             raise

@@ -208,6 +208,22 @@ def test_a_full_disk_leaves_nothing(disk, monkeypatch):
     assert (disk.statistics().objects, disk.statistics().used_bytes) == (0, 0)
 
 
+def test_an_object_whose_name_could_not_be_made_durable_is_not_there(disk, tmp_path, monkeypatch):
+    def fail(path):
+        if path.name == "objects":
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adapter_store.tiers.disk.sync_file", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            put(disk)
+    assert list((tmp_path / "data" / "objects").iterdir()) == []
+    assert disk.statistics().used_bytes == 0
+    # Else the next load would take it for one that is durable, and its bytes would count for nothing.
+    digest = put(disk)
+    assert disk.bytes_of(digest) == folder_bytes(disk.object_path(digest)) == disk.statistics().used_bytes
+
+
 def test_a_quota_refuses_what_does_not_fit(tmp_path):
     with closing(DiskTier(tmp_path / "a")) as disk:
         put(disk)
