@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
@@ -120,8 +121,12 @@ class TextWorkers:
         future = self._pool.submit(work)
         self._waiting += 1
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
+        future.add_done_callback(lambda _: self._tell_done(loop))
         return await asyncio.wrap_future(future)
+
+    def _tell_done(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # The loop has closed: the process is ending.
+            loop.call_soon_threadsafe(self._done)
 
     def _done(self) -> None:
         self._waiting -= 1
@@ -130,5 +135,5 @@ class TextWorkers:
         return {self._counted_as: self._waiting}
 
     def close(self) -> None:
-        """Drops what waits; a text in work is not waited for."""
+        """Drops what waits; a text in work is waited for by nobody but the process's end."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -13,6 +13,7 @@ from tests.support.frontend_model_folder import (
     byte_level_tokenizer,
     write_model_folder,
 )
+from tests.support.waiting import WAIT_SECONDS
 
 
 @pytest.mark.parametrize("text", ["hello world", "naïve 日本 😀", "a\nb  c", EOS, "\x00\x7f"])
@@ -82,3 +83,25 @@ async def test_too_many_long_texts_are_refused_and_places_come_back():
     assert await workers.run(lambda: 5) == 5
     assert workers.statistics() == {"texts_waiting": 0}
     workers.close()
+
+
+def test_a_text_that_is_in_work_when_the_loop_ends_is_no_error(caplog: pytest.LogCaptureFixture):
+    begun, release, threads = threading.Event(), threading.Event(), list[threading.Thread]()
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        begun.set()
+        release.wait(WAIT_SECONDS)
+
+    async def leave() -> None:
+        workers = TextWorkers(threads=1)
+        task = asyncio.create_task(workers.run(work))
+        assert await asyncio.to_thread(begun.wait, WAIT_SECONDS)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        workers.close()
+
+    asyncio.run(leave())
+    release.set()
+    threads[0].join(WAIT_SECONDS)
+    assert not caplog.records
