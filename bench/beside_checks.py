@@ -79,13 +79,17 @@ def _error(
         freed = torch.full((16 << 20,), float("nan"), device="cuda")
         del freed
         arrivals.begin()
-        if ahead:
+        if ahead and gated and lora.can_be_gated(tiled, table):
+            shrunk = lora.shrink(x, slices=packed, batch=tiled, table=table)
+            y = torch.nn.functional.linear(x, weight, bias)
+            found = lora.silu_mul(y, shrunk, slices=packed, batch=tiled, table=table)
+        elif ahead:
             found = lora.ahead(x, bias, slices=packed, batch=tiled, table=table).addmm_(x, weight.t())
         else:
             found = lora.product(x, weight, bias, slices=packed, batch=tiled, table=table, gated=gated)
             found = fused.whole(found, torch.float32)
-            if gated and found.shape[1] == len(weight):
-                found = fused.silu_mul(found)
+        if gated and found.shape[1] == len(weight):
+            found = fused.silu_mul(found.float())
         errors.append(((found.float() - expected).norm() / expected.norm()).item())
     return float(np.max(errors))
 
