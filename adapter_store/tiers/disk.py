@@ -178,12 +178,18 @@ class DiskTier:
 
     def set_aside(self, digest: str) -> Path:
         """Takes an object out of the tier, at once; `discard` of the result frees the bytes."""
-        # It may be lost, or somebody else was faster.
-        with self._new_incoming() as trash, suppress(FileNotFoundError):
-            # Nothing is made anew: on a full disk that could fail.
-            self.object_path(digest).rename(trash)
+        # First: once its name is free, a load may give it to the same content, which counts.
         with self._mutex:
-            self._sizes.drop(digest)
+            size = self._sizes.drop(digest)
+        try:
+            # It may be lost, or somebody else was faster.
+            with self._new_incoming() as trash, suppress(FileNotFoundError):
+                # Nothing is made anew: on a full disk that could fail.
+                self.object_path(digest).rename(trash)
+        except OSError:
+            with self._mutex:
+                self._sizes.put(digest, size)
+            raise
         return trash
 
     def statistics(self) -> DiskStatistics:
@@ -233,8 +239,11 @@ class _Sizes:
         self.of[digest] = size
         self.total += size
 
-    def drop(self, digest: str) -> None:
-        self.total -= self.of.pop(digest, 0)
+    def drop(self, digest: str) -> int:
+        """Returns what it had, 0 where it was not there."""
+        size = self.of.pop(digest, 0)
+        self.total -= size
+        return size
 
 
 def folder_bytes(folder: Path) -> int:

@@ -197,6 +197,35 @@ def test_a_data_folder_that_cannot_be_written_to_now_may_be_later(tmp_path, monk
         open_disk(tmp_path / "data", quota_bytes=0)
 
 
+def test_an_object_that_comes_back_while_it_is_set_aside_is_counted(disk, monkeypatch):
+    digest, rename, again = put(disk), Path.rename, []
+
+    def rename_and_load(path, target):
+        moved = rename(path, target)
+        if path == disk.object_path(digest) and not again:
+            again.append(True)
+            assert put(disk) == digest
+        return moved
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename_and_load)
+        disk.discard(disk.set_aside(digest))
+    assert disk.bytes_of(digest) == folder_bytes(disk.object_path(digest)) == disk.statistics().used_bytes
+
+
+def test_an_object_that_cannot_be_set_aside_stays_and_counts(disk, monkeypatch):
+    digest = put(disk)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            disk.set_aside(digest)
+    assert disk.bytes_of(digest) == folder_bytes(disk.object_path(digest)) == disk.statistics().used_bytes
+
+
 def test_a_full_disk_leaves_nothing(disk, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
