@@ -29,8 +29,8 @@ _MOST_SLICES = 50_000
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lease:
-    """A pack that stays where it is until this is given back, if it has not been: else, while its generation
-    is the same. `view` is None where its bytes must be fetched in chunks.
+    """A pack, which stays where it is until the lease is given back; what lies there later is still the pack
+    while its generation is the same. `view` is None where its bytes must be fetched in chunks.
     """
 
     number: int

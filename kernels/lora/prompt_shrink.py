@@ -1,7 +1,7 @@
 """A shrink of many tokens: all slices of a packed projection in one program, which reads its input once.
 
-Semantics: `rank[t, l] = scaling[l] * x[t] @ lora_a[l].T`; for untouched slices zeros. Programs share the
-inputs of a tile; the last of them to end adds up what all have left.
+Semantics: `rank[t, l] = scaling[l] * x[t] @ lora_a[l].T`; beyond a slice's rank whatever was there, or zeros.
+Programs share the inputs of a tile; the last of them to end adds up what all have left.
 
 Legend: T tokens, K in features, L slices, R rank of all slices of a program, C splits of K.
 """
