@@ -43,7 +43,7 @@ def check_tcp_address(name: str, address: str) -> None:
 def binding_error(what: str, error: OSError) -> OSError | ValueError:
     """`error` from binding an address, its message after `what`: a ValueError where no later try helps."""
     kind = ValueError if error.errno in _LASTING else OSError
-    return kind(f"{what}: {error.strerror or error}")
+    return kind(f"{what}: {error.strerror or error}; choose another address")
 
 
 def try_binding(address: str) -> None:

@@ -19,7 +19,7 @@ async def test_an_address_that_never_can_be_bound_is_a_wrong_setting(tmp_path: P
     (tmp_path / "file").touch()
     # The first is kept for documentation (RFC 5737): no machine has it.
     for address in ("192.0.2.1:0", f"unix:{tmp_path / 'file' / 'x.sock'}"):
-        with pytest.raises(ValueError, match=f"cannot listen on {address}: "):
+        with pytest.raises(ValueError, match=f"cannot listen on {address}: .*; choose another address"):
             await Server().start(address)
     with pytest.raises(ValueError, match=r"\(metrics_listen\) on 192\.0\.2\.1:0: "):
         await MetricsServer(gather_nothing).start("192.0.2.1:0")
@@ -44,5 +44,5 @@ async def test_an_address_in_use_may_be_free_later(tmp_path: Path) -> None:
         taken.listen()
         for address in (f"127.0.0.1:{taken.getsockname()[1]}", f"unix:{tmp_path / 'file'}"):
             (tmp_path / "file").touch()
-            with pytest.raises(OSError, match=f"cannot listen on {address}: .*in use"):
+            with pytest.raises(OSError, match=f"cannot listen on {address}: .*in use; choose another"):
                 await Server().start(address)
