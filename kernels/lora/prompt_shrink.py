@@ -122,7 +122,7 @@ def prompt_shrink_kernel(
             scaling = tl.load(scaling_ptr + entry + one, mask=is_there, other=0.0)
             scaling_R = tl.where(l_R == one, scaling, scaling_R)
             most = tl.maximum(most, rank)
-    rank_R = rank_R * 8
+    rank_R = rank_R * 8  # so that the compiler sees whole vectors inside a rank
     wait_for_inputs(PDL)
     if (count <= 0) | (most <= first_rank):
         return
