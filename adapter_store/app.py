@@ -37,6 +37,7 @@ from adapter_store.tiers.making import PackMaker
 from adapter_store.tiers.warm import WarmTier
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import unavailable
+from rpc.first_messages import FirstMessages
 from rpc.metrics import MetricsServer
 from rpc.server import Server
 from rpc.tuning import tune_process
@@ -66,6 +67,7 @@ class AdapterStore:
         self.layouts = Layouts(database, self._threads.writer, max_rank=config.max_rank)
         self.followers = Followers(config.follower_seconds)
         self.watchers = Watchers()
+        self._first_messages = FirstMessages()
         self._holds = Holds()
         self.warm = self._make_warm()
         self._ledger = self._make_ledger()
@@ -185,6 +187,7 @@ class AdapterStore:
             templates=ChatTemplates(
                 catalog=self.catalog, disk=self._disk, workers=self._threads.packs, holds=self._holds
             ),
+            first_messages=self._first_messages,
         )
         packs = PackServicer(
             layouts=self.layouts,
@@ -193,6 +196,7 @@ class AdapterStore:
             arena_file=self._arena_file.path.name,
             arena_bytes=self._arena_file.size,
             statistics=self._pack_statistics,
+            first_messages=self._first_messages,
         )
         return catalog, packs
 
@@ -230,6 +234,7 @@ class AdapterStore:
         goodbye = unavailable(
             "SHUTTING_DOWN", "the store is shutting down: open the stream again when it is back"
         )
+        self._first_messages.close(goodbye)
         self.followers.close(goodbye)
         self.watchers.close(goodbye)
         self.executors.cut(goodbye)

@@ -19,6 +19,7 @@ from adapter_store.service.encoding import adapter_message, event_message, follo
 from adapter_store.sources.opening import Sources
 from lorikeet.v1 import adapters_pb2, store_pb2, store_pb2_grpc
 from rpc.errors import invalid_argument
+from rpc.first_messages import FirstMessages
 
 Context = grpc.aio.ServicerContext
 
@@ -36,7 +37,9 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
         followers: Followers,
         watchers: Watchers,
         templates: ChatTemplates,
+        first_messages: FirstMessages,
     ) -> None:
+        self._first_messages = first_messages
         self._templates = templates
         self._admin = admin
         self._sources = sources
@@ -138,7 +141,7 @@ class CatalogServicer(store_pb2_grpc.CatalogServiceServicer):
     async def Follow(  # noqa: N802
         self, request_iterator: AsyncIterator[store_pb2.FollowRequest], context: Context
     ) -> None:
-        first = await anext(request_iterator, None)
+        first = await self._first_messages.read(request_iterator)
         if first is None:
             return
         follower = self._admin.follow(first.acknowledged_revision)
@@ -169,7 +172,9 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
         arena_file: str,
         arena_bytes: int,
         statistics: Callable[[store_pb2.GetPackStatisticsRequest], store_pb2.PackStatistics],
+        first_messages: FirstMessages,
     ) -> None:
+        self._first_messages = first_messages
         self._layouts = layouts
         self._executors = executors
         self._chunks = chunks
@@ -188,7 +193,7 @@ class PackServicer(store_pb2_grpc.PackServiceServicer):
     async def Lease(  # noqa: N802
         self, request_iterator: AsyncIterator[store_pb2.LeaseRequest], context: Context
     ) -> None:
-        hello = await anext(aiter(request_iterator), None)
+        hello = await self._first_messages.read(request_iterator)
         if hello is None or hello.WhichOneof("message") != "hello":
             raise invalid_argument("NO_HELLO", "the first message of a Lease stream is LeaseHello")
         held = [

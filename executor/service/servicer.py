@@ -23,7 +23,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     async def Connect(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: grpc.aio.ServicerContext
     ) -> None:
-        first = await anext(request_iterator, None)
+        first = await self._sessions.first_messages.read(request_iterator)
         if first is None:
             return
         check_hello(first, self._hello)

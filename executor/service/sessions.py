@@ -9,7 +9,8 @@ from executor.control.mailbox import Mailbox
 from executor.service.commands import RequestLimits
 from executor.service.outbox import Outboxes
 from executor.service.session import Session
-from rpc.errors import unavailable
+from rpc.errors import LorikeetError, unavailable
+from rpc.first_messages import FirstMessages
 
 
 class Sessions:
@@ -21,6 +22,8 @@ class Sessions:
         self._limits = limits
         self._numbers = itertools.count(1)
         self._draining = asyncio.Event()
+        self.first_messages = FirstMessages()
+        """Of streams that are not open yet."""
 
     @contextmanager
     def open(self) -> Iterator[Session]:
@@ -28,7 +31,7 @@ class Sessions:
         draining.
         """
         if self._draining.is_set():
-            raise unavailable("DRAINING", "the executor is shutting down: connect again")
+            raise _shutting_down()
         client = next(self._numbers)
         outbox = self._outboxes.open(client)
         try:
@@ -46,3 +49,8 @@ class Sessions:
     def drain(self) -> None:
         """No new streams and requests from now on; each stream is cut once its requests have ended."""
         self._draining.set()
+        self.first_messages.close(_shutting_down())
+
+
+def _shutting_down() -> LorikeetError:
+    return unavailable("DRAINING", "the executor is shutting down: connect again")

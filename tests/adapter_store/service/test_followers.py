@@ -82,6 +82,13 @@ async def test_a_stuck_follower_is_cut_off_and_the_load_answers(tmp_path):
         assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "FELL_BEHIND")
 
 
+async def test_a_stream_that_has_said_nothing_holds_up_no_stop(running):
+    calls = [running.catalog.Follow(), running.packs.Lease()]
+    await running.packs.GetStatistics(store_pb2.GetPackStatisticsRequest())
+    running.store.cut_streams()
+    assert [(await error_of(call)).reason for call in calls] == ["SHUTTING_DOWN"] * 2
+
+
 async def test_a_follower_cannot_acknowledge_the_future(running):
     follower = await FollowerClient(running).start()
     await follower.acknowledge(99)

@@ -115,6 +115,14 @@ async def test_commands_before_hello_are_refused(tmp_path: Path) -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "NO_HELLO")
 
 
+async def test_a_stream_that_has_said_nothing_holds_up_no_stop(tmp_path: Path) -> None:
+    async with executor_at(tmp_path) as running:
+        connection = Connection(running.stub)
+        await running.statistics()
+        running.executor.begin_drain()
+        assert from_rpc(await connection.error()).reason == "DRAINING"
+
+
 async def test_bytes_that_are_no_message_end_only_their_stream(tmp_path: Path) -> None:
     async with executor_at(tmp_path) as running, running.connect() as good:
         async with grpc.aio.insecure_channel(running.address) as channel:
