@@ -25,7 +25,7 @@ from frontend.rights import AdapterRights
 from frontend.service import AdapterServicer, GenerationServicer
 from frontend.statistics import AdapterStatistics
 from frontend.text.template_process import TemplateProcesses
-from frontend.text.tokenizer import TextWorkers
+from frontend.text.workers import TextWorkers
 from frontend.tokenization import Tokenization
 from frontend.usage import UsageTable
 from frontend.wakeups import Wakeups

@@ -3,7 +3,7 @@
 from frontend.model_folder import ModelFolder
 from frontend.prompts import PromptReader
 from frontend.sampling import check_token_ids, out_of_range
-from frontend.text.tokenizer import TextWorkers
+from frontend.text.workers import TextWorkers
 from lorikeet.v1 import generation_pb2
 
 MAX_DETOKENIZE_IDS = 1 << 20

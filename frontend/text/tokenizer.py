@@ -1,21 +1,15 @@
 """The model's tokenizer: text to ids and back, long texts off the event loop."""
 
-import asyncio
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from frontend.text.detokenizer import Detokenizer
 from frontend.text.token_floor import TokenFloor
-from rpc.errors import resource_exhausted
-
-T = TypeVar("T")
 
 # Texts are tokenised one at a time, each on one thread: a pool of more would only be in the way of forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -96,44 +90,3 @@ def _byte_alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if chr(byte) not in alphabet]
     return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
-
-
-class TextWorkers:
-    """A few threads for texts that would hold up the event loop; refuses when too many wait.
-
-    Args:
-        counted_as: name of their number in `statistics`.
-    """
-
-    def __init__(self, *, threads: int = 2, max_waiting: int = 64, counted_as: str = "texts_waiting") -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="text")
-        self._max_waiting = max_waiting
-        self._waiting = 0
-        self._counted_as = counted_as
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Runs `work` in a thread. Raises RESOURCE_EXHAUSTED when too many texts wait."""
-        if self._waiting >= self._max_waiting:
-            raise resource_exhausted(
-                "TEXT_QUEUE_FULL", "too many long texts are being tokenised: retry shortly", retry_after=0.5
-            )
-        # Counted until the thread is done with it, also when the caller has gone.
-        future = self._pool.submit(work)
-        self._waiting += 1
-        loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: self._tell_done(loop))
-        return await asyncio.wrap_future(future)
-
-    def _tell_done(self, loop: asyncio.AbstractEventLoop) -> None:
-        with suppress(RuntimeError):  # The loop has closed: the process is ending.
-            loop.call_soon_threadsafe(self._done)
-
-    def _done(self) -> None:
-        self._waiting -= 1
-
-    def statistics(self) -> dict[str, int]:
-        return {self._counted_as: self._waiting}
-
-    def close(self) -> None:
-        """Drops what waits; a text in work is waited for by nobody but the process's end."""
-        self._pool.shutdown(wait=False, cancel_futures=True)

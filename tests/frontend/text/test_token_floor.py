@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from frontend.prompts import PromptReader
 from frontend.text.token_floor import is_composed
-from frontend.text.tokenizer import TextCodec, TextWorkers
+from frontend.text.tokenizer import TextCodec
+from frontend.text.workers import TextWorkers
 from lorikeet.v1 import generation_pb2
 from rpc.errors import LorikeetError
 from tests.support.frontend_model_folder import EOS, byte_fallback_tokenizer, byte_level_tokenizer

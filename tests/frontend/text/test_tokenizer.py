@@ -1,19 +1,15 @@
-import asyncio
 import threading
 from pathlib import Path
 
-import grpc
 import pytest
 
-from frontend.text.tokenizer import TextCodec, TextWorkers
-from rpc.errors import LorikeetError
+from frontend.text.tokenizer import TextCodec
 from tests.support.frontend_model_folder import (
     EOS,
     byte_fallback_tokenizer,
     byte_level_tokenizer,
     write_model_folder,
 )
-from tests.support.waiting import WAIT_SECONDS
 
 
 @pytest.mark.parametrize("text", ["hello world", "naïve 日本 😀", "a\nb  c", EOS, "\x00\x7f"])
@@ -67,41 +63,3 @@ def test_padding_and_truncation_in_the_file_are_ignored():
     tokenizer.enable_padding(length=50)
     tokenizer.enable_truncation(2)
     assert len(TextCodec(tokenizer).encode("abcdef", add_special_tokens=True)) == 6
-
-
-async def test_too_many_long_texts_are_refused_and_places_come_back():
-    workers = TextWorkers(threads=1, max_waiting=2)
-    release = threading.Event()
-    waiting = [asyncio.create_task(workers.run(release.wait)) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(LorikeetError) as caught:
-        await workers.run(lambda: None)
-    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    waiting[1].cancel()
-    release.set()
-    assert await waiting[0]
-    assert await workers.run(lambda: 5) == 5
-    assert workers.statistics() == {"texts_waiting": 0}
-    workers.close()
-
-
-def test_a_text_that_is_in_work_when_the_loop_ends_is_no_error(caplog: pytest.LogCaptureFixture):
-    begun, release, threads = threading.Event(), threading.Event(), list[threading.Thread]()
-
-    def work() -> None:
-        threads.append(threading.current_thread())
-        begun.set()
-        release.wait(WAIT_SECONDS)
-
-    async def leave() -> None:
-        workers = TextWorkers(threads=1)
-        task = asyncio.create_task(workers.run(work))
-        assert await asyncio.to_thread(begun.wait, WAIT_SECONDS)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        workers.close()
-
-    asyncio.run(leave())
-    release.set()
-    threads[0].join(WAIT_SECONDS)
-    assert not caplog.records
