@@ -1,7 +1,7 @@
 """Which digest each adapter name points to, as far as this frontend knows; fed by `catalog_follower`."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from frontend.validation import AdapterRef
 from lorikeet.v1 import store_pb2
@@ -9,7 +9,7 @@ from rpc.access import may_use
 from rpc.errors import failed_precondition, not_found, unavailable
 from rpc.tokens import Caller
 
-# Of a snapshot, read between two turns of the event loop: 2 ms.
+# Names that are read between two turns of the event loop: 2 ms.
 _SLICE = 500
 
 
@@ -78,30 +78,39 @@ class Catalog:
             pass
 
     async def apply_in_turns(self, response: store_pb2.FollowResponse) -> None:
-        """The same, while the event loop goes on: of a snapshot nothing counts before all of it does."""
+        """The same, while the event loop goes on: of a snapshot nothing counts before all of it does; of
+        changes each counts at once, and the revision when all of them do."""
         for _ in self._apply(response):
             await asyncio.sleep(0)
 
     def _apply(self, response: store_pb2.FollowResponse) -> Iterator[None]:
-        names = _Names() if response.snapshot else self._names
-        ended: list[tuple[str, str]] = []
-        for count, pointer in enumerate(response.pointers, start=1):
-            gone = names.point(pointer)
-            if not pointer.digest and pointer.abort_running:
-                ended.append((pointer.name, gone))
-            if response.snapshot and count % _SLICE == 0:
-                yield
-        if response.snapshot:
-            # While there was no stream. What such names pointed to only this frontend knows.
-            olds = [(name, self._names.digests.get(name, "")) for name, _ in ended]
-            ended = [(name, "" if old in names.of else old) for name, old in olds]
-        self._names = names
+        yield from (self._replace if response.snapshot else self._change)(response.pointers)
         self._revision = response.revision
-        for name, digest in ended:
-            self._tell_aborts(name, digest)
         for revision, waiter in self._waiters:
             if revision <= response.revision and not waiter.done():
                 waiter.set_result(None)
+
+    def _change(self, pointers: Sequence[store_pb2.AdapterPointer]) -> Iterator[None]:
+        for count, pointer in enumerate(pointers, start=1):
+            gone = self._names.point(pointer)
+            if _ends_requests(pointer):
+                self._tell_aborts(pointer.name, gone)
+            if count % _SLICE == 0:
+                yield
+
+    def _replace(self, pointers: Sequence[store_pb2.AdapterPointer]) -> Iterator[None]:
+        names, ended = _Names(), list[str]()
+        for count, pointer in enumerate(pointers, start=1):
+            names.point(pointer)
+            if _ends_requests(pointer):
+                ended.append(pointer.name)
+            if count % _SLICE == 0:
+                yield
+        olds, self._names = self._names, names
+        # While there was no stream. What such names pointed to only this frontend knows.
+        for name in ended:
+            old = olds.digests.get(name, "")
+            self._tell_aborts(name, "" if old in names.of else old)
 
     def resolve(self, adapter: AdapterRef, caller: Caller = Caller()) -> str:  # noqa: B008 - immutable
         """The digest that answers for an adapter; "" for the base model. A digest stands for itself as
@@ -173,3 +182,8 @@ class Catalog:
 
     def statistics(self) -> dict[str, int]:
         return {"adapter_names": len(self._names.digests), "catalog_revision": self.revision}
+
+
+def _ends_requests(pointer: store_pb2.AdapterPointer) -> bool:
+    """A name was unloaded by force."""
+    return pointer.abort_running and not pointer.digest

@@ -58,6 +58,27 @@ async def test_a_large_snapshot_lets_others_go_on_and_counts_all_at_once():
     assert code_of(catalog, SQL) is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_large_update_lets_others_go_on_and_its_revision_comes_last():
+    catalog = Catalog(has_store=True)
+    catalog.apply(response(3, snapshot=True, sql="a"))
+    heard: list[tuple[str, str]] = []
+    catalog.on_abort(lambda name, digest: heard.append((name, digest)))
+    update = response(9, snapshot=False, **{f"name-{number}": "b" for number in range(5_000)})
+    removed = store_pb2.AdapterPointer(name="sql", abort_running=True)
+    for pointer in (store_pb2.AdapterPointer(name="sql", digest="c"), removed):
+        update.pointers.insert(2_000, pointer)
+    applying = asyncio.create_task(catalog.apply_in_turns(update))
+    seen: list[str] = []
+    while not applying.done():
+        seen.append(catalog.resolve(SQL))
+        assert catalog.revision == 3
+        # What ends with the name ends before anything begins under it again.
+        assert heard == ([("sql", "a")] if seen[-1] == "c" else [])
+        await asyncio.sleep(0)
+    assert min(seen.count("a"), seen.count("c")) > 2
+    assert (catalog.revision, len(catalog.names_of("b"))) == (9, 5_000)
+
+
 def test_an_unknown_name_says_how_to_load_it():
     catalog = Catalog(has_store=True)
     catalog.apply(response(1, snapshot=True))
