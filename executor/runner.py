@@ -63,14 +63,16 @@ class RunnerConfig:
 class PendingStep:
     """A forward whose rows wait to be sampled; `draw` once they are, `result` once the host has them.
 
-    `logits` is `[S, V]`, greedy their argmax and rows_on_device both int64 `[S]`; rows int32[S], positions
-    int64[S] and order (each row's place in the plan's order) are the host's.
+    `logits` is `[N, V]`, greedy their argmax and rows_on_device both int64 `[N]`, padding after the first S;
+    rows int32[S], positions int64[S] and order (each row's place in the plan's order) are the host's.
+    `is_kept`: the rows' next step will read `greedy`, unless options choose something else.
     """
 
     step: int
     logits: Tensor | None
     greedy: Tensor
     rows_on_device: Tensor
+    is_kept: bool
     rows: np.ndarray
     positions: np.ndarray
     order: np.ndarray
@@ -85,7 +87,8 @@ class _Computed(NamedTuple):
     logits: Tensor
     tokens: Tensor
     rows: Tensor
-    prompts: tuple[ScoredPrompt, ...]
+    is_kept: bool = False
+    prompts: tuple[ScoredPrompt, ...] = ()
 
 
 class TorchRunner:
@@ -121,7 +124,8 @@ class TorchRunner:
             rows=config.max_rows, columns=columns, device=device, is_apart=pool.triton
         )
         self._sampler = Sampler(rows=config.max_rows, eos_ids=model.eos_ids)
-        self._last_sampled = torch.zeros(config.max_rows, dtype=torch.int64, device=device)
+        # One more than there are: graphs' padding has a row, too.
+        self._last_sampled = torch.zeros(config.max_rows + 1, dtype=torch.int64, device=device)
         # Without kernels of our own, tokens by themselves are all that is the same in any batch.
         self._one_by_one = config.deterministic and not pool.triton
         self._prompts = PromptScorer(self._decoder, pool, one_by_one=self._one_by_one)
@@ -150,6 +154,7 @@ class TorchRunner:
             logits=computed.logits,
             greedy=computed.tokens,
             rows_on_device=computed.rows,
+            is_kept=computed.is_kept,
             rows=spans.rows[sampled],
             positions=(spans.starts + spans.lengths)[sampled],
             order=by_slot[sampled],
@@ -179,7 +184,7 @@ class TorchRunner:
         if self._graphs is None or self._prompts.owes(spans.rows):
             return None
         computed = self._graphs.compute(spans, slots, input_ids, sampled)
-        return None if computed is None else _Computed(*computed, ())
+        return None if computed is None else _Computed(*computed, is_kept=True)
 
     def _forward(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
@@ -193,7 +198,7 @@ class TorchRunner:
             x_TD = x_TD.index_select(0, chosen.tokens)
             lora = self._pool.batch(slots[sampled], np.ones(len(sampled), dtype=np.int64))
         logits = self._decoder.logits(x_TD, lora)
-        return _Computed(logits, self._steps.greedy(logits), chosen.rows, prompts)
+        return _Computed(logits, self._steps.greedy(logits), chosen.rows, prompts=prompts)
 
     def _forward_one_by_one(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
@@ -219,7 +224,7 @@ class TorchRunner:
         ]
         logits_NV = torch.cat(logits) if logits else x_TD.new_empty(0, self._decoder.config.vocab_size)
         rows = torch.from_numpy(spans.rows[sampled].astype(np.int64))
-        return _Computed(logits_NV, self._steps.greedy(logits_NV), rows, prompts)
+        return _Computed(logits_NV, self._steps.greedy(logits_NV), rows, prompts=prompts)
 
     def _run_layers(
         self, spans: Spans, lora: LoraBatch, input_ids: np.ndarray, sampled: np.ndarray
@@ -298,10 +303,13 @@ class TorchRunner:
         assert pending is self._unsampled, "steps are sampled once, in the order of their launches"
         assert pending.logits is not None
         self._unsampled = None  # also where sampling fails: the steps after it go on
-        pending.draw = self._sampler.sample(pending.logits, pending.greedy, pending.rows, pending.positions)
+        pending.draw = draw = self._sampler.sample(
+            pending.logits, pending.greedy, pending.rows, pending.positions
+        )
         pending.logits = None
-        self._last_sampled.index_copy_(0, pending.rows_on_device, pending.draw.tokens_N)
-        return pending.draw
+        if not (pending.is_kept and draw.is_greedy):
+            self._last_sampled.index_copy_(0, pending.rows_on_device, draw.tokens_N)
+        return draw
 
 
 def _flatten(plan: StepPlan, by_slot: np.ndarray) -> tuple[Spans, np.ndarray, np.ndarray]:

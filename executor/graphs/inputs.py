@@ -6,7 +6,7 @@ rows and 2 tiles of chunks:
     tokens   ids 17 3 5 LAST_SAMPLED | rows 2 2 2 0 | positions 0 1 2 30 | kv 41 42 43 82 -1 -1 -1 -1
     decodes  0 | token 3 | position 30 | length 1, then tiles of length 0, which do nothing
     chunks   2 | token 0 | position 0 | length 3
-    sampled  tokens 2 3 0 0 | rows 2 0 0 0
+    sampled  tokens 2 3 0 0 | rows 2 0 4 4, of which 4 is nobody's
     tiles    slot 4 | token 3 | length 1
     changes  of the page table: cells 5 -1 -1 ... | pages 17 0 0 ...
 """
@@ -29,7 +29,8 @@ _TURNS = 3
 
 
 class Inputs(NamedTuple, Generic[Array]):
-    """Views of an int32 buffer. Padding has a place of -1 in the cache, a cell of -1, and tiles no length.
+    """Views of an int32 buffer. Padding has a row that is nobody's, a place of -1 in the cache, a cell of -1,
+    and tiles no length.
 
     tokens `[4, T]`: id, row, position, place in the cache. decodes `[4, N]` and chunks `[4, C]` are tiles of
     attention, tiles `[3, L]` those of adapters. sampled `[2, R]`: token and row; empty where all are. ends
@@ -51,8 +52,9 @@ class Staging:
     for a copy may still be under way while the next step is written.
     """
 
-    def __init__(self, numbers: int, device: torch.device) -> None:
-        """For shapes of up to so many `numbers`."""
+    def __init__(self, numbers: int, device: torch.device, *, nobody: int = 0) -> None:
+        """For shapes of up to so many `numbers`; `nobody` is the row of padding."""
+        self._nobody = nobody
         self.on_device = torch.zeros(numbers, dtype=torch.int32, device=device)
         pinned = self.on_device.is_cuda
         self._hosts = [torch.empty(numbers, dtype=torch.int32, pin_memory=pinned) for _ in range(_TURNS)]
@@ -71,6 +73,7 @@ class Staging:
         numbers.fill(0)
         inputs = parts(numbers, shape)
         inputs.tokens[3] = inputs.changes[0] = -1
+        inputs.tokens[1] = inputs.sampled[1] = self._nobody
         return inputs
 
     def send(self) -> None:

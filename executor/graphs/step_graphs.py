@@ -57,7 +57,9 @@ _PROJECTIONS = 4
 
 
 class Computed(NamedTuple):
-    """Logits `[S, V]`, their argmax int64 `[S]` and the rows int64 `[S]`; the next step overwrites them."""
+    """Logits `[N, V]`, their argmax int64 `[N]` and the rows int64 `[N]`: of the S rows that are sampled, and
+    then of padding. The next step overwrites them.
+    """
 
     logits: Tensor
     tokens: Tensor
@@ -80,7 +82,10 @@ class StepGraphs:
         record: Recorder,
         max_rank: int = 0,
     ) -> None:
-        """For as many rows as `last_sampled` has; `max_rank` of adapters, where there are any."""
+        """For as many rows as `last_sampled` has but for the last, nobody's; `max_rank` of adapters,
+        where there are any.
+        """
+        rows = len(last_sampled) - 1
         self._decoder = decoder
         self._attention = attention
         self._steps = steps
@@ -89,14 +94,14 @@ class StepGraphs:
         self._adapters = adapters
         self._last_sampled = last_sampled
         self._record = record
-        self._sizes = sizes(len(last_sampled))
+        self._sizes = sizes(rows)
         self._largest = largest(self._sizes[-1], attention.chunk_queries)
         self._windows = tuple(set(decoder.config.windows))
         self._routers = router_slices(decoder.config)
         self._ends = embedding_index(decoder.config), head_slices(decoder.config)[0].slice
         self._arrivals = Arrivals(_PROJECTIONS * decoder.config.layers, last_sampled.device)
         numbers = max(most(decoding(self._sizes[-1])), most(self._largest))
-        self._staging = Staging(numbers, last_sampled.device)
+        self._staging = Staging(numbers, last_sampled.device, nobody=rows)
         self._logits_NV = adapters.pool.new_empty(self._sizes[-1], decoder.config.vocab_size)
         self._graphs: dict[StepShape, Callable[[], Computed]] = {}  # the one used last comes last
         self._met: set[StepShape] = set()
@@ -154,8 +159,9 @@ class StepGraphs:
     def compute(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
     ) -> Computed | None:
-        """A step of rows sorted by slot, of which those in `sampled` are; results are in their order. None
-        where no shape fits, and where adapters bring whole weights, which the host looks up.
+        """A step of rows sorted by slot, of which those in `sampled` are; results are in their order, and
+        `last_sampled` has the tokens of the largest logits. None where no shape fits, and where adapters
+        bring whole weights, which the host looks up.
         """
         traits = self._adapters.traits(slots)
         if traits.brings_weights:
@@ -190,10 +196,7 @@ class StepGraphs:
             ends = cut_tokens(slots[sampled], BLOCK)
             inputs.ends[:, : ends.shape[1]] = ends
         self._staging.send()
-        computed = self._replay(shape)
-        if len(sampled) == shape.rows:
-            return computed
-        return Computed(*(tensor[: len(sampled)] for tensor in computed))
+        return self._replay(shape)
 
     def _write_tokens(
         self, tokens: np.ndarray, spans: Spans, input_ids: np.ndarray, all_decode: bool
@@ -284,7 +287,9 @@ class StepGraphs:
             x_TD, delta_TD = x_TD.index_select(0, tokens), delta_TD.index_select(-2, tokens)
         out_NV = self._logits_NV[: shape.rows]
         logits_NV = self._decoder.logits(x_TD, of_head, delta_ND=delta_TD, out_NV=out_NV)
-        return Computed(logits=logits_NV, tokens=self._steps.greedy(logits_NV), rows=rows)
+        tokens_N = self._steps.greedy(logits_NV)
+        self._last_sampled.index_copy_(0, rows, tokens_N)
+        return Computed(logits=logits_NV, tokens=tokens_N, rows=rows)
 
     def _lora(self, shape: StepShape, inputs: Inputs[Tensor]) -> tuple[LoraBatch, LoraBatch]:
         """Adapters of all tokens, and of the sampled ones."""

@@ -4,7 +4,8 @@ Order of the options: logit bias, suppression of stop tokens before min_tokens, 
 and frequency penalties; then, unless greedy, temperature, top-k, top-p, min-p and noise. Log probabilities
 are those of the raw logits.
 
-Legend: N sampled rows, M of them with options, V vocabulary, E entries of a sparse option.
+Legend: N sampled rows and padding after them, M rows with options, V vocabulary, E entries of a sparse
+option.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +37,14 @@ class Sampled:
 
 
 class Draw:
-    """Tokens that have been chosen, on the device: `tokens_N` int64. `collect` waits for them, once."""
+    """Tokens that have been chosen, on the device: `tokens_N` int64, with the padding that they came with;
+    `is_greedy` where options chose none. `collect` waits for them, once.
+    """
 
     def __init__(
         self,
         tokens_N: Tensor,
+        is_greedy: bool,
         rows: np.ndarray,
         emissions: Emissions,
         asked: tuple[np.ndarray, np.ndarray],
@@ -48,14 +52,16 @@ class Draw:
     ) -> None:
         """`asked`: places of the rows that asked for log probabilities, and how many alternatives each."""
         self.tokens_N = tokens_N
+        self.is_greedy = is_greedy
         self._rows = rows
         self._emissions = emissions
         self._asked = asked
-        self._download = Download(tokens_N.int(), *(scores or ()))
+        self._download = Download(tokens_N, *(scores or ()))
 
     def collect(self) -> Sampled:
         """The tokens on the host; penalties count them from here on."""
-        token_ids, *scores = self._download.arrays()
+        tokens_N, *scores = self._download.arrays()
+        token_ids = tokens_N[: len(self._rows)].astype(np.int32)
         self._emissions.record(token_ids)
         logprobs = np.zeros(len(token_ids), dtype=np.float32)
         top = {}
@@ -87,12 +93,14 @@ class Sampler:
         """Choose a token for each row, and count it as emitted, without waiting for the device.
 
         logits `[N, V]`, left as they are; tokens int64 `[N]`, the largest logit of each row, overwritten
-        where options choose another; rows int[N]; positions int[N] of the new tokens in their sequences,
-        which with the seed decide the noise. A row's former draws must have been collected.
+        where options choose another; rows int[S], for what follows is padding; positions int[S] of the new
+        tokens in their sequences, which with the seed decide the noise. A row's former draws must have been
+        collected.
         """
         special = np.flatnonzero(self._table.special[rows])
         if 0 < len(special) == len(rows):
-            tokens_N.copy_(self._choose(logits_NV.to(torch.float32, copy=True), rows, positions))
+            logits_MV = logits_NV[: len(rows)].to(torch.float32, copy=True)
+            tokens_N[: len(rows)].copy_(self._choose(logits_MV, rows, positions))
         elif len(special):
             (places,) = upload(logits_NV.device, special)
             logits_MV = logits_NV.index_select(0, places).float()
@@ -108,7 +116,8 @@ class Sampler:
                 tokens_N.index_select(0, places),
                 int(wanted.max()),
             )
-        return Draw(tokens_N, rows, self._table.count(rows), (asked, wanted[asked]), scores)
+        emissions = self._table.count(rows)
+        return Draw(tokens_N, not len(special), rows, emissions, (asked, wanted[asked]), scores)
 
     def _choose(self, logits_MV: Tensor, rows: np.ndarray, positions: np.ndarray) -> Tensor:
         """Tokens of rows with options. Overwrites their logits."""

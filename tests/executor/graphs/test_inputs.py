@@ -57,12 +57,15 @@ def test_parts_are_as_large_as_the_shape_says() -> None:
 
 
 def test_inputs_begin_as_a_step_in_which_nothing_is_done_and_are_sent_as_written() -> None:
-    staging = Staging(1000, torch.device("cpu"))
+    staging = Staging(1000, torch.device("cpu"), nobody=99)
     for turn in range(5):
         inputs = staging.begin(MIXED)
         assert (inputs.tokens[3] == -1).all()
         assert (inputs.changes[0] == -1).all()
-        assert not any(view.any() for view in (inputs.tokens[:3], *inputs[1:-1], inputs.changes[1]))
+        assert (inputs.tokens[1] == 99).all()
+        assert (inputs.sampled[1] == 99).all()
+        zeros = (*inputs.tokens[:3:2], inputs.sampled[0], inputs.changes[1], *inputs[1:3], *inputs[4:6])
+        assert not any(view.any() for view in zeros)
         for number, view in enumerate(inputs, start=turn):
             view[:] = number
         staging.send()
