@@ -8,21 +8,25 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic
+from typing import Generic, NamedTuple, TypeVar
 
 import grpc
 
 from executor.adapters.arena_view import ArenaView, StalePackError
 from executor.adapters.copier import Copier
 from executor.adapters.lease_client import Lease, LeaseClient
-from executor.adapters.pool import Pool, Row
+from executor.adapters.pool import PackCopy, Pool, Row
 from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
 from rpc.errors import LorikeetError, code_number, failed_precondition, internal, unavailable
 
 log = logging.getLogger(__name__)
 
+Done = TypeVar("Done")
+
 _COPY_ATTEMPTS = 4
+# Beyond these, packs are copied in turns, so that the first need not wait for the last.
+_MOST_TOGETHER, _MOST_BYTES_TOGETHER = 8, 8 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -34,12 +38,33 @@ class _Load:
     """
 
     digest: str
-    number: int = 0
+    number: int = 0  # of its lease, 0 where it goes without
     lease: Lease | None = None
     granted_bytes: int | None = None
-    unit_offset: int | None = None
+    slot: int = -1
+    unit_offset: int = -1
     attempts: int = 0
     is_over: bool = False
+
+
+class _Copy(NamedTuple):
+    """What the copier's thread is to do for a load; `fetched` where the bytes came through gRPC."""
+
+    load: _Load
+    lease: Lease
+    fetched: bytearray | None = None
+
+    def check(self) -> None:
+        """Raises StalePackError where the pack is no longer what was granted."""
+        if self.fetched is None:
+            assert self.lease.view is not None, "neither mapped nor fetched"
+            self.lease.view.check(self.lease.header_offset, self.lease.generation)
+
+    def pack(self) -> bytearray | memoryview:
+        if self.fetched is not None:
+            return self.fetched
+        assert self.lease.view is not None, "neither mapped nor fetched"
+        return self.lease.view.pack(self.lease.pack_offset, self.lease.manifest.total_bytes).data
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +103,9 @@ class StoreLoader(Generic[Row]):
         # For the loop's thread, by any.
         self._calls: deque[Callable[[], None]] = deque()
         self._is_told = False
+        # For the copier's thread, by any but itself.
+        self._copies: deque[_Copy] = deque()
+        self._is_handed = False
         # The engine's thread owns these two.
         self._current: dict[str, _Load] = {}
         self._rows: dict[str, Row] = {}
@@ -103,8 +131,9 @@ class StoreLoader(Generic[Row]):
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
         load = self._current[digest]
-        load.unit_offset = unit_offset
-        self._copier.submit(partial(self._copy, load))
+        load.unit_offset, load.slot = unit_offset, slot
+        assert load.lease is not None, "copied without a lease"
+        self._hand_over(load, load.lease)
 
     def install(self, slot: int, digest: str) -> None:
         self._pool.install_slot(slot, self._rows[digest])
@@ -177,7 +206,7 @@ class StoreLoader(Generic[Row]):
             before = load.granted_bytes
             self._fail(load, internal("PACK_SIZE", f"the pack's size changed from {before} to {size}"))
         else:
-            self._copier.submit(partial(self._copy, load))
+            self._hand_over(load, lease)
 
     def _ask_again(self, load: _Load) -> None:
         """The store moved the pack while it was copied."""
@@ -203,7 +232,7 @@ class StoreLoader(Generic[Row]):
         except Exception as error:
             self._fail(load, error)
         else:
-            self._copier.submit(partial(self._copy, load, pack))
+            self._hand_over(load, lease, pack)
 
     def _on_retire(self, digest: str) -> None:
         self._post(_Report(Retire(digest=digest)))
@@ -213,25 +242,64 @@ class StoreLoader(Generic[Row]):
 
     # The copier's thread.
 
-    def _copy(self, load: _Load, fetched: bytearray | None = None) -> None:
-        try:
-            # Told like any other failure: nobody looks at what becomes of a call on this thread.
-            lease, unit_offset = load.lease, load.unit_offset
-            assert lease is not None, "copied without a lease"
-            assert unit_offset is not None, "copied without a place"
-            if lease.view is None and fetched is None:
-                self._tell(partial(self._begin_fetch, load, lease))
-                return
-            row = _bring(lease, self._pool, unit_offset, fetched)
-        except StalePackError as error:
-            log.info("pack %s moved while it was copied: %s", load.digest, error)
-            self._tell(partial(self._ask_again, load))
-        except Exception as error:
-            self._fail(load, error)
-        else:
-            self._end(load, _Report(Copied(digest=load.digest), load, row))
+    def _make_copies(self) -> None:
+        """Those that wait, together."""
+        self._is_handed = False  # first, so that what comes too late for this turn is handed over again
+        while self._copies:
+            copies, size = [self._copies.popleft()], 0
+            while self._copies and len(copies) < _MOST_TOGETHER and size < _MOST_BYTES_TOGETHER:
+                size += copies[-1].lease.manifest.total_bytes
+                copies.append(self._copies.popleft())
+            self._bring(copies)
 
-    # Both.
+    def _bring(self, copies: Sequence[_Copy]) -> None:
+        """A pack counts only if it was what had been granted before it was copied and still is after."""
+        prepared = [(copy, made) for copy in copies if (made := self._try(copy, self._prepare)) is not None]
+        try:
+            self._pool.write([made for _, made in prepared])
+        except Exception as error:
+            for copy, _ in prepared:
+                self._fail(copy.load, error)
+            return
+        for copy, made in prepared:
+            if self._try(copy, partial(self._complete, made)):
+                self._end(copy.load, _Report(Copied(digest=copy.load.digest), copy.load, made.row))
+
+    def _prepare(self, copy: _Copy) -> PackCopy[Row]:
+        load, manifest = copy.load, copy.lease.manifest
+        copy.check()
+        row = self._pool.prepare(load.unit_offset, manifest, copy.lease.places)
+        return PackCopy(load.slot, load.unit_offset, copy.pack(), row)
+
+    def _complete(self, made: PackCopy[Row], copy: _Copy) -> bool:
+        copy.check()
+        self._pool.complete(made.unit_offset, copy.lease.manifest, made.row)
+        return True
+
+    def _try(self, copy: _Copy, do: Callable[[_Copy], Done]) -> Done | None:
+        """None where that ends the load, or begins it anew."""
+        try:
+            return do(copy)
+        except StalePackError as error:
+            log.info("pack %s moved while it was copied: %s", copy.load.digest, error)
+            self._tell(partial(self._ask_again, copy.load))
+        except ValueError as error:
+            self._fail(copy.load, failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)))
+        except Exception as error:
+            self._fail(copy.load, error)
+        return None
+
+    # All of them, or two.
+
+    def _hand_over(self, load: _Load, lease: Lease, fetched: bytearray | None = None) -> None:
+        """Has the copier's thread copy a pack, together with others that wait for it then."""
+        if lease.view is None and fetched is None:
+            self._tell(partial(self._begin_fetch, load, lease))
+            return
+        self._copies.append(_Copy(load, lease, fetched))
+        if not self._is_handed:
+            self._is_handed = True
+            self._copier.submit(self._make_copies)
 
     def _fail(self, load: _Load, error: Exception) -> None:
         if not isinstance(error, LorikeetError):
@@ -243,30 +311,13 @@ class StoreLoader(Generic[Row]):
         load.is_over, load.lease = True, None
         # Before the report: whatever the engine does then, such as to say that it has dropped a digest, comes
         # after the lease's end.
-        self._tell(partial(self._client.end, load.number))
+        if load.number:
+            self._tell(partial(self._client.end, load.number))
         self._post(report)
 
     def _post(self, report: _Report[Row]) -> None:
         self._reports.append(report)
         self._wake()
-
-
-def _bring(lease: Lease, pool: Pool[Row], unit_offset: int, fetched: bytearray | None) -> Row:
-    """The row comes from the thread that copies, so that a load given up never writes into its successor's
-    range. Raises StalePackError when the store moved the pack meanwhile.
-    """
-    if fetched is not None:
-        pool.write(unit_offset, fetched)
-    else:
-        view = lease.view
-        assert view is not None, "neither mapped nor fetched"
-        view.check(lease.header_offset, lease.generation)
-        pool.write(unit_offset, view.pack(lease.pack_offset, lease.manifest.total_bytes).data)
-        view.check(lease.header_offset, lease.generation)
-    try:
-        return pool.prepare(unit_offset, lease.manifest, lease.places)
-    except ValueError as error:
-        raise failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)) from error
 
 
 def _failure(digest: str, error: LorikeetError) -> LoadFailed:

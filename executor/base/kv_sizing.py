@@ -205,10 +205,11 @@ def _run(runner: Runner, largest: LargestStep, pool: AdapterPool, max_rank: int)
     for rank in (0, *ranks):
         slot = 0 if rank else BASE_SLOT
         if rank:
-            pool.install_slot(slot, pool.table.row_of(_everywhere(pool, rank)))
+            pool.table.set_row(slot, _everywhere(pool, rank))
         for plan in largest.plans(slot):
             runner.collect(runner.launch(plan))
     if ranks:
+        pool.table.clear_row(0)
         pool.clear_slot(0)
 
 

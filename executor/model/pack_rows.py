@@ -1,6 +1,4 @@
-"""What slots' rows need of a pack's manifest, and what must be derived for it. Legend: M slices of a pack."""
-
-from typing import NamedTuple
+"""What slots' rows need of a pack's manifest. Legend: M slices of a pack."""
 
 import numpy as np
 
@@ -17,13 +15,6 @@ _FIELDS = [A_UNIT, B_UNIT, GAIN_UNIT, SHIFT_UNIT, WEIGHT_UNIT]
 _NONE_5 = np.array([0, 0, -1, -1, -1])
 
 
-class PackRow(NamedTuple):
-    """A pack's slices, in units of the pool; `has_vectors`: gains or shifts are to be derived."""
-
-    columns: SliceColumns
-    has_vectors: bool
-
-
 class PackRows:
     """Knows the layout's slices.
 
@@ -38,8 +29,8 @@ class PackRows:
         self._is_plain_L = np.array([named.is_plain for named in slices], bool)
         self._element_bytes = element_bytes
 
-    def of(self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements) -> PackRow:
-        """The rows of a pack that lies at `unit_offset`.
+    def of(self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements) -> SliceColumns:
+        """A pack's slices, in units of the pool, where it lies at `unit_offset`.
 
         Raises ValueError when the manifest does not fit the layout or the pack.
         """
@@ -69,7 +60,4 @@ class PackRows:
         fields_M6 = np.empty((len(places.slices), 6), np.int64)
         fields_M6[:, _FIELDS] = np.where(has_M5, unit_offset + offsets_M5 // UNIT_BYTES, _NONE_5)
         fields_M6[:, RANK] = places.padded_ranks
-        return PackRow(
-            columns=SliceColumns(slices=places.slices, fields=fields_M6, scaling=places.scaling),
-            has_vectors=bool(has_M5[:, 2:4].any()),
-        )
+        return SliceColumns(slices=places.slices, fields=fields_M6, scaling=places.scaling)

@@ -1,6 +1,6 @@
 """The pool of resident packs and the slot table that points into it."""
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from executor.adapters.placements import Placements, placements_of
+from executor.adapters.pool import PackCopy
 from executor.adapters.recent import Recent
 from executor.model.config import ModelConfig
 from executor.model.derivation import Derivation
 from executor.model.host_memory import RegisteredMemory
 from executor.model.layout import embedding_index, head_slices, named_slices, router_slices
+from executor.model.pack_copies import PackCopies
 from executor.model.pack_rows import PackRows
 from executor.model.parameters import Parameters
 from kernels.lora import UNIT_BYTES, LoraBatch, SlotRow, SlotTable
@@ -20,15 +22,12 @@ from kernels.lora.tiles import Tiles
 from kernels.transfer import upload
 from lorikeet.v1 import layout_pb2
 
-# A pack may lie in read-only memory; it is only read.
-warnings.filterwarnings("ignore", message="The given buffer is not writable")
-
-# Of the layout, 52 pinned bytes each.
+# Of the layout, 58 bytes each.
 _MOST_KNOWN_SLICES = 500_000
 
 
 class _KnownRow(NamedTuple):
-    """The row of a pack that was written to `unit_offset` once: of any adapter with these very placements."""
+    """The row of a pack at `unit_offset`: of any adapter with these very placements."""
 
     places: Placements
     unit_offset: int
@@ -38,9 +37,10 @@ class _KnownRow(NamedTuple):
 class AdapterPool:
     """Flat memory for packs of any rank, and one slot row for each resident adapter.
 
-    Which range and slot belong to whom is decided elsewhere. `write` and, after it, `prepare` may run on any
-    one thread, in a range that no slot shows; `install_slot` and `clear_slot` come between launches, on the
-    engine's thread.
+    Which range and slot belong to whom is decided elsewhere. `prepare`, `write` and `complete`, in this
+    order, may run on any one thread, for ranges and slots that no step in flight has; `install_slot` and
+    `clear_slot` come between launches, on the engine's thread, and cost it next to nothing: the row is there
+    already. A row stays as it is when its slot is cleared, and steps that would have the slot are refused.
     """
 
     def __init__(
@@ -70,21 +70,24 @@ class AdapterPool:
             fixed_order=deterministic,
         )
         self._packs = PackRows(slices, dtype.itemsize)
-        self._bytes = pool.view(torch.uint8)
-        self._copies = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+        self._copies = PackCopies(self.table)
         self._host = RegisteredMemory(pool.device) if pool.is_cuda else None
         self._derivation = Derivation(config, parameters, pool) if parameters is not None else None
         self._ends = embedding_index(config), head_slices(config)[0].slice
         self.triton = pool.is_cuda if triton is None else triton
         # Where plain torch computes, rows have views of their own.
         self._rows: Recent[_KnownRow] = Recent(_MOST_KNOWN_SLICES)
+        for slot in range(slots):
+            self.table.hide(slot)
 
     def batch(self, slots: np.ndarray, lengths: np.ndarray) -> LoraBatch:
         """Rows' slots, sorted, and numbers of tokens as the kernels want them."""
         batch, table = LoraBatch.of_rows(slots, lengths), self.table
-        if not self.triton or batch.empty:
+        if batch.empty:
             return batch
         traits = table.traits(batch.slots)
+        if not self.triton:
+            return batch
         if table.fixed_order:
             tiles = Tiles.cut(batch.slots, batch.splits, rank=traits.rank, like=table.pool, fixed_order=True)
             batch = replace(batch, tiles=tiles)
@@ -111,56 +114,46 @@ class AdapterPool:
         if self._host is not None:
             self._host.release()
 
-    def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
-        """Copy a pack into the pool. Raises ValueError where it does not fit there."""
-        size, start = memoryview(pack).nbytes, unit_offset * UNIT_BYTES
-        if start < 0 or start + size > len(self._bytes):
-            raise ValueError(f"a pack of {size} bytes at unit {unit_offset} does not fit the pool")
-        place = self._bytes[start : start + size]
-        if self._copies is None:
-            place.numpy()[:] = np.frombuffer(pack, dtype=np.uint8)
-            return
-        # After all steps launched so far: the range may have been another adapter's.
-        self._copies.wait_stream(torch.cuda.default_stream(place.device))
-        with torch.cuda.stream(self._copies):
-            place.copy_(torch.frombuffer(pack, dtype=torch.uint8), non_blocking=True)
-        self._copies.synchronize()
-
     def prepare(
         self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements | None = None
     ) -> SlotRow:
-        """Complete the pack that was written to `unit_offset` with what depends on the base as well, and work
-        out the row that shows it.
+        """Work out the row that shows a pack, once it lies at `unit_offset`.
 
-        Raises ValueError where the base and this adapter do not go together, or the manifest does not fit the
-        layout, the pack or the pool.
+        Raises ValueError where the manifest does not fit the layout, the pack or the pool, or needs the base
+        and there is none.
         """
         places = placements_of(manifest) if places is None else places
         known = self._rows.find(id(places))  # nobody else's while they are kept
-        if known is not None:  # has fitted its pack, which `write` fitted in
+        if known is not None:  # has fitted its pack, which `write` fits into the pool
             return self.table.moved(known.row, unit_offset - known.unit_offset)
-        pack = self._packs.of(unit_offset, manifest, places)
-        row = self.table.row_of(pack.columns)
-        if pack.has_vectors:
-            self._derive(unit_offset, manifest)
-        elif self.triton and not row.saved:
+        row = self.table.row_of(self._packs.of(unit_offset, manifest, places))
+        if row.has_vectors and self._derivation is None:
+            raise ValueError("a pool without the base's parameters takes plain LoRA only")
+        if self.triton and not row.has_vectors and not row.saved:
             self._rows.keep(id(places), _KnownRow(places, unit_offset, row), len(row.fields))
         return row
 
+    def write(self, copies: Sequence[PackCopy[SlotRow]]) -> None:
+        """Copy packs and rows to where they are to lie. Raises ValueError, before anything is copied, where
+        one does not fit there.
+        """
+        self._copies.make(copies)
+
+    def complete(self, unit_offset: int, manifest: layout_pb2.PackManifest, row: SlotRow) -> None:
+        """Complete the pack that was written to `unit_offset` with what depends on the base as well. Raises
+        ValueError where the base and this adapter do not go together.
+        """
+        if not row.has_vectors:
+            return
+        assert self._derivation is not None, "was prepared without the base"
+        with self._copies.stream():
+            self._derivation.derive(unit_offset * UNIT_BYTES, manifest)
+        self._copies.wait()
+
     def install_slot(self, slot: int, row: SlotRow) -> None:
-        """Make a slot show a pack."""
-        self.table.show(slot, row)
+        """Make a slot show the pack that was written for it."""
+        self.table.say_shows(slot, row)
 
     def clear_slot(self, slot: int) -> None:
-        """Make the slot show nothing."""
-        self.table.clear_row(slot)
-
-    def _derive(self, unit_offset: int, manifest: layout_pb2.PackManifest) -> None:
-        if self._derivation is None:
-            raise ValueError("a pool without the base's parameters takes plain LoRA only")
-        if self._copies is None:
-            self._derivation.derive(unit_offset * UNIT_BYTES, manifest)
-            return
-        with torch.cuda.stream(self._copies):
-            self._derivation.derive(unit_offset * UNIT_BYTES, manifest)
-        self._copies.synchronize()
+        """No step may have the slot from now on."""
+        self.table.hide(slot)

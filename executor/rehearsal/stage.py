@@ -158,7 +158,7 @@ class Stage:
                 )
         row = self._pool.table.row_of(entries)._replace(shares=shares)
         for slot in range(self._cast.limits.slots):
-            self._pool.install_slot(slot, row)
+            self._pool.table.show(slot, row)
 
     def _sample(self) -> None:
         """What options of sampling launch, which are one kernel for any number of rows."""

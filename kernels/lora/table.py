@@ -39,14 +39,16 @@ class LoraWeights(NamedTuple):
 
 
 class SlotRow(NamedTuple):
-    """What `SlotTable.show` needs of one adapter, worked out before; on the host, `fields` int64 `[L, 6]` and
-    `scaling` float32 `[L]`. `views` has what was asked for so far, and everything `if has_all_views`;
-    `has_vectors` if any slice has a gain or a shift, `shares` if slices have a lora_b in common; `marks` are
-    what `_Marks` has looked up, the same wherever the row is moved to.
+    """What `SlotTable.show` needs of one adapter, worked out before: `fields` int64 `[L, 6]` and `scaling`
+    float32 `[L]`; `places` bool `[L, 6]` says which fields are units of the pool where something lies.
+    `views` has what was asked for so far, and everything `if has_all_views`; `has_vectors` if any slice has a
+    gain or a shift, `shares` if slices have a lora_b in common; `marks` are what `_Marks` has looked up, the
+    same wherever the row is moved to.
     """
 
-    fields: Tensor
-    scaling: Tensor
+    fields: np.ndarray
+    scaling: np.ndarray
+    places: np.ndarray
     views: dict[int, LoraWeights]
     has_all_views: bool
     saved: dict[int, Tensor]
@@ -68,7 +70,7 @@ class Traits(NamedTuple):
     shares: bool
 
 
-_BRINGS_WEIGHTS, _HAS_VECTORS, _SHARES = 1, 2, 4
+_BRINGS_WEIGHTS, _HAS_VECTORS, _SHARES, _IS_HIDDEN = 1, 2, 4, 8
 
 
 class _Marks:
@@ -99,7 +101,7 @@ class _Marks:
         key = (self._fields.start, self._fields.stop, *slices)
         found = row.marks.get(key)
         if found is None:
-            found = row.marks[key] = bool(row.fields.numpy()[list(slices), self._fields].any())
+            found = row.marks[key] = bool(row.fields[list(slices), self._fields].any())
         return found
 
 
@@ -109,7 +111,7 @@ class SlotTable:
     `rows_SL6` int64 holds (A unit, B unit, padded rank, gain unit, shift unit, weight unit), the last three
     plus one so that 0 means none, and `scaling_SL` float32 the scaling of each slice of each slot; zeros mean
     untouched. `vectors` is the pool as float32, where gains and shifts lie. The base model is slot -1 and has
-    no row. Rows change only between steps.
+    no row. A slot's row changes only while no step reads it; what the table shows, only between launches.
     """
 
     def __init__(
@@ -128,6 +130,8 @@ class SlotTable:
         self.vectors = pool.view(torch.float32)
         self.rows_SL6 = torch.zeros(slots, len(self.shapes), 6, dtype=torch.int64, device=pool.device)
         self.scaling_SL = torch.zeros(slots, len(self.shapes), dtype=torch.float32, device=pool.device)
+        # Made once, for a view costs as much as a copy.
+        self._places = list(zip(self.rows_SL6.unbind(), self.scaling_SL.unbind(), strict=True))
         self._unit_elements = UNIT_BYTES // pool.element_size()
         # Asked once: an adapter has views by the dozen.
         self._first_element, self._first_vector = pool.storage_offset(), self.vectors.storage_offset()
@@ -158,12 +162,9 @@ class SlotTable:
         fields_L6[columns.slices] = columns.fields
         fields_L6[columns.slices, GAIN_UNIT:] += 1
         scaling_L[columns.slices] = columns.scaling
-        host = torch.from_numpy(fields_L6), torch.from_numpy(scaling_L)
         is_whole_M = columns.fields[:, WEIGHT_UNIT] >= 0
         views: dict[int, LoraWeights] = {}
-        if self.pool.is_cuda:  # pinned, so that showing it waits for no step in flight
-            host = host[0].pin_memory(), host[1].pin_memory()
-        else:  # plain torch computes with views; kernels have no use for them
+        if not self.pool.is_cuda:  # plain torch computes with views; kernels have no use for them
             lists = (columns.slices.tolist(), columns.fields.tolist(), columns.scaling.tolist())
             whole = set(columns.slices[is_whole_M].tolist())
             views = {
@@ -172,8 +173,9 @@ class SlotTable:
                 if index not in whole
             }
         return SlotRow(
-            fields=host[0],
-            scaling=host[1],
+            fields=fields_L6,
+            scaling=scaling_L,
+            places=_places_of(fields_L6),
             views=views,
             has_all_views=not self.pool.is_cuda,
             saved={
@@ -191,36 +193,47 @@ class SlotTable:
         quicker than working it out. Any thread; not for a row with weights of its own.
         """
         assert not row.saved, "views of whole weights are not moved"
-        fields_L6 = row.fields.numpy().copy()
-        has_lora_L = fields_L6[:, RANK] > 0
-        fields_L6[has_lora_L, A_UNIT] += units
-        fields_L6[has_lora_L, B_UNIT] += units
-        vectors_L2 = fields_L6[:, GAIN_UNIT:WEIGHT_UNIT]
-        vectors_L2[vectors_L2 > 0] += units
-        fields = torch.from_numpy(fields_L6)
-        if self.pool.is_cuda:
-            fields = fields.pin_memory()
-        return row._replace(fields=fields, views={}, has_all_views=False)
+        fields_L6 = row.fields + units * row.places
+        return row._replace(fields=fields_L6, views={}, has_all_views=False)
+
+    def place(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Where a slot's row lies: fields int64 `[L, 6]` and scaling float32 `[L]`. To be written while no
+        step in flight has the slot, and before the slot is said to show it.
+        """
+        return self._places[slot]
+
+    def say_shows(self, slot: int, row: SlotRow) -> None:
+        """From the next launch on, the slot is an adapter's whose row lies there already."""
+        self._note(slot, row, 0)
+
+    def hide(self, slot: int) -> None:
+        """From the next launch on, no step may have the slot, whatever its row says."""
+        self._note(slot, None, _IS_HIDDEN)
 
     def show(self, slot: int, row: SlotRow) -> None:
-        """Point a slot at an adapter."""
-        self.rows_SL6[slot].copy_(row.fields, non_blocking=True)
-        self.scaling_SL[slot].copy_(row.scaling, non_blocking=True)
-        self._note(slot, row)
+        """Point a slot at an adapter, waiting for the device."""
+        for place, values in zip(self._places[slot], (row.fields, row.scaling), strict=True):
+            place.copy_(torch.from_numpy(values))
+        self.say_shows(slot, row)
 
     def set_row(self, slot: int, entries: Sequence[SliceEntry]) -> None:
         """Both at once. Raises ValueError as `row_of` does, leaving the slot as it was."""
         self.show(slot, self.row_of(entries))
 
     def clear_row(self, slot: int) -> None:
-        self.rows_SL6[slot].zero_()
-        self.scaling_SL[slot].zero_()
-        self._note(slot, None)
+        """Steps may have the slot, which does nothing to their tokens."""
+        for place in self._places[slot]:
+            place.zero_()
+        self._note(slot, None, 0)
 
     def traits(self, slots: Sequence[int] | np.ndarray) -> Traits:
-        """Of these slots, the base's -1 among them or not."""
+        """Of these slots, the base's -1 among them or not. Raises RuntimeError where one is hidden: its row
+        may point at what others' weights have replaced.
+        """
         chosen = np.asarray(slots, dtype=np.int64)
         bits = int(np.bitwise_or.reduce(self._bits[chosen]))
+        if bits & _IS_HIDDEN:
+            raise RuntimeError(f"a step with slots {chosen.tolist()}, of which some show no adapter")
         return Traits(
             rank=int(self._ranks[chosen].max(initial=0)),
             brings_weights=bool(bits & _BRINGS_WEIGHTS),
@@ -257,10 +270,10 @@ class SlotTable:
         row = self._rows[slot]
         return None if row is None else row.saved.get(slice_index)
 
-    def _note(self, slot: int, row: SlotRow | None) -> None:
+    def _note(self, slot: int, row: SlotRow | None, bits: int) -> None:
         self._rows[slot] = row
         self._ranks[slot] = 0 if row is None else row.rank
-        self._bits[slot] = 0 if row is None else _bits_of(row)
+        self._bits[slot] = bits if row is None else bits | _bits_of(row)
         self._touching.note(slot, row)
         self._changing.note(slot, row)
 
@@ -289,6 +302,14 @@ class SlotTable:
     def _matrix(self, unit: int, shape: tuple[int, int]) -> Tensor:
         first = self._first_element + unit * self._unit_elements
         return self.pool.as_strided(shape, (shape[1], 1), first)
+
+
+def _places_of(fields_L6: np.ndarray) -> np.ndarray:
+    places_L6 = fields_L6 > 0
+    # Unit 0 is a place, too, where there is a LoRA.
+    places_L6[:, [A_UNIT, B_UNIT]] = (fields_L6[:, RANK] > 0)[:, None]
+    places_L6[:, RANK] = False
+    return places_L6
 
 
 def _bits_of(row: SlotRow) -> int:

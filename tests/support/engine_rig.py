@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from executor.adapters.pool import PackCopy
 from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent
@@ -241,6 +242,14 @@ class TimedRunner:
         return result
 
 
+def bring(pool: AdapterPool, slot: int, unit_offset: int, pack: Pack) -> SlotRow:
+    """All that comes before a slot shows a pack."""
+    row = pool.prepare(unit_offset, pack.manifest)
+    pool.write([PackCopy(slot, unit_offset, pack.data, row)])
+    pool.complete(unit_offset, pack.manifest, row)
+    return row
+
+
 def _units_of_largest(packs: Mapping[str, Pack], slots: int) -> int:
     sizes = sorted(pack.manifest.total_bytes // UNIT_BYTES for pack in packs.values())
     return sum(sizes[len(sizes) - slots :])
@@ -263,8 +272,7 @@ class PackLoader:
         self._events.append(Granted(digest=digest, units=units))
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
-        self._pool.write(unit_offset, self._packs[digest].data)
-        self._rows[digest] = self._pool.prepare(unit_offset, self._packs[digest].manifest)
+        self._rows[digest] = bring(self._pool, slot, unit_offset, self._packs[digest])
         self._events.append(Copied(digest=digest))
 
     def install(self, slot: int, digest: str) -> None:

@@ -25,7 +25,7 @@ from kernels.fused import reference
 from kernels.moe_lora.fused import MOST_RANK
 from kernels.sampling import cut, gpu
 from tests.support import tiny_models
-from tests.support.engine_rig import PAGE_SIZE, random_pack
+from tests.support.engine_rig import PAGE_SIZE, bring, random_pack
 
 ROWS, COLUMNS = 128, 20
 SHARED = 3
@@ -90,8 +90,7 @@ def make_runner(shape: dict[str, Any], *, deterministic: bool) -> TorchRunner:
         deterministic=deterministic,
     )
     for slot, pack in enumerate(packs):
-        pool.write(offsets[slot], pack.data)
-        pool.install_slot(slot, pool.prepare(offsets[slot], pack.manifest))
+        pool.install_slot(slot, bring(pool, slot, offsets[slot], pack))
     config = RunnerConfig(
         max_rows=ROWS,
         pages=ROWS * COLUMNS,

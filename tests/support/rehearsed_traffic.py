@@ -24,7 +24,7 @@ from executor.runner import RunnerConfig, TorchRunner
 from kernels.fused import reference
 from kernels.launch import rehearsing
 from tests.support import tiny_models
-from tests.support.engine_rig import PAGE_SIZE, random_pack
+from tests.support.engine_rig import PAGE_SIZE, bring, random_pack
 
 WIDE = {
     "hidden_size": 2048,
@@ -57,13 +57,14 @@ def make_runners(cast: Cast, ranks: tuple[int, ...], formed: tuple[int, ...]) ->
         parameters=parameters,
         deterministic=cast.deterministic,
     )
+    for slot in range(cast.limits.slots):
+        pool.table.clear_row(slot)  # where there are no packs
     for number, pack in enumerate(packs):
-        pool.write(offsets[number], pack.data)
-        row = pool.prepare(offsets[number], pack.manifest)
+        row = bring(pool, number % cast.limits.slots, offsets[number], pack)
         # The last says that experts share, which changes what is launched whether or not they do.
         row = row._replace(shares=model.experts is not None and pack is packs[-1])
         for slot in range(number, cast.limits.slots, len(packs)):
-            pool.install_slot(slot, row)
+            pool.table.show(slot, row)
     config = RunnerConfig(
         max_rows=cast.limits.rows,
         pages=100,

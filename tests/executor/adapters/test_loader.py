@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from executor.adapters.copier import Copier
 from executor.adapters.lease_client import LeaseClient, is_news
 from executor.adapters.loader import StoreLoader
 from executor.adapters.placements import Placements
-from executor.adapters.pool import PlainPool
+from executor.adapters.pool import PackCopy, PlainPool
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
 from lorikeet.v1 import layout_pb2
@@ -41,6 +41,16 @@ class Engine:
                     assert len(events) == 1, events
                     return events[0]
                 await self.woken.wait()
+
+    async def events(self, count: int) -> list[LoaderEvent]:
+        events: list[LoaderEvent] = []
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(events) < count:
+                self.woken.clear()
+                events += self.loader.poll()
+                if len(events) < count:
+                    await self.woken.wait()
+        return events
 
     async def load(self, digest: str, *, unit_offset: int, slot: int) -> LoaderEvent:
         self.loader.acquire(digest)
@@ -129,11 +139,11 @@ class MovingPool(PlainPool):
         self.moves = moves
         self.move = lambda: None
 
-    def write(self, unit_offset: int, pack: bytes | bytearray | memoryview) -> None:
+    def write(self, copies: Sequence[PackCopy[tuple[int, str]]]) -> None:
         if self.moves:
             self.moves -= 1
             self.move()
-        super().write(unit_offset, pack)
+        super().write(copies)
 
 
 async def test_a_pack_moved_during_the_copy_is_asked_for_again(tmp_path: Path) -> None:
@@ -179,22 +189,35 @@ async def test_a_retired_pack_is_asked_for(tmp_path: Path) -> None:
 
 
 class PreparingPool(PlainPool):
-    """Notes what is prepared, and when; refuses where told to."""
+    """Notes what is copied together and what is completed; refuses, or fails, where told to."""
 
-    def __init__(self, *, units: int, refuses: bool = False) -> None:
+    def __init__(self, *, units: int, refuses: str = "", fails: str = "") -> None:
         super().__init__(units=units)
-        self.refuses = refuses
-        self.prepared: list[tuple[int, str, bytes]] = []
+        self.refuses, self.fails = refuses, fails
+        self.copied: list[list[int]] = []
+        self.completed: list[tuple[int, str, bytes]] = []
+        self.may_copy = threading.Event()
+        self.may_copy.set()
 
     def prepare(
         self, unit_offset: int, manifest: layout_pb2.PackManifest, places: Placements | None = None
     ) -> tuple[int, str]:
         assert threading.current_thread() is not threading.main_thread()
-        if self.refuses:
+        if manifest.digest == self.refuses:
             raise ValueError("DoRA on m0 does not fit")
-        start = unit_offset * 128
-        self.prepared.append((unit_offset, manifest.digest, self.bytes[start : start + 4].tobytes()))
+        if manifest.digest == self.fails:
+            raise RuntimeError("a bug")
         return super().prepare(unit_offset, manifest, places)
+
+    def write(self, copies: Sequence[PackCopy[tuple[int, str]]]) -> None:
+        assert self.may_copy.wait(WAIT_SECONDS)
+        self.copied.append([copy.slot for copy in copies])
+        super().write(copies)
+
+    def complete(self, unit_offset: int, manifest: layout_pb2.PackManifest, row: tuple[int, str]) -> None:
+        start = unit_offset * 128
+        self.completed.append((unit_offset, manifest.digest, self.bytes[start : start + 4].tobytes()))
+        super().complete(unit_offset, manifest, row)
 
 
 async def test_a_pack_is_completed_after_the_copy_and_before_it_counts(tmp_path: Path) -> None:
@@ -202,13 +225,49 @@ async def test_a_pack_is_completed_after_the_copy_and_before_it_counts(tmp_path:
     async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
         digest = store.put("a")
         assert await engine.load(digest, unit_offset=5, slot=0) == Copied(digest=digest)
-        assert pool.prepared == [(5, digest, b"aaaa")]
+        assert pool.completed == [(5, digest, b"aaaa")]
+
+
+async def test_packs_that_wait_are_copied_together_and_each_has_its_own_end(tmp_path: Path) -> None:
+    pool = PreparingPool(units=256)
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
+        digests = [store.put(letter) for letter in "abcdef"]
+        first, good, wrong, moved, broken, last = digests
+        pool.refuses, pool.fails = wrong, broken
+        for digest in digests:
+            engine.loader.acquire(digest)
+            assert await engine.next() == Granted(digest=digest, units=8)
+        store.move(moved)
+        pool.may_copy.clear()
+        for slot, digest in enumerate(digests):
+            engine.loader.copy(digest, 10 * slot, slot)
+        pool.may_copy.set()
+        events = {event.digest: event for event in await engine.events(len(digests))}
+        assert {digest for digest, event in events.items() if event == Copied(digest=digest)} == {
+            first,
+            good,
+            moved,
+            last,
+        }
+        failures = [events[digest] for digest in (wrong, broken)]
+        assert [event.reason for event in failures if isinstance(event, LoadFailed)] == [
+            "ADAPTER_DOES_NOT_FIT_BASE",
+            "ADAPTER_LOAD",
+        ]
+        assert sorted(slot for slots in pool.copied for slot in slots) == [0, 1, 3, 5]
+        assert max(map(len, pool.copied)) > 1
+        for slot, letter in enumerate("abcdef"):
+            assert engine.content(10 * slot, 1024) == (
+                bytes(1024) if slot in (2, 4) else 1024 * letter.encode()
+            )
+        await store.until(lambda: store.leases == 0)
 
 
 async def test_a_pack_that_does_not_fit_the_base_fails_by_name(tmp_path: Path) -> None:
-    pool = PreparingPool(units=256, refuses=True)
+    pool = PreparingPool(units=256)
     async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
-        event = await engine.load(store.put("a"), unit_offset=0, slot=0)
+        pool.refuses = store.put("a")
+        event = await engine.load(pool.refuses, unit_offset=0, slot=0)
         assert isinstance(event, LoadFailed)
         assert (event.code, event.reason) == (Code.FAILED_PRECONDITION, "ADAPTER_DOES_NOT_FIT_BASE")
         assert "m0" in event.message
@@ -227,13 +286,10 @@ async def test_a_pack_that_never_stays_fails_as_unavailable(tmp_path: Path) -> N
 
 
 async def test_a_bug_on_the_copiers_thread_ends_the_load(tmp_path: Path) -> None:
-    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
-        digest = store.put("a")
-        engine.loader.acquire(digest)
-        assert isinstance(await engine.next(), Granted)
-        engine.loader._current[digest].lease = None
-        engine.loader.copy(digest, 0, 0)
-        event = await engine.next()
+    pool = PreparingPool(units=256)
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path, pool=pool) as engine:
+        pool.fails = store.put("a")
+        event = await engine.load(pool.fails, unit_offset=0, slot=0)
         assert isinstance(event, LoadFailed)
         assert (event.code, event.reason) == (Code.INTERNAL, "ADAPTER_LOAD")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from executor.adapters.pool import PackCopy
 from executor.model import derivation
 from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
@@ -58,7 +59,8 @@ class Made:
                     weight = torch.randn(shape.out_features, shape.in_features).to(dtype)
                     place.weight_offset = self._put(named.module, part, weight)
         self.manifest.total_bytes = sum(map(len, self._parts))
-        self.pool.write(unit_offset, b"".join(self._parts))
+        self._row = self.pool.prepare(unit_offset, self.manifest)
+        self.pool.write([PackCopy(0, unit_offset, b"".join(self._parts), self._row)])
 
     def _put(self, module: str, part: str, tensor: Tensor) -> int:
         offset = sum(map(len, self._parts))
@@ -68,7 +70,8 @@ class Made:
         return offset
 
     def derive(self) -> None:
-        self.pool.install_slot(0, self.pool.prepare(self.unit_offset, self.manifest))
+        self.pool.complete(self.unit_offset, self.manifest, self._row)
+        self.pool.install_slot(0, self._row)
 
     def expected(self, module: str) -> tuple[Tensor | None, Tensor | None]:
         """Gain and shift in float64."""

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from executor.adapters.placements import placements_of
+from executor.adapters.pool import PackCopy
 from executor.model.config import ModelConfig
 from executor.model.layout import build_layout, named_slices
 from executor.model.pack_rows import PackRows
 from executor.model.slots import AdapterPool
 from kernels.lora import SliceEntry, SliceShape, SlotTable
 from lorikeet.v1 import layout_pb2
-from tests.support.engine_rig import Pack
+from tests.support.engine_rig import Pack, bring, random_pack
 from tests.support.oracle_adapters import make_adapters, pack_adapter
 from tests.support.oracle_checkpoints import make_checkpoint
 
@@ -73,8 +75,10 @@ def test_layout_says_which_modules_have_a_bias(family: str, modules: str, tmp_pa
 
 def test_a_pack_is_found_where_it_was_written(config: ModelConfig, pack: Pack) -> None:
     pool = pool_of(config)
-    pool.write(11, memoryview(pack.data).toreadonly())
-    pool.install_slot(2, pool.prepare(11, pack.manifest))
+    row = pool.prepare(11, pack.manifest)
+    pool.write([PackCopy(2, 11, memoryview(pack.data).toreadonly(), row)])
+    assert pool.table.weights(2, pack.manifest.slices[0].slice) is None
+    pool.install_slot(2, row)
     place = pack.manifest.slices[0]
     weights = pool.table.weights(2, place.slice)
     assert weights is not None
@@ -90,10 +94,14 @@ def test_a_pack_is_found_where_it_was_written(config: ModelConfig, pack: Pack) -
 
 def test_writes_stay_inside_the_pool(config: ModelConfig, pack: Pack) -> None:
     pool = pool_of(config, units=len(pack.data) // 128)
-    pool.write(0, pack.data)
+    row = pool.prepare(0, pack.manifest)
+    pool.write([PackCopy(0, 0, pack.data, row)])
+    before = pool.table.pool.clone()
     for unit in (1, -1):
+        copies = [PackCopy(0, at, bytes(len(pack.data)), row) for at in (0, unit)]
         with pytest.raises(ValueError, match="does not fit the pool"):
-            pool.write(unit, pack.data)
+            pool.write(copies)
+    assert torch.equal(pool.table.pool, before)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,7 @@ def test_manifests_that_do_not_fit_are_refused(
     config: ModelConfig, pack: Pack, field: str, value: int, says: str
 ) -> None:
     pool = pool_of(config)
-    pool.install_slot(0, pool.prepare(0, pack.manifest))
+    pool.install_slot(0, bring(pool, 0, 0, pack))
     before = pool.table.rows_SL6.clone()
     lying = layout_pb2.PackManifest()
     lying.CopyFrom(pack.manifest)
@@ -124,11 +132,12 @@ def test_the_row_of_a_pack_that_comes_again_is_the_same_elsewhere(config: ModelC
     pool = AdapterPool(config, units=400, slots=3, dtype=torch.float32, triton=True)
     places, rows = placements_of(pack.manifest), PackRows(named_slices(config), 4)
     for unit_offset, known in ((3, places), (40, places), (7, placements_of(pack.manifest)), (0, places)):
-        pool.write(unit_offset, pack.data)
         row = pool.prepare(unit_offset, pack.manifest, known)
-        fresh = pool.table.row_of(rows.of(unit_offset, pack.manifest, places).columns)
-        assert torch.equal(row.fields, fresh.fields)
-        assert torch.equal(row.scaling, fresh.scaling)
+        pool.write([PackCopy(0, unit_offset, pack.data, row)])
+        fresh = pool.table.row_of(rows.of(unit_offset, pack.manifest, places))
+        assert np.array_equal(row.fields, fresh.fields)
+        assert np.array_equal(row.scaling, fresh.scaling)
+        assert np.array_equal(row.places, fresh.places)
         assert (row.rank, row.shares, row.has_vectors) == (fresh.rank, fresh.shares, fresh.has_vectors)
         pool.install_slot(0, row)
         for index, expected in fresh.views.items():
@@ -136,6 +145,46 @@ def test_the_row_of_a_pack_that_comes_again_is_the_same_elsewhere(config: ModelC
             assert weights is not None
             assert torch.equal(weights.a, expected.a)
             assert torch.equal(weights.b, expected.b)
+
+
+def test_what_is_written_together_is_what_the_next_steps_read(config: ModelConfig) -> None:
+    """More than are staged at once, in slots and ranges of others before them."""
+    ranks = [8, 24, 16, 40, 8, 32, 24, 8, 16, 48, 8]
+    packs = [random_pack(config, rank=rank, dtype=torch.float32) for rank in ranks]
+    units = max(len(pack.data) for pack in packs) // 128
+    pool = AdapterPool(config, units=11 * units, slots=11, dtype=torch.float32, triton=True)
+    for turn in (packs, packs[::-1]):
+        copies = [
+            PackCopy(slot, units * slot, pack.data, pool.prepare(units * slot, pack.manifest))
+            for slot, pack in enumerate(turn)
+        ]
+        pool.write(copies)
+        for copy in copies:
+            pool.install_slot(copy.slot, copy.row)
+        for copy in copies:
+            fields = pool.table.rows_SL6[copy.slot].numpy()
+            assert np.array_equal(fields, copy.row.fields)
+            assert np.array_equal(pool.table.scaling_SL[copy.slot].numpy(), copy.row.scaling)
+            assert pool.table.traits([copy.slot]).rank == copy.row.rank == fields[:, 2].max()
+            start = copy.unit_offset * 128
+            written = pool.table.pool.view(torch.uint8)[start : start + len(copy.pack)]
+            assert written.numpy().tobytes() == copy.pack
+
+
+def test_steps_with_a_slot_that_shows_nothing_are_refused(config: ModelConfig, pack: Pack) -> None:
+    """Its row may be anybody's: nothing is written there when an adapter leaves."""
+    for triton in (True, False):
+        pool = AdapterPool(config, units=400, slots=3, dtype=torch.float32, triton=triton)
+        pool.install_slot(1, bring(pool, 1, 0, pack))
+        assert pool.batch(np.array([-1, 1]), np.array([2, 1])).slots == (1,)
+        bring(pool, 2, 100, pack)  # not installed yet
+        for slots in ([0], [1, 2], [-1, 0, 1]):
+            with pytest.raises(RuntimeError, match="show no adapter"):
+                pool.batch(np.array(slots), np.ones(len(slots), np.int64))
+        pool.clear_slot(1)
+        with pytest.raises(RuntimeError, match="show no adapter"):
+            pool.batch(np.array([-1, 1]), np.array([2, 1]))
+        assert pool.batch(np.array([-1]), np.array([2])).empty
 
 
 def test_a_pack_of_another_base_is_refused(config: ModelConfig, pack: Pack) -> None:
