@@ -4,10 +4,11 @@
 
 n tokens over u adapters, within a CUDA graph in which each call reads other weights, so that they come from
 memory and not from L2. `added` is the product with its adapters less the product by itself, as they are
-computed in serving: up to 1,024 tokens in the tiles that graphs have, gate_up with its SiLU in both. `alone`
-is a shrink and an expand by themselves, where adapters have launches of their own (gate and up's are expanded
-by their SiLU's step, though). Of peers, that of each row which takes least is shown
-(`bench/results/peers_lora_kernels_h100.json`).
+computed in serving: up to 1,024 tokens in the tiles that graphs have, gate_up with its SiLU in both. The
+product by itself may end with SiLU, which it cannot with adapters beyond 32 tokens, and peers' never does:
+`plain` is what is added to a product and a step for SiLU. `alone` is a shrink and an expand by themselves,
+where adapters have launches of their own (gate and up's are expanded by their SiLU's step, though). Of peers,
+that of each row which takes least is shown (`bench/results/peers_lora_kernels_h100.json`).
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class Case:
             return steps.linear_silu_mul(self._x, self._weights[copy], None)
         return steps.linear_to_add(self._x, self._weights[copy], None)
 
+    def plain(self, copy: int) -> Tensor:
+        """Gate and up as peers have them: SiLU in a step of its own."""
+        return steps.silu_mul(steps.linear(self._x, self._weights[copy], None))
+
     def ahead(self, copy: int) -> Tensor:
         return lora.ahead(self._x, None, slices=self._slices(copy), batch=self._batch, table=self._table)
 
@@ -136,8 +141,11 @@ def measure(projection: str, rank: int, tokens: int, adapters: int) -> dict[str,
     case = Case(projection, rank, tokens, adapters)
     if not (error := case.error()) < MOST_ERROR:
         raise SystemExit(f"{projection}, rank {rank}, {tokens} tokens: error {error}, nothing is timed")
-    base, both = (replays.measure(run, case.copies, before=case.begin) for run in (case.base, case.both))
+    runs = [case.base, case.both, *([case.plain] if case.is_gated and tokens > MOST_TOKENS else [])]
+    base, both, *plain = replays.measure_in_turns(runs, case.copies, before=case.begin)
     found = {"base_us": base, "with_base_us": both, "added_us": both - base}
+    if plain:
+        found["added_to_plain_us"] = both - plain[0]
     if tokens > MOST_TOKENS:
         found["alone_us"] = replays.measure(case.ahead, case.copies)
     return {name: round(value, 2) for name, value in found.items()}
@@ -169,15 +177,19 @@ def make_table(
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Every case, then geometric means over the projections."""
-    print("projection rank    n  u |  bound | ours: added   alone | peers: added (who)        alone (who)")
+    print(
+        "projection rank    n  u |  bound | ours: added  plain   alone | peers: added (who)     alone (who)"
+    )
     ratios: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for row in rows:
         peer = row["peer"]
-        alone = f"{row['alone_us']:7.1f}" if "alone_us" in row else "      -"
+        plain, alone = (
+            f"{row[name]:.1f}" if name in row else "-" for name in ("added_to_plain_us", "alone_us")
+        )
         print(
             f"{row['projection']:<9} {row['rank']:>5} {row['tokens']:>4} {row['adapters']:>2} |"
-            f" {peer['bound_us']:6.1f} | {row['added_us']:11.1f} {alone} |"
-            f" {peer.get('least_added_us', math.nan):12.1f} {peer.get('least_added', '-'):<11}"
+            f" {peer['bound_us']:6.1f} | {row['added_us']:11.1f} {plain:>6} {alone:>7} |"
+            f" {peer.get('least_added_us', math.nan):12.1f} {peer.get('least_added', '-'):<8}"
             f" {peer['best_us']:8.1f} {peer['best']}"
         )
         theirs = peer.get("least_added_us")
