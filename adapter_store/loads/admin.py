@@ -15,6 +15,7 @@ from adapter_store.peers.followers import Follower, Followers, Target, target_of
 from adapter_store.peers.watchers import Watcher, Watchers
 from adapter_store.records.layouts import Layouts
 from adapter_store.records.ledger import Ledger
+from adapter_store.tiers.files import file_errors
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.warm import WarmTier
 from rpc.errors import LorikeetError, resource_exhausted
@@ -140,7 +141,8 @@ class Admin:
         async with self._names.hold(request.name):
             self._flights.depart(request.flight)
             try:
-                view, changed = await self._load_alone(request)
+                with file_errors():
+                    view, changed = await self._load_alone(request)
             except Exception as error:
                 known = isinstance(error, LorikeetError)
                 message = str(error) if known else "internal error: the store's log has the reason"

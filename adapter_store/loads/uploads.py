@@ -13,7 +13,7 @@ from adapter_store.formats.safetensors_files import CONFIG_NAME
 from adapter_store.loads.request import LoadRequest
 from adapter_store.loads.upload_protocol import DATA_START, Chunk, UploadProtocol
 from adapter_store.tiers.disk import DiskTier
-from adapter_store.tiers.files import disk_errors
+from adapter_store.tiers.files import disk_errors, file_errors
 from lorikeet.v1 import adapters_pb2
 from rpc.errors import LorikeetError, aborted, invalid_argument, resource_exhausted
 from rpc.refusing import read_to_end
@@ -69,7 +69,8 @@ class Uploads:
             LorikeetError: see AdapterService.UploadAdapter.
         """
         try:
-            return await self._receive_one(requests)
+            with file_errors():
+                return await self._receive_one(requests)
         except LorikeetError:
             await read_to_end(requests)
             raise

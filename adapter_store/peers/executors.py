@@ -11,6 +11,7 @@ from adapter_store.formats.layout import PackLayout
 from adapter_store.peers.retirement import Retirement
 from adapter_store.peers.streams import Outbox
 from adapter_store.tiers.arena import Arena
+from adapter_store.tiers.files import file_errors
 from adapter_store.tiers.key import PackKey
 from adapter_store.tiers.pack import ArenaPack
 from adapter_store.tiers.warm import WarmTier
@@ -144,7 +145,8 @@ class LeaseSession:
         try:
             if not is_digest(digest) or not self._catalog.knows(digest):
                 raise unknown_digest(digest)
-            pack = await self._warm.acquire(digest, self.layout)
+            with file_errors():
+                pack = await self._warm.acquire(digest, self.layout)
         except LorikeetError as error:
             if error.reason == "ADAPTER_LOST" and not self._catalog.is_pointed_to(digest):
                 # Not damage: its retirement ended meanwhile, or with an earlier life of the store.

@@ -1,5 +1,6 @@
 """Adapters in folders under the configured roots, with the files that PEFT saved."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -18,11 +19,16 @@ from adapter_store.sources.files import (
     weight_files,
 )
 from adapter_store.tiers.files import copy_bytes, disk_errors
-from rpc.errors import LorikeetError, aborted, invalid_argument, not_found, permission_denied
+from rpc.errors import LorikeetError, aborted, invalid_argument, not_found, permission_denied, unavailable
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Opening a pipe would wait for its writer.
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# Of the machine or of a file system's server, whatever is asked for: it may work later.
+_MAY_PASS = frozenset(
+    (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
+)
 
 # From here on it pays to read headers on a thread of their own meanwhile.
 _LARGE_BYTES = 64 << 20
@@ -206,6 +212,8 @@ def _open_regular(path: Path, roots: Sequence[Path]) -> tuple[int, os.stat_resul
     except PermissionError as error:
         raise permission_denied("UNREADABLE", f"{path.name}: the store may not read it") from error
     except OSError as error:
+        if error.errno in _MAY_PASS:
+            raise _away(path.name, error) from error
         raise _not_regular(path) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -239,9 +247,19 @@ def _list(source: str, folder: Path, roots: Sequence[Path]) -> list[str]:
         finally:
             os.close(descriptor)
     except OSError as error:
+        if error.errno in _MAY_PASS:
+            raise _away(source, error) from error
         raise permission_denied(
             "UNREADABLE", f"{source}: the store cannot list it ({error.strerror})"
         ) from error
+
+
+def _away(what: str, error: OSError) -> LorikeetError:
+    return unavailable(
+        "SOURCE_UNAVAILABLE",
+        f"{what} cannot be read now ({error.strerror}): load it again; if that lasts, see to its file system "
+        "and to the limits of the store's process",
+    )
 
 
 def _not_regular(path: Path) -> LorikeetError:

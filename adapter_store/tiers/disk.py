@@ -7,6 +7,7 @@ An object is the truth and is synced before it gets its name. Packs are made fro
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import threading
@@ -19,6 +20,8 @@ from pathlib import Path
 from adapter_store.tiers.files import disk_errors, sync_file
 from rpc.digests import is_digest
 from rpc.errors import resource_exhausted
+
+log = logging.getLogger(__name__)
 
 # Of a path, where no later try helps, as room on a full disk does.
 _NEVER_WRITABLE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
@@ -128,8 +131,14 @@ class DiskTier:
         return folder
 
     def discard(self, path: Path) -> None:
-        """Deletes what `stage` or `set_aside` returned."""
-        _delete(path)
+        """Deletes what `stage` or `set_aside` returned; what cannot go now counts until the next start
+        does it."""
+        try:
+            _delete(path)
+        except OSError as error:
+            # Not raised: it is the end of something whose own outcome is what matters.
+            log.warning("left to the next start, as it cannot be deleted now: %s", error)
+            return
         with self._mutex:
             self._moving.discard(path)
 

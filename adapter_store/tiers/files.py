@@ -1,13 +1,16 @@
 """Small file operations that the disk tier is made of."""
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rpc.errors import resource_exhausted
+from rpc.errors import resource_exhausted, unavailable
+
+log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 4 << 20
 # Of the steps that the kernel takes alone. After each the thread waits for the interpreter, which others may
@@ -27,6 +30,25 @@ def disk_errors() -> Iterator[None]:
                 "the store's disk is full: unload adapters, or free some of what its data_dir is on",
             ) from error
         raise
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Turns errors of the operating system into UNAVAILABLE, a full disk's into RESOURCE_EXHAUSTED: they are
+    the machine's, and no fault of who asked."""
+    try:
+        with disk_errors():
+            yield
+    except OSError as error:
+        if error.errno is None:
+            # A timeout, or a library's own.
+            raise
+        log.error("an adapter's files cannot be read or written: %s", error)
+        raise unavailable(
+            "FILES_FAILED",
+            f"the store cannot read or write the adapter's files ({error.strerror}): mend what its log names "
+            "(a disk, permissions, limits), and try again",
+        ) from error
 
 
 def copy_bytes(source: int, target: int, size: int, progress: Callable[[int], None]) -> int:

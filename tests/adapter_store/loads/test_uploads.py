@@ -85,6 +85,18 @@ async def test_more_tensors_than_one_header_holds(tmp_path: Path) -> None:
         await assert_clean(running)
 
 
+async def test_an_upload_that_cannot_be_spooled_is_not_its_senders_fault(tmp_path: Path) -> None:
+    async with running_store(tmp_path) as running:
+        await running.register()
+        incoming = running.config.data_dir / "incoming"
+        incoming.rmdir()
+        error = await refusal(running, adapter())
+        assert (error.code, error.reason) == (Code.UNAVAILABLE, "FILES_FAILED")
+        incoming.mkdir()
+        assert (await upload(running, adapter())).changed
+        await assert_clean(running)
+
+
 async def test_another_digest_than_announced_is_data_loss(tmp_path: Path) -> None:
     async with running_store(tmp_path) as running:
         await running.register()

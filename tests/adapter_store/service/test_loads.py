@@ -1,7 +1,9 @@
 """Loads over gRPC, against a real store: what is refused, what runs at once, what fails half-way."""
 
 import asyncio
+import errno
 import os
+import shutil
 import threading
 
 import grpc
@@ -230,8 +232,6 @@ async def test_a_load_goes_on_when_its_caller_goes(running, monkeypatch):
 
 
 async def test_a_full_disk_is_said_and_leaves_nothing(running, monkeypatch):
-    import errno
-
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -240,6 +240,39 @@ async def test_a_full_disk_is_said_and_leaves_nothing(running, monkeypatch):
     error = await refusal(running.load("a", toy_adapter(running)))
     assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "DISK_FULL")
     assert running.store.statistics() == before
+
+
+async def test_files_that_the_machine_fails_are_said_and_leave_nothing(running, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = running.store.statistics()
+    with monkeypatch.context() as patched:
+        patched.setattr("adapter_store.sources.folder.copy_bytes", fail)
+        error = await refusal(running.load("a", toy_adapter(running)))
+    assert (error.code.name, error.reason) == ("UNAVAILABLE", "FILES_FAILED")
+    assert "Input/output error" in error.message
+    assert error.retry_after
+    assert running.store.statistics() == before
+    shutil.rmtree(running.config.data_dir / "incoming")
+    error = await refusal(running.load("a", toy_adapter(running)))
+    assert (error.code.name, error.reason) == ("UNAVAILABLE", "FILES_FAILED")
+    (running.config.data_dir / "incoming").mkdir()
+    assert (await running.load("a", toy_adapter(running))).changed
+
+
+async def test_a_load_that_cannot_clear_up_still_says_what_was_wrong(running, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, "Too many open files", path)
+
+    folder = toy_adapter(running)
+    spoil(folder, "truncated")
+    with monkeypatch.context() as patched:
+        patched.setattr("adapter_store.tiers.disk._delete", fail)
+        error = await refusal(running.load("a", folder))
+    assert error.reason == "BAD_FILE"
+    # It is there until the next start, and says so.
+    assert running.store.statistics().disk.incoming == 1
 
 
 async def test_a_catalog_that_cannot_be_written_changes_nothing(running, monkeypatch):

@@ -1,5 +1,7 @@
 """Packs over gRPC that are made anew, repaired, or sent in chunks, against a real store."""
 
+import errno
+
 import blake3
 import pytest
 
@@ -55,6 +57,23 @@ async def test_an_adapter_that_is_lost_is_said_and_repaired_by_loading_it(ready)
     assert (refusal.code, refusal.reason) == (15, "ADAPTER_LOST")
     assert await ready.load("a") == digest
     assert (await executor.acquire(1, digest)).manifest.digest == digest
+    assert executor.copy(await executor.acquire(2, digest)) == ready.pack_of(digest)
+
+
+async def test_an_adapter_that_cannot_be_read_now_is_not_lost(ready, monkeypatch):
+    digest = await ready.load("a")
+    await ready.running.settled()
+    ready.store.warm.drop(digest)
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    executor = await ready.executor()
+    with monkeypatch.context() as patched:
+        patched.setattr("adapter_store.packs.recipe.Recipe.fill", fail)
+        patched.setattr("adapter_store.tiers.objects.open_adapter", fail)
+        refusal = await executor.acquire(1, digest)
+    assert (refusal.code, refusal.reason) == (14, "FILES_FAILED")
     assert executor.copy(await executor.acquire(2, digest)) == ready.pack_of(digest)
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapter_store.sources import folder as folder_module
-from adapter_store.sources.folder import copy_source, resolve_source
+from adapter_store.sources.folder import copy_source, open_below, resolve_source
 from adapter_store.sources.opening import Sources
 from rpc.errors import LorikeetError
 from tests.support.store_adapters import write_adapter
@@ -170,6 +171,31 @@ def test_prompt_files_of_an_adapter_are_said(root):
     folder = write_adapter(root / "a")
     (folder / "chat_template.json").write_text("{}")
     assert "chat_template.json" in resolve_source(str(folder), [root]).notes[0]
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [
+        (errno.EMFILE, "UNAVAILABLE", "SOURCE_UNAVAILABLE"),
+        (errno.ESTALE, "UNAVAILABLE", "SOURCE_UNAVAILABLE"),
+        (errno.EACCES, "PERMISSION_DENIED", "UNREADABLE"),
+    ],
+)
+def test_what_cannot_be_opened_now_is_not_the_adapters_fault(
+    root, tmp_path, monkeypatch, what, number, code, reason
+):
+    folder = write_adapter(root / "a")
+
+    def fail(path, roots, flags):
+        if what == "folder" or path.name == "adapter_model.safetensors":
+            raise OSError(number, os.strerror(number))
+        return open_below(path, roots, flags)
+
+    monkeypatch.setattr("adapter_store.sources.folder.open_below", fail)
+    with pytest.raises(LorikeetError) as caught:
+        copied(folder, root, tmp_path / "out")
+    assert (caught.value.code.name, caught.value.reason) == (code, reason)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.safetensors.index.json"])
