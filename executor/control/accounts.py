@@ -93,10 +93,10 @@ class Accounts:
         self.served += np.bincount(accounts, minlength=self.capacity)
 
     def _raise_floor(self) -> None:
-        if self._numbers:
-            present = (self.waiting > 0) | (self.running > 0)
-            if present.any():
-                self._floor = max(self._floor, int(self.served[present].min()))
+        (present,) = (self.waiting | self.running).nonzero()
+        if len(present):
+            served = self.served[present]
+            self._floor = max(self._floor, int(served[served.argmin()]))  # `min` takes thrice as long
 
     def _remember(self, digest: str, served: int) -> None:
         if len(self._ahead) >= _REMEMBERED:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from executor.control.accounts import Accounts
 from executor.control.residency import Residency
 
-_NEVER = np.iinfo(np.int64).max
 _Mask = NDArray[np.bool_]
+_Numbers = NDArray[np.intp]
+"""Of the accounts to choose from: they are few among all, and each look of numpy at an array takes a while."""
 
 
 class QueuePolicy(Protocol):
@@ -36,11 +37,12 @@ class FairPolicy:
         self._max_bypass = max_bypass
 
     def choose(self, accounts: Accounts, eligible: _Mask) -> int:
-        overdue = _overdue(accounts, eligible, self._max_bypass)
-        if np.count_nonzero(overdue):
+        (among,) = eligible.nonzero()
+        overdue = _overdue(accounts, among, self._max_bypass)
+        if len(overdue):
             return _oldest(accounts, overdue)
-        served = np.where(eligible, accounts.served, _NEVER)
-        return _oldest(accounts, served == served.min())
+        served = accounts.served[among]
+        return _oldest(accounts, among[served == served[served.argmin()]])
 
 
 class PackPolicy:
@@ -50,19 +52,21 @@ class PackPolicy:
         self._max_bypass = max_bypass
 
     def choose(self, accounts: Accounts, eligible: _Mask) -> int:
-        overdue = _overdue(accounts, eligible, self._max_bypass)
-        for preferred in (overdue, accounts.running > 0, accounts.residency == int(Residency.RESIDENT)):
-            if np.count_nonzero(eligible & preferred):
-                return _oldest(accounts, eligible & preferred)
-        return _oldest(accounts, eligible)
+        (among,) = eligible.nonzero()
+        is_resident = accounts.residency[among] == int(Residency.RESIDENT)
+        running = among[accounts.running[among] > 0]
+        for preferred in (_overdue(accounts, among, self._max_bypass), running, among[is_resident]):
+            if len(preferred):
+                return _oldest(accounts, preferred)
+        return _oldest(accounts, among)
 
 
-def _overdue(accounts: Accounts, eligible: _Mask, max_bypass: int) -> _Mask:
-    return eligible & (accounts.admissions - accounts.head_since > max_bypass)
+def _overdue(accounts: Accounts, among: _Numbers, max_bypass: int) -> _Numbers:
+    return among[accounts.head_since[among] < accounts.admissions - max_bypass]
 
 
-def _oldest(accounts: Accounts, eligible: _Mask) -> int:
-    return int(np.where(eligible, accounts.head_arrival, _NEVER).argmin())
+def _oldest(accounts: Accounts, among: _Numbers) -> int:
+    return int(among[accounts.head_arrival[among].argmin()])
 
 
 QUEUE_POLICIES: dict[str, type[FairPolicy] | type[PackPolicy]] = {"fair": FairPolicy, "pack": PackPolicy}

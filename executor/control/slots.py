@@ -129,7 +129,8 @@ class AdapterSlots:
     def acquire(self, digest: str) -> None:
         self._arriving[digest] = self._move(digest, Trigger.ACQUIRE)
         # Its hint, not taken yet, would say nothing more.
-        self._actions = [action for action in self._actions if action != Prefetch(digest)]
+        hint = Prefetch(digest)
+        self._actions = [action for action in self._actions if action != hint]
         self._actions.append(Acquire(digest))
 
     def granted(self, digest: str, units: int) -> None:
