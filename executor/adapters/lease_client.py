@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class _Asked:
 
 
 class LeaseClient:
-    """Leases packs from one store. All methods belong to the event loop's thread.
+    """Leases packs from one store. All methods but `recall` belong to the event loop's thread.
 
     `run` connects, publishes the layout and keeps the stream up until it is cancelled. While the store is
     away who asks for a lease waits for at least `patience_seconds` and at most twice as long.
@@ -84,8 +85,9 @@ class LeaseClient:
         self._next = 1
         self._asked: dict[int, _Asked] = {}
         self._held: dict[int, Lease] = {}
-        # What was leased on this stream, wherever it lies now.
+        # What was leased on this stream, wherever it lies now; for two threads.
         self._known: Recent[Lease] = Recent(_MOST_SLICES)
+        self._knowing = threading.Lock()
         self._away_since = 0.0
         self._patience_timer: asyncio.TimerHandle | None = None
         self.registered = asyncio.Event()
@@ -101,16 +103,24 @@ class LeaseClient:
         return len(self._held)
 
     def recall(self, digest: str) -> Lease | None:
-        """A pack that was leased on this stream before, if it lies where it lay then.
+        """A pack that was leased on this stream before, if it lies where it lay then. From any thread.
 
         No lease keeps it there: who copies it must look at its generation, before and after. There is nothing
-        to give back.
+        to give back, but the store is to hear of it by `used`.
         """
-        lease = self._find(digest)
-        if lease is not None:
-            # What is used often stays.
-            self._send(store_pb2.LeaseRequest(used=store_pb2.UsedPack(digest=digest)), is_urgent=False)
+        with self._knowing:
+            lease = self._known.find(digest)
+        if lease is None or lease.view is None or not self.connected:
+            return None
+        try:
+            lease.view.check(lease.header_offset, lease.generation)
+        except StalePackError:
+            return None
         return lease
+
+    def used(self, digest: str) -> None:
+        """Tells that a pack was copied without a lease: what is used often stays."""
+        self._send(store_pb2.LeaseRequest(used=store_pb2.UsedPack(digest=digest)), is_urgent=False)
 
     def ask(
         self, digest: str, granted: Callable[[Lease], None], failed: Callable[[LorikeetError], None]
@@ -134,10 +144,8 @@ class LeaseClient:
             self._send(_release(number), is_urgent=False)
 
     def prefetch(self, digest: str) -> None:
-        """Hints that a pack will be leased soon; dropped when it is there, or the store is away or slow."""
-        if self._outgoing is None or len(self._outgoing) >= _MAX_QUEUED_HINTS:
-            return
-        if self._find(digest) is None:
+        """Hints that a pack will be leased soon; dropped when the store is away or slow."""
+        if self._outgoing is not None and len(self._outgoing) < _MAX_QUEUED_HINTS:
             self._send(store_pb2.LeaseRequest(prefetch=store_pb2.PrefetchPack(digest=digest)))
 
     def retired(self, digest: str) -> None:
@@ -198,7 +206,8 @@ class LeaseClient:
                 "LAYOUT_DIGEST", "the store computes another digest of our layout: versions differ"
             )
         await self._map(registered)
-        self._known = Recent(_MOST_SLICES)
+        with self._knowing:
+            self._known = Recent(_MOST_SLICES)
         outgoing = LeaseOutbox()
         call = self._stub.Lease(outgoing.messages(self._hello()))
         try:
@@ -228,17 +237,6 @@ class LeaseClient:
             await self._on_map(view)
         self._view = view
 
-    def _find(self, digest: str) -> Lease | None:
-        """What was leased on this stream and still lies there."""
-        lease = self._known.find(digest)
-        if lease is None or lease.view is None or not self.connected:
-            return None
-        try:
-            lease.view.check(lease.header_offset, lease.generation)
-        except StalePackError:
-            return None
-        return lease
-
     def _hello(self) -> store_pb2.LeaseHello:
         return store_pb2.LeaseHello(
             layout_digest=self._layout_digest,
@@ -264,7 +262,8 @@ class LeaseClient:
                     asked.failed(from_code(refusal.code, refusal.reason, refusal.message))
             case "retire":
                 # From here on the store has to say whether it is there.
-                self._known.forget(response.retire.digest)
+                with self._knowing:
+                    self._known.forget(response.retire.digest)
                 self._on_retire(response.retire.digest)
             case "batch":
                 for each in response.batch.responses:
@@ -292,7 +291,8 @@ class LeaseClient:
             view=self._view,
         )
         self._held[lease.number] = lease
-        self._known.keep(asked.digest, lease, len(places.slices))
+        with self._knowing:
+            self._known.keep(asked.digest, lease, len(places.slices))
         asked.granted(lease)
 
     def _lose_stream(self) -> None:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Done = TypeVar("Done")
 
 _COPY_ATTEMPTS = 4
+_PATIENCE_SECONDS = 0.01
 # Beyond these, packs are copied in turns, so that the first need not wait for the last.
 _MOST_TOGETHER, _MOST_BYTES_TOGETHER = 8, 8 << 20
 
@@ -33,8 +34,8 @@ _MOST_TOGETHER, _MOST_BYTES_TOGETHER = 8, 8 << 20
 class _Load:
     """One acquire, from its start to Copied or to its end otherwise.
 
-    It is handed on: asked, granted and given up by the loop's thread; from `copy` on the copier's, which
-    hands it back to the loop where it has to be asked for again.
+    It is handed on: recalled by the engine's thread, or asked for, granted and given up by the loop's; from
+    `copy` on the copier's, which hands it back to the loop where it has to be asked for again.
     """
 
     digest: str
@@ -102,7 +103,7 @@ class StoreLoader(Generic[Row]):
         self._reports: deque[_Report[Row]] = deque()
         # For the loop's thread, by any.
         self._calls: deque[Callable[[], None]] = deque()
-        self._is_told = False
+        self._is_told = self._is_told_soon = False
         # For the copier's thread, by any but itself.
         self._copies: deque[_Copy] = deque()
         self._is_handed = False
@@ -123,11 +124,17 @@ class StoreLoader(Generic[Row]):
     # The port; engine's thread.
 
     def prefetch(self, digest: str) -> None:
-        self._tell(partial(self._client.prefetch, digest))
+        if self._client.recall(digest) is None:
+            self._tell(partial(self._client.prefetch, digest))
 
     def acquire(self, digest: str) -> None:
         load = self._current[digest] = _Load(digest)
-        self._tell(partial(self._ask, load))
+        lease = self._client.recall(digest)
+        if lease is None:
+            self._tell(partial(self._ask, load))
+            return
+        self._tell_soon(partial(self._client.used, digest))
+        self._granted(load, lease)
 
     def copy(self, digest: str, unit_offset: int, slot: int) -> None:
         load = self._current[digest]
@@ -176,7 +183,18 @@ class StoreLoader(Generic[Row]):
             self._is_told = True
             self._loop.call_soon_threadsafe(self._make_calls)
 
+    def _tell_soon(self, call: Callable[[], None]) -> None:
+        """The same for a call that may wait for others, though not for long; none overtakes another."""
+        self._calls.append(call)
+        if not self._is_told_soon:
+            self._is_told_soon = True
+            self._loop.call_soon_threadsafe(self._loop.call_later, _PATIENCE_SECONDS, self._make_late_calls)
+
     # The loop's thread.
+
+    def _make_late_calls(self) -> None:
+        self._is_told_soon = False
+        self._make_calls()
 
     def _make_calls(self) -> None:
         self._is_told = False  # first, so that who comes too late for this turn wakes the loop again
@@ -188,10 +206,6 @@ class StoreLoader(Generic[Row]):
                 log.exception("a call about adapters has failed")
 
     def _ask(self, load: _Load) -> None:
-        lease = self._client.recall(load.digest)
-        if lease is not None:
-            self._granted(load, lease)
-            return
         load.attempts += 1
         load.number = self._client.ask(
             load.digest, partial(self._granted, load), lambda error: self._fail(load, error)
@@ -312,7 +326,7 @@ class StoreLoader(Generic[Row]):
         # Before the report: whatever the engine does then, such as to say that it has dropped a digest, comes
         # after the lease's end.
         if load.number:
-            self._tell(partial(self._client.end, load.number))
+            self._tell_soon(partial(self._client.end, load.number))
         self._post(report)
 
     def _post(self, report: _Report[Row]) -> None:

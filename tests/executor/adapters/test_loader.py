@@ -178,6 +178,22 @@ async def test_a_pack_that_still_lies_there_is_copied_again_unasked(tmp_path: Pa
         assert store.prefetches == []
 
 
+async def test_a_pack_that_still_lies_there_is_granted_without_a_turn_of_the_loop(tmp_path: Path) -> None:
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        digest = store.put("a")
+        assert await engine.load(digest, unit_offset=0, slot=0) == Copied(digest=digest)
+        for turn in range(3):
+            engine.loader.release(digest)
+            engine.loader.prefetch(digest)
+            engine.loader.acquire(digest)
+            assert engine.loader.poll() == [Granted(digest=digest, units=8)]
+            engine.loader.copy(digest, 10 * turn, 0)
+            assert await engine.next() == Copied(digest=digest)
+            assert engine.content(10 * turn, 1024) == b"a" * 1024
+        await store.until(lambda: store.used == [digest] * 3 and store.leases == 0)
+        assert (store.acquires, store.prefetches) == ([digest], [])
+
+
 async def test_a_retired_pack_is_asked_for(tmp_path: Path) -> None:
     async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
         digest = store.put("a")
