@@ -8,27 +8,27 @@ from collections.abc import Callable
 
 import grpc
 
-from frontend.adapter_templates import AdapterTemplates
-from frontend.admin import AdapterAdmin
-from frontend.catalog import Catalog
-from frontend.catalog_follower import CatalogFollower
+from frontend.adapters.adapter_templates import AdapterTemplates
+from frontend.adapters.admin import AdapterAdmin
+from frontend.adapters.catalog import Catalog
+from frontend.adapters.catalog_follower import CatalogFollower
+from frontend.adapters.resolving import Resolver
+from frontend.adapters.rights import AdapterRights
+from frontend.adapters.statistics import AdapterStatistics
 from frontend.config import FrontendConfig
-from frontend.executor_client import ExecutorClient
-from frontend.flights import FlightTable
-from frontend.generation import Generation
+from frontend.engine.executor_client import ExecutorClient
+from frontend.engine.flights import FlightTable
 from frontend.metrics import FrontendMetrics
 from frontend.model_folder import ModelFolder, read_model_folder
 from frontend.ports import Ports
-from frontend.prompts import PromptReader
-from frontend.resolving import Resolver
-from frontend.rights import AdapterRights
+from frontend.requests.generation import Generation
+from frontend.requests.prompts import PromptReader
+from frontend.requests.tokenization import Tokenization
+from frontend.requests.wakeups import Wakeups
 from frontend.service import AdapterServicer, GenerationServicer
-from frontend.statistics import AdapterStatistics
 from frontend.text.template_process import TemplateProcesses
 from frontend.text.workers import TextWorkers
-from frontend.tokenization import Tokenization
 from frontend.usage import UsageTable
-from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2_grpc, store_pb2_grpc
 from rpc.auth_file import AuthFile
 from rpc.channel import open_channel

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from frontend.catalog import Catalog
+from frontend.adapters.catalog import Catalog
 from frontend.usage import FIRST_TOKEN_BOUNDS, OTHERS, Usage, UsageTable
 from rpc.metrics import Rising
 

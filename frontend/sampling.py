@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from frontend.fields import check_token_ids, out_of_range
 from lorikeet.v1 import executor_pb2, generation_pb2
-from rpc.errors import LorikeetError, invalid_argument
 
 DEFAULT_MAX_TOKENS = 256
 MAX_STOP_TOKEN_IDS = 64
@@ -141,20 +141,6 @@ def _add_logit_bias(
             raise out_of_range(f"sampling.logit_bias[{token_id}]", bias, f"{least:g} to {most:g}")
         sampling.logit_bias_ids.append(token_id)
         sampling.logit_bias_values.append(bias)
-
-
-def check_token_ids(field: str, ids: Any, vocab_size: int) -> None:
-    """Raises INVALID_ARGUMENT where an id is none of the model's."""
-    if ids and (largest := max(ids)) >= vocab_size:
-        raise out_of_range(
-            f"a token id in {field}", largest, f"0 to {vocab_size - 1}, the model's vocabulary"
-        )
-
-
-def out_of_range(field: str, value: object, allowed: str) -> LorikeetError:
-    return invalid_argument(
-        "VALUE_OUT_OF_RANGE", f"{field} is {value}: allowed is {allowed}", field=field, value=str(value)
-    )
 
 
 def completion_seed(seed: int, index: int) -> int:

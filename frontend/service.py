@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from frontend.admin import AdapterAdmin
-from frontend.generation import Generation
-from frontend.rights import AdapterRights, hidden
-from frontend.statistics import AdapterStatistics
-from frontend.tokenization import Tokenization
+from frontend.adapters.admin import AdapterAdmin
+from frontend.adapters.rights import AdapterRights, hidden
+from frontend.adapters.statistics import AdapterStatistics
+from frontend.requests.generation import Generation
+from frontend.requests.tokenization import Tokenization
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 from rpc.access import decide_again
 

@@ -22,7 +22,7 @@ from cli.services import service_app
 from cli.settings import Settings
 from executor.config import ExecutorConfig
 from executor.service.metrics import ExecutorMetrics
-from frontend.catalog import Catalog
+from frontend.adapters.catalog import Catalog
 from frontend.config import FrontendConfig
 from frontend.metrics import FrontendMetrics
 from frontend.usage import UsageTable

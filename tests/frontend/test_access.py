@@ -11,7 +11,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from adapter_store.catalog.adapter_names import unknown_name
-from frontend.rights import hidden
+from frontend.adapters.rights import hidden
 from lorikeet.v1 import adapters_pb2 as pb
 from lorikeet.v1 import adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 from rpc.channel import open_channel

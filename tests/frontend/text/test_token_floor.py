@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from frontend.prompts import PromptReader
+from frontend.requests.prompts import PromptReader
 from frontend.text.token_floor import is_composed
 from frontend.text.tokenizer import TextCodec
 from frontend.text.workers import TextWorkers

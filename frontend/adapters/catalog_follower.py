@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from frontend.catalog import Catalog
+from frontend.adapters.catalog import Catalog
 from frontend.reconnect import Backoff, closed, why_ended
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError

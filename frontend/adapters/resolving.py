@@ -2,8 +2,8 @@
 
 import grpc
 
-from frontend.catalog import Catalog
-from frontend.validation import AdapterRef
+from frontend.adapters.catalog import Catalog
+from frontend.adapters.references import AdapterRef
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, from_rpc, unavailable
 

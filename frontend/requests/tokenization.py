@@ -1,8 +1,8 @@
 """Text to token ids and back for clients: what Generate would make of them, without generating."""
 
+from frontend.fields import check_token_ids, out_of_range
 from frontend.model_folder import ModelFolder
-from frontend.prompts import PromptReader
-from frontend.sampling import check_token_ids, out_of_range
+from frontend.requests.prompts import PromptReader
 from frontend.text.workers import TextWorkers
 from lorikeet.v1 import generation_pb2
 

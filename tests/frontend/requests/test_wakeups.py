@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from frontend.wakeups import Wakeups
+from frontend.requests.wakeups import Wakeups
 
 
 class Clockwork:

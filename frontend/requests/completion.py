@@ -8,7 +8,7 @@ client has not taken waits here, at most `max_tokens` of it, and goes out togeth
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from frontend.flights import Alternatives
+from frontend.engine.flights import Alternatives
 from frontend.text.detokenizer import Detokenizer
 from frontend.text.stop_strings import StopMatcher
 from lorikeet.v1 import executor_pb2, generation_pb2

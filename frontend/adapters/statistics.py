@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from frontend.catalog import Catalog
+from frontend.adapters.catalog import Catalog
 from frontend.usage import OTHERS, UsageTable
 from lorikeet.v1 import adapters_pb2, executor_pb2, executor_pb2_grpc, store_pb2, store_pb2_grpc
 from rpc.errors import from_rpc, invalid_argument

@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from frontend.hints import Hints
+from frontend.engine.hints import Hints
 from lorikeet.v1 import adapters_pb2, generation_pb2
 from tests.support.frontend_harness import running_rig
 from tests.support.waiting import WAIT_SECONDS
@@ -43,7 +43,7 @@ def test_hints_are_few_and_forgotten_with_the_connection():
 @pytest.fixture
 def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that a test does takes place within the second in which a digest is told once."""
-    monkeypatch.setattr("frontend.hints._FRESH_SECONDS", 3600.0)
+    monkeypatch.setattr("frontend.engine.hints._FRESH_SECONDS", 3600.0)
 
 
 @pytest.mark.usefixtures("one_second")

@@ -3,9 +3,9 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from frontend.catalog import Catalog
-from frontend.resolving import Resolver
-from frontend.validation import AdapterRef
+from frontend.adapters.catalog import Catalog
+from frontend.adapters.references import AdapterRef
+from frontend.adapters.resolving import Resolver
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import LorikeetError, not_found, unavailable

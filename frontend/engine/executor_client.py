@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import grpc
 
-from frontend.flights import RETRY_SECONDS, Flight, FlightTable, Sink
-from frontend.hints import Hints
+from frontend.engine.flights import RETRY_SECONDS, Flight, FlightTable, Sink
+from frontend.engine.hints import Hints
 from frontend.model_folder import ModelFolder
 from frontend.reconnect import Backoff, closed, why_ended
 from lorikeet.v1 import executor_pb2, executor_pb2_grpc

@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import grpc
 
-from frontend.catalog import Catalog
+from frontend.adapters.catalog import Catalog
 from frontend.text.chat_template import ChatTemplate
 from frontend.text.template_process import AdapterTemplate, TemplateProcesses
 from lorikeet.v1 import store_pb2, store_pb2_grpc

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from frontend.validation import AdapterRef
+from frontend.adapters.references import AdapterRef
 from lorikeet.v1 import store_pb2
 from rpc.access import may_use
 from rpc.errors import failed_precondition, not_found, unavailable

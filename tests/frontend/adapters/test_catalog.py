@@ -3,8 +3,8 @@ import asyncio
 import grpc
 import pytest
 
-from frontend.catalog import Catalog
-from frontend.validation import AdapterRef
+from frontend.adapters.catalog import Catalog
+from frontend.adapters.references import AdapterRef
 from lorikeet.v1 import store_pb2
 from rpc.errors import LorikeetError
 

@@ -4,7 +4,7 @@ from typing import Any
 import grpc
 import pytest
 
-from frontend.flights import MAX_COMMAND_IDS, MAX_FRUITLESS_SUBMISSIONS, Flight, FlightTable
+from frontend.engine.flights import MAX_COMMAND_IDS, MAX_FRUITLESS_SUBMISSIONS, Flight, FlightTable
 from lorikeet.v1 import executor_pb2
 from rpc.errors import LorikeetError, unavailable
 

@@ -4,8 +4,9 @@ from typing import Any
 import grpc
 import pytest
 
+from frontend.adapters.references import parse_adapter
+from frontend.requests.validation import GeneratePlan, check_text, fit_to_context, plan_generation
 from frontend.sampling import SamplingDefaults, completion_seed
-from frontend.validation import GeneratePlan, check_text, fit_to_context, parse_adapter, plan_generation
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.errors import LorikeetError
 

@@ -8,21 +8,21 @@ from typing import TypeAlias
 
 import grpc
 
-from frontend.adapter_templates import AdapterTemplates
-from frontend.catalog import Catalog
-from frontend.completion import Completion
-from frontend.executor_client import ExecutorClient
-from frontend.flights import Alternatives, Sink
+from frontend.adapters.adapter_templates import AdapterTemplates
+from frontend.adapters.catalog import Catalog
+from frontend.adapters.resolving import Resolver
+from frontend.engine.executor_client import ExecutorClient
+from frontend.engine.flights import Alternatives, Sink
 from frontend.model_folder import ModelFolder
-from frontend.prompts import PromptReader
-from frontend.request_stream import Identity, RequestStream
-from frontend.resolving import Resolver
-from frontend.running import RunningRequests
+from frontend.requests.completion import Completion
+from frontend.requests.prompts import PromptReader
+from frontend.requests.request_stream import Identity, RequestStream
+from frontend.requests.running import RunningRequests
+from frontend.requests.validation import GeneratePlan, fit_to_context, plan_generation
+from frontend.requests.wakeups import Wakeups
 from frontend.sampling import completion_seed
 from frontend.text.stop_strings import StopMatcher, StopStrings
 from frontend.usage import UsageTable
-from frontend.validation import GeneratePlan, fit_to_context, plan_generation
-from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.access import check_tenant, current_caller
 from rpc.errors import LorikeetError, aborted

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from frontend.catalog import Catalog
-from frontend.validation import parse_adapter
+from frontend.adapters.catalog import Catalog
+from frontend.adapters.references import parse_adapter
 from lorikeet.v1 import adapters_pb2, store_pb2_grpc
 from rpc.errors import LorikeetError, failed_precondition, from_rpc, unavailable
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from frontend.flights import Flight
-from frontend.request_stream import RequestStream
-from frontend.validation import AdapterRef
+from frontend.adapters.references import AdapterRef
+from frontend.engine.flights import Flight
+from frontend.requests.request_stream import RequestStream
 from rpc.errors import aborted
 
 

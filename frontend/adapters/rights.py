@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import TypeVar
 
-from frontend.catalog import Catalog
-from frontend.validation import parse_adapter
+from frontend.adapters.catalog import Catalog
+from frontend.adapters.references import parse_adapter
 from lorikeet.v1 import adapters_pb2
 from rpc.access import check_tenant, current_caller, may_change, may_use
 from rpc.errors import LorikeetError, not_found, permission_denied

@@ -1,6 +1,6 @@
 from typing import Any
 
-from frontend.completion import MAX_TOKENS_A_MESSAGE, Completion
+from frontend.requests.completion import MAX_TOKENS_A_MESSAGE, Completion
 from frontend.text.detokenizer import Detokenizer
 from frontend.text.stop_strings import StopMatcher, StopStrings
 from lorikeet.v1 import executor_pb2, generation_pb2

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from frontend.completion import Completion, add_alternatives
-from frontend.flights import Alternatives
+from frontend.engine.flights import Alternatives
+from frontend.requests.completion import Completion, add_alternatives
+from frontend.requests.wakeups import Wakeups
 from frontend.usage import Usage
-from frontend.wakeups import Wakeups
 from lorikeet.v1 import executor_pb2, generation_pb2
 from rpc.errors import LorikeetError
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from frontend.requests.validation import check_chat, check_length, check_text
 from frontend.text.chat_template import ChatTemplate, parse_variables
 from frontend.text.template_process import AdapterTemplate
 from frontend.text.tokenizer import SHORT_TEXT, TextCodec
 from frontend.text.workers import TextWorkers
-from frontend.validation import check_chat, check_length, check_text
 from lorikeet.v1 import generation_pb2
 from rpc.errors import invalid_argument
 

@@ -4,14 +4,10 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frontend.sampling import (
-    SamplingDefaults,
-    check_token_ids,
-    complete_sampling,
-    out_of_range,
-)
+from frontend.adapters.references import AdapterRef, parse_adapter
+from frontend.fields import check_token_ids, checked_id, out_of_range
+from frontend.sampling import SamplingDefaults, complete_sampling
 from lorikeet.v1 import executor_pb2, generation_pb2
-from rpc.digests import is_digest
 from rpc.errors import invalid_argument, unimplemented
 
 MAX_STOP_STRINGS = 16
@@ -19,20 +15,10 @@ MAX_STOP_CHARACTERS = 256
 MAX_COMPLETIONS = 16
 MAX_CHAT_MESSAGES = 4096
 MAX_LOGPROBS = 20
-MAX_ID_CHARACTERS = 128
 # As one message holds them all, and clients receive at most 4 MiB by default.
 MAX_PROMPT_LOGPROBS = 250_000
 
-_PIN = "b3:"
 _KEPT_FOR_LATER = ("priority", "session_id")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterRef:
-    """Which adapter a request asks for: by name, by digest, or (both empty) the base model."""
-
-    name: str = ""
-    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +55,13 @@ def plan_generation(
     if request.n > MAX_COMPLETIONS:
         raise out_of_range("n", request.n, f"1 to {MAX_COMPLETIONS}")
     return GeneratePlan(
-        request_id=_checked_id("request_id", request.request_id) or secrets.token_hex(8),
+        request_id=checked_id("request_id", request.request_id) or secrets.token_hex(8),
         adapter=parse_adapter(request.adapter),
         sampling=sampling,
         stop=_checked_stop(request.stop),
         completions=request.n or 1,
         include_special_tokens=request.include_special_tokens,
-        cache_salt=_checked_id("cache_salt", request.cache_salt),
+        cache_salt=checked_id("cache_salt", request.cache_salt),
     )
 
 
@@ -114,18 +100,6 @@ def check_length(tokens: int, context_length: int, *, is_least: bool = False) ->
             prompt_tokens=str(tokens),
             context_length=str(context_length),
         )
-
-
-def parse_adapter(adapter: str) -> AdapterRef:
-    """Reads the `adapter` field. Raises INVALID_ARGUMENT for a malformed digest or an absurd name."""
-    if adapter.startswith(_PIN):
-        digest = adapter.removeprefix(_PIN)
-        if not is_digest(digest):
-            raise invalid_argument(
-                "ADAPTER_DIGEST_MALFORMED", 'adapter begins with "b3:": 64 lower-case hex digits must follow'
-            )
-        return AdapterRef(digest=digest)
-    return AdapterRef(name=_checked_id("adapter", adapter))
 
 
 def check_text(text: str, max_bytes: int) -> None:
@@ -191,12 +165,3 @@ def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
                 f"stop[{index}]", f"{len(string)} characters long", f"1 to {MAX_STOP_CHARACTERS} characters"
             )
     return tuple(stop)
-
-
-def _checked_id(field: str, value: str) -> str:
-    if len(value) > MAX_ID_CHARACTERS:
-        raise out_of_range(field, f"{len(value)} characters long", f"at most {MAX_ID_CHARACTERS}")
-    # These go into logs.
-    if not value.isprintable():
-        raise invalid_argument("VALUE_NOT_PRINTABLE", f"{field} holds control characters: leave them out")
-    return value

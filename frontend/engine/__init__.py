@@ -1,0 +1,1 @@
+"""The stream to the executor and what flies over it. Knows token ids and digests, and no client."""
