@@ -6,6 +6,7 @@ commands do it when they run, not when `--help` is printed.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin, get_type_hints
@@ -24,6 +25,7 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -34,6 +36,7 @@ from cli.errors import CliError, usage_error, why
 from cli.places import DEFAULT_TARGET
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
+from rpc.strict_yaml import load_yaml
 
 _ANY_HOST = ("0.0.0.0", "[::]")  # noqa: S104 - recognised, not bound
 
@@ -111,7 +114,7 @@ class Settings(BaseSettings):
     model: Path | None = None
     listen: str = DEFAULT_TARGET
     adapters: dict[str, str] = Field(default_factory=dict)
-    adapter_roots: list[Path] = Field(default_factory=list)
+    adapter_roots: Annotated[list[Path], NoDecode, BeforeValidator(_read_list)] = Field(default_factory=list)
     data_dir: Path | None = None
     target: str = ""
     timeout: float = Field(default=600.0, ge=0, allow_inf_nan=False)
@@ -162,7 +165,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise _explain(error) from error
         except SettingsError as error:
-            raise usage_error(f"settings from the environment: {error}") from error
+            raise usage_error(_explain_variable(error)) from error
 
     def frontend_config(self, **defaults: Any) -> FrontendConfig:
         """The frontend's settings; `defaults` stand below every source. Raises CliError."""
@@ -195,7 +198,7 @@ def _build(name: str, config_class: type[Any], defaults: Mapping[str, Any], sect
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise usage_error(f"cannot read the settings file {file}: {why(error)}") from error
     except yaml.YAMLError as error:
@@ -204,7 +207,8 @@ def _read_file(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise usage_error(f"{file} must hold a mapping of settings, such as `model: ./checkpoint`")
-    return values
+    # A section whose lines are all comments.
+    return _without_none(values)
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,6 +217,15 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None
     }
+
+
+def _explain_variable(error: SettingsError) -> str:
+    """What to do about a variable that holds several settings and is no JSON."""
+    field = re.search(r'field "(\w+)"', str(error))
+    if field is None:
+        return f"settings from the environment: {error}"
+    name = f"LORIKEET_{field[1].upper()}"
+    return f"{name} must be a JSON object; or set one thing alone, as {name}__NAME=VALUE"
 
 
 def _explain(error: ValidationError) -> CliError:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from rpc.strict_yaml import RepeatedKeyError, load_yaml
+
 _PREFIX = "lrk_"
 _MAX_TOKENS = 10_000
 _MAX_TOKEN_CHARACTERS = 512
@@ -66,11 +68,12 @@ def parse_tokens(text: str) -> TokenTable:
     Raises ValueError, saying which entry is wrong; never repeats a value, which may be a token.
     """
     try:
-        entries = yaml.safe_load(text)
+        entries = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"it is neither YAML nor JSON{where}") from None
+        what = "a key is said twice" if isinstance(error, RepeatedKeyError) else "it is neither YAML nor JSON"
+        raise ValueError(f"{what}{where}") from None
     if not isinstance(entries, list) or len(entries) > _MAX_TOKENS:
         raise ValueError(f"it must be a list of at most {_MAX_TOKENS} tokens")
     callers = [_caller(number, entry) for number, entry in enumerate(entries, start=1)]

@@ -131,6 +131,8 @@ def test_a_missing_setting_says_how_to_give_it() -> None:
         ("a: [", "is not valid YAML"),
         ("- a\n", "must hold a mapping"),
         ("colour: blue", "colour: there is no such setting"),
+        ("executor: {max_running: 1}\nlisten: a:1\nexecutor: {page_size: 16}\n", "executor is said twice"),
+        ("executor:\n  max_running: 1\n  max_running: 2\n", "max_running is said twice"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
@@ -146,6 +148,33 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
     settings = Settings.load({}, yaml_file(tmp_path, "# nothing yet\n"))
     assert settings.model_dump() == Settings.load({}).model_dump()
+
+
+def test_a_section_of_comments_sets_nothing(tmp_path: Path) -> None:
+    settings = Settings.load({}, yaml_file(tmp_path, "executor:\n  # max_running: 128\nadapters:\nstore:\n"))
+    assert settings.model_dump() == Settings.load({}).model_dump()
+
+
+def test_what_an_anchor_brings_may_be_said_again(tmp_path: Path) -> None:
+    text = (
+        "executor: &a {drain_seconds: 1}\nstore: {<<: *a, workers: 3}\nfrontend: {<<: *a, drain_seconds: 4}\n"
+    )
+    settings = Settings.load({}, yaml_file(tmp_path, text))
+    seconds = (section.drain_seconds for section in (settings.store, settings.executor, settings.frontend))
+    assert tuple(seconds) == (1, 1, 4)
+
+
+def test_folders_in_the_environment_may_be_one_or_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, folders in (("./a", ["./a"]), ("[./a, /b]", ["./a", "/b"]), ('["./a"]', ["./a"])):
+        monkeypatch.setenv("LORIKEET_ADAPTER_ROOTS", text)
+        assert Settings.load({}).adapter_roots == [Path(folder) for folder in folders]
+
+
+@pytest.mark.parametrize("name", ["ADAPTERS", "EXECUTOR"])
+def test_a_variable_that_is_no_json_says_what_to_write(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"LORIKEET_{name}", "alice=./a")
+    with pytest.raises(CliError, match=f"^LORIKEET_{name} must be a JSON object; .* LORIKEET_{name}__NAME="):
+        Settings.load({})
 
 
 def test_a_list_may_be_given_as_one_value_or_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def test_tokens_are_never_the_same() -> None:
         json.dumps([{**ENTRY, "tenant": 5}]),
         json.dumps([{**ENTRY, "tenant": "x" * 129}]),
         json.dumps([ENTRY, ENTRY]),
+        pytest.param(f"- {{name: ci, role: admin, token_sha256: {HASH}, tenant: a, tenant: ''}}", id="twice"),
     ],
 )
 def test_a_broken_file_is_refused_without_repeating_tokens(text: str) -> None:
