@@ -105,7 +105,7 @@ class Outputs:
 
     def by_client(self) -> Iterator[tuple[int, Outputs]]:
         """Yields each client with its own share; the whole, uncopied, where there is only one."""
-        clients = {event.key.client for event in self.events} | set(np.unique(self.clients).tolist())
+        clients = {event.key.client for event in self.events} | set(self.clients.tolist())
         if len(clients) == 1:
             yield clients.pop(), self
             return

@@ -17,7 +17,7 @@ from executor.control.residency import Residency
 
 _Mask = NDArray[np.bool_]
 _Numbers = NDArray[np.intp]
-"""Of the accounts to choose from: they are few among all, and each look of numpy at an array takes a while."""
+"""Of the accounts to choose from, which are few among all: each look of numpy at an array takes a while."""
 
 
 class QueuePolicy(Protocol):

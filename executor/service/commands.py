@@ -1,6 +1,5 @@
 """A frontend's commands, checked: what goes on from here can be computed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from executor.control.request import (
     Request,
     RequestKey,
     SamplingParams,
+    no_ids,
 )
 from lorikeet.v1 import executor_pb2 as pb
 from rpc.digests import is_digest
@@ -116,6 +116,8 @@ def _sampling(sampling: pb.EngineSampling, limits: RequestLimits) -> SamplingPar
 
 
 def _stop_token_ids(sampling: pb.EngineSampling, limits: RequestLimits) -> tuple[int, ...]:
+    if not sampling.stop_token_ids:
+        return ()
     if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise RefusedError("BAD_SAMPLING", f"at most {MAX_STOP_TOKEN_IDS} stop_token_ids are allowed")
     return tuple(_token_ids("stop_token_ids", sampling.stop_token_ids, limits).tolist())
@@ -123,6 +125,8 @@ def _stop_token_ids(sampling: pb.EngineSampling, limits: RequestLimits) -> tuple
 
 def _logit_bias(sampling: pb.EngineSampling, limits: RequestLimits) -> tuple[tuple[int, float], ...]:
     ids, values = sampling.logit_bias_ids, sampling.logit_bias_values
+    if not (ids or values):
+        return ()
     if len(ids) != len(values):
         raise RefusedError("BAD_SAMPLING", "logit_bias needs as many values as ids")
     if len(ids) > _MAX_BIASES:
@@ -136,16 +140,19 @@ def _logit_bias(sampling: pb.EngineSampling, limits: RequestLimits) -> tuple[tup
 
 
 def _token_ids(name: str, ids: Sequence[int], limits: RequestLimits) -> Int32Array:
+    if not ids:
+        return no_ids()
     wide = np.fromiter(ids, np.int64, len(ids))
-    if len(wide) and wide.max() >= limits.vocab_size:
+    largest = wide[wide.argmax()]  # `max` takes thrice as long
+    if largest >= limits.vocab_size:
         raise RefusedError(
             "BAD_TOKEN_ID",
-            f"{name} holds {wide.max()}: token ids of this model are 0 to {limits.vocab_size - 1}",
+            f"{name} holds {largest}: token ids of this model are 0 to {limits.vocab_size - 1}",
         )
     return wide.astype(np.int32)
 
 
 def _within(name: str, value: float, least: float, most: float, *, open_below: bool = False) -> None:
-    if math.isnan(value) or not least <= value <= most or (open_below and value == least):
+    if not least <= value <= most or (open_below and value == least):  # so is what is no number
         above = "above " if open_below else ""
         raise RefusedError("BAD_SAMPLING", f"{name} is {value:g}: choose from {above}{least:g} to {most:g}")

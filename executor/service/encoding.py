@@ -7,6 +7,7 @@ from executor.control.request import FinishReason
 from lorikeet.v1 import executor_pb2 as pb
 
 _ANSWERED = (FinishReason.STOP, FinishReason.LENGTH)
+_ENDS = (Finished, Failed)
 
 
 def encode(share: Outputs) -> pb.ConnectResponse | None:
@@ -54,8 +55,8 @@ def encode(share: Outputs) -> pb.ConnectResponse | None:
 
 def ended(share: Outputs) -> list[int]:
     """The requests, by the frontend's numbers, that end with this share."""
-    over = share.indexes[np.flatnonzero(share.finish_reasons)].tolist()
-    over.extend(event.key.index for event in share.events if isinstance(event, Finished | Failed))
+    over = share.indexes[share.finish_reasons.nonzero()].tolist()
+    over.extend(event.key.index for event in share.events if isinstance(event, _ENDS))
     return over
 
 
