@@ -31,7 +31,7 @@ from executor.model.dummy import dummy_parameters
 from executor.model.parameters import MlpParameters
 from executor.model.slots import AdapterPool
 from executor.runner import RunnerConfig, TorchRunner
-from tests.support.engine_rig import PAGE_SIZE, Pack, random_pack
+from tests.support.engine_rig import PAGE_SIZE, Pack, bring, random_pack
 
 GREEDY = SamplingParams(max_tokens=2, ignore_eos=True)
 WARM = replace(GREEDY, temperature=0.9, seed=7)
@@ -125,9 +125,8 @@ class Bench:
 
     def _show(self, pack: Pack, adapters: int) -> None:
         """All slots show the same numbers."""
-        self.pool.write(0, pack.data)
-        row = self.pool.prepare(0, pack.manifest)
         for slot in range(adapters):
+            row = bring(self.pool, slot, 0, pack)
             self.pool.install_slot(slot, row)
 
     def plan(self, spans: Sequence[Rows], sampling: SamplingParams | None, *, adapted: bool) -> StepPlan:

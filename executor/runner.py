@@ -9,8 +9,11 @@ Sampling comes as late as it can, so that a step's masks and penalties may depen
 since its launch. Ids go from one step to the next on the device.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +37,9 @@ from kernels.lora import LoraBatch
 if TYPE_CHECKING:
     from executor.graphs.recorder import CudaRecorder
     from executor.graphs.step_graphs import StepGraphs  # imports Triton
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 _COLUMNS = 16
 """Kernels are compiled for page tables whose rows are multiples of this, whatever the longest sequence is."""
@@ -91,6 +97,25 @@ class _Computed(NamedTuple):
     prompts: tuple[ScoredPrompt, ...] = ()
 
 
+def _ending_what_fails(
+    method: "Callable[[TorchRunner, Argument], Result]",
+) -> "Callable[[TorchRunner, Argument], Result]":
+    """Adapters of a step that has failed may be overwritten, which a part of it may have been launched to
+    read.
+    """
+
+    @wraps(method)
+    def checked(self: "TorchRunner", argument: Argument) -> Result:
+        try:
+            return method(self, argument)
+        except Exception:
+            with suppress(RuntimeError):  # of a device that does nothing any more
+                self.settle()
+            raise
+
+    return checked
+
+
 class TorchRunner:
     """Implements `control.runner.Runner`. Owns the KV cache, the page table and the rows' sampling state."""
 
@@ -133,6 +158,7 @@ class TorchRunner:
         self._graphs = self._record_graphs(config.max_rank) if pool.triton and config.graphs else None
         self._unsampled: PendingStep | None = None
 
+    @_ending_what_fails
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """Apply the plan's changes and compute its logits. Samples the step before, where that is still
@@ -244,9 +270,10 @@ class TorchRunner:
         )
         return self._decoder.forward(batch), chosen
 
+    @_ending_what_fails
     @torch.inference_mode()
     def collect(self, pending: PendingStep) -> StepResult:
-        """Wait for the step's tokens; sample them first, where that is still due."""
+        """Wait for the step's tokens, and so for its end; sample them first, where that is still due."""
         if pending.result is not None:
             return pending.result
         sampled = (pending.draw or self._sample(pending)).collect()
@@ -261,6 +288,11 @@ class TorchRunner:
             prompt_logprobs=tuple(prompt.collect() for prompt in pending.prompts),
         )
         return pending.result
+
+    def settle(self) -> None:
+        """Wait for the end of all that was launched."""
+        if self._last_sampled.is_cuda:
+            torch.cuda.current_stream(self._last_sampled.device).synchronize()
 
     def rest(self) -> bool:
         """What makes later steps faster, while there are none. Returns whether there was any such thing."""

@@ -10,7 +10,11 @@ Pending = TypeVar("Pending")
 
 
 class Runner(Protocol[Pending]):
-    """Runs steps in the order of their launches. All calls come from the engine's thread."""
+    """Runs steps in the order of their launches. All calls come from the engine's thread.
+
+    Of a step that was collected nothing runs any more, nor of one whose launch or collect has raised: what it
+    read may be overwritten from then on.
+    """
 
     def launch(self, plan: StepPlan) -> Pending:
         """Applies installs and page-table changes, then begins the forward. Need not wait for it."""

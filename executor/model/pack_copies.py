@@ -20,7 +20,8 @@ _copy: Any = getattr(torch, "_foreach_copy_")  # noqa: B009 -- a checker does no
 
 class PackCopies:
     """Each call of CUDA's gives the interpreter to other threads and then has to wait for it, which takes
-    longer than the call: so packs that come together are copied by one. For one thread at a time.
+    longer than the call: so packs that come together are copied by one. It waits for no step, since steps in
+    flight have neither the ranges nor the slots. For one thread at a time.
     """
 
     def __init__(self, table: SlotTable) -> None:
@@ -28,8 +29,8 @@ class PackCopies:
         self._table = table
         self._bytes = pool.view(torch.uint8)
         self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
-        if pool.is_cuda:
-            self._steps, self._launched = torch.cuda.default_stream(pool.device), torch.cuda.Event()
+        if self._stream is not None:  # for the pool itself
+            self._stream.wait_stream(torch.cuda.current_stream(pool.device))
         # Pinned, for what is sent from other memory is first copied to some that is.
         fields = torch.empty(_TOGETHER, slices, 6, dtype=torch.int64, pin_memory=pool.is_cuda)
         scaling = torch.empty(_TOGETHER, slices, dtype=torch.float32, pin_memory=pool.is_cuda)
@@ -65,10 +66,6 @@ class PackCopies:
             start = copy.unit_offset * UNIT_BYTES
             targets += (self._bytes[start : start + len(pack)], *self._table.place(copy.slot))
             sources += (pack, *staged)
-        if self._stream is not None:
-            # After all steps launched so far: range and slot may have been another adapter's.
-            self._launched.record(self._steps)
-            self._stream.wait_event(self._launched)
         with self.stream():
             _copy(targets, sources, non_blocking=True)
         self.wait()

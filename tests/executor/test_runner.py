@@ -32,6 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def runner_of(model: Model, *, rows: int = 8, pages: int = 200, host_pages: int = 0) -> TorchRunner:
     config, parameters = model
     pool = AdapterPool(config, units=8, slots=1, dtype=torch.float32)
+    pool.table.clear_row(0)
     limits = RunnerConfig(max_rows=rows, pages=pages, page_size=PAGE, max_context=128, host_pages=host_pages)
     return TorchRunner(config, parameters, pool=pool, config=limits)
 
@@ -173,13 +174,17 @@ def test_a_step_that_samples_nothing(model: Model) -> None:
     assert len(runner.collect(runner.launch(plan(1, feed=prompt[5:], start=5))).token_ids) == 1
 
 
-def test_a_failed_launch_leaves_the_runner_usable(model: Model) -> None:
-    runner = runner_of(model)
+def test_a_failed_launch_leaves_the_runner_usable(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the adapters of its rows to be overwritten."""
+    runner, settled = runner_of(model), list[str]()
+    monkeypatch.setattr(runner, "settle", lambda: settled.append("settled"))
     prompt = ids(*prompt_of(6))
     install = RowInstall(row=0, sampling=greedy(4), prompt_ids=prompt, emitted_ids=ids())
     broken = plan(0, feed=ids(1, 2, 9999), start=0, install=install)
     with pytest.raises(IndexError):
         runner.launch(broken)
+    assert settled == ["settled"]
     good = plan(1, feed=prompt, start=0, install=install)
     (expected,) = run(model, HandRow(prompt=prompt.tolist(), sampling=greedy(1)))
     assert runner.collect(runner.launch(good)).token_ids.tolist() == expected.tokens
+    assert len(settled) == 1
