@@ -1,10 +1,12 @@
 """Packs in the pool, slot rows over them, and manifests that do not fit."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from executor.adapters.placements import placements_of
 from executor.adapters.pool import PackCopy
@@ -169,6 +171,42 @@ def test_what_is_written_together_is_what_the_next_steps_read(config: ModelConfi
             start = copy.unit_offset * 128
             written = pool.table.pool.view(torch.uint8)[start : start + len(copy.pack)]
             assert written.numpy().tobytes() == copy.pack
+
+
+class Operations(TorchDispatchMode):
+    """Notes what torch is asked for, but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.met.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_loads_ask_of_the_device(config: ModelConfig) -> None:
+    """Each operation costs the thread that asks for it more than the rest of a load does: the engine's thread
+    has none, and that which copies has one for all that come together.
+    """
+    pack = random_pack(config, rank=8, dtype=torch.float32)
+    units = len(pack.data) // 128
+    pool = AdapterPool(config, units=8 * units, slots=8, dtype=torch.float32, triton=True)
+    places = placements_of(pack.manifest)
+    pool.prepare(0, pack.manifest, places)
+    with Operations() as operations:
+        rows = [pool.prepare(units * slot, pack.manifest, places) for slot in range(8)]
+        assert operations.met == []
+        pool.write([PackCopy(slot, units * slot, pack.data, row) for slot, row in enumerate(rows)])
+        for row in rows:
+            pool.complete(0, pack.manifest, row)
+        assert operations.met == ["aten._foreach_copy_.default"]
+        for slot, row in enumerate(rows):
+            pool.install_slot(slot, row)
+        pool.table.traits(range(8))
+        pool.clear_slot(3)
+    assert len(operations.met) == 1
 
 
 def test_steps_with_a_slot_that_shows_nothing_are_refused(config: ModelConfig, pack: Pack) -> None:
