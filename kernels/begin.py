@@ -32,7 +32,7 @@ def begin(
     sent_ids_T: Tensor, rows_T: Tensor, last_sampled: Tensor, *, changes_2C: Tensor, page_table: Tensor
 ) -> Begun:
     """Changes the page table, int32 `[rows, pages]`, in place. Sent ids and rows are int32, last_sampled is
-    int64 `[rows]`; changes are int32: cells, none of them twice, and pages.
+    int64 `[rows]`; changes are int32: cells, each of which has one page, and pages.
     """
     if not (page_table.is_contiguous() and changes_2C.is_contiguous()):
         raise ValueError("page table and changes must be contiguous")

@@ -58,9 +58,9 @@ class StepPlan:
     int32[T]: token ids; -1 is the id that the row sampled last, which may still be on the device.
     start_positions int32[R]: tokens of the row in KV before this step. slots int32[R]: adapter slot, -1 the
     base. samples bool[R]: the logits of the row's last token are sampled. page_rows, page_columns, page_ids
-    int32[K]: to be written before the forward, `page_table[page_rows, page_columns] = page_ids`; no entry
-    comes twice. saves: pages copied to host memory before anything else; restores: pages copied back after
-    that, before the forward.
+    int32[K]: to be written before the forward, `page_table[page_rows, page_columns] = page_ids`; an entry may
+    come twice, but with one id. saves: pages copied to host memory before anything else; restores: pages
+    copied back after that, before the forward.
     """
 
     step: int

@@ -28,8 +28,6 @@ from executor.control.sequence import Sequence
 from executor.control.slots import AdapterSlots
 from executor.control.table import RowTable
 
-_PageUpdate = tuple[Int32Array, Int32Array, Int32Array]
-
 
 class Running:
     """Keeps row, pages, pin and account of a running sequence together: it gets all or none."""
@@ -50,7 +48,9 @@ class Running:
         self._slots = slots
         self._accounts = accounts
         self._queue = queue
-        self._page_updates: list[_PageUpdate] = []
+        # Cells of page tables that have changed: few, so that lists are quicker than arrays.
+        self._changed_rows: list[int] = []
+        self._changed_columns: list[int] = []
         self.planned = -1
         self.retired = -1
         self.preemptions = 0
@@ -90,7 +90,8 @@ class Running:
         hosted = cache.match_host(sequence.namespace, node, after, limit - len(matched))
         own = cache.take(pages - len(matched))
         cache.restore(hosted, own[: len(hosted)])
-        table.page_table[row, :pages] = np.concatenate([np.array(matched, np.int32), own])
+        table.page_table[row, : len(matched)] = matched
+        table.page_table[row, len(matched) : pages] = own
         table.pages[row] = pages
         table.shared[row] = len(matched)
         table.node[row] = node
@@ -113,10 +114,11 @@ class Running:
     def grow(self, rows: Int32Array) -> None:
         """Gives each of the rows, int32[n], one more page; there are enough."""
         table = self._table
-        columns, page_ids = table.pages[rows], self._cache.take(len(rows))
-        table.page_table[rows, columns] = page_ids
+        columns = table.pages[rows]
+        table.page_table[rows, columns] = self._cache.take(len(rows))
         table.pages[rows] = columns + 1
-        self._page_updates.append((rows, columns, page_ids))
+        self._changed_rows += rows.tolist()
+        self._changed_columns += columns.tolist()
 
     def share_prompt(self, row: int, tokens: int) -> None:
         """The first `tokens` tokens are in KV for certain: others may use their full pages."""
@@ -153,19 +155,14 @@ class Running:
             if table.last_step[row] <= step:
                 self._release(row)
 
-    def take_page_updates(self) -> _PageUpdate:
-        """The latest changes of page tables: rows, columns, page ids, int32[K] each; no entry twice."""
-        updates, self._page_updates = self._page_updates, []
-        if not updates:
+    def take_page_updates(self) -> tuple[Int32Array, Int32Array, Int32Array]:
+        """What has changed in page tables: rows, columns, page ids, int32[K] each."""
+        if not self._changed_rows:
             return no_ids(), no_ids(), no_ids()
-        if len(updates) == 1:
-            return updates[0]
-        rows, columns, page_ids = (np.concatenate(part) for part in zip(*updates, strict=True))
-        cells = (rows.astype(np.int64) * self._cache.pages + columns).tolist()
-        latest = list({cell: at for at, cell in enumerate(cells)}.values())
-        if len(latest) == len(cells):
-            return rows, columns, page_ids
-        return rows[latest], columns[latest], page_ids[latest]
+        rows = np.array(self._changed_rows, np.int32)
+        columns = np.array(self._changed_columns, np.int32)
+        self._changed_rows, self._changed_columns = [], []
+        return rows, columns, self._table.page_table[rows, columns]
 
     def announce_all(self) -> None:
         """Sends every page table again, since a failed launch may have lost changes."""
@@ -216,9 +213,8 @@ class Running:
         return own[own != kept]
 
     def _announce(self, row: int, first: int, end: int) -> None:
-        columns = np.arange(first, end, dtype=np.int32)
-        page_ids = self._table.page_table[row, first:end].copy()
-        self._page_updates.append((np.full(end - first, row, np.int32), columns, page_ids))
+        self._changed_rows += [row] * (end - first)
+        self._changed_columns += range(first, end)
 
     def check_integrity(self) -> None:
         table = self._table

@@ -27,7 +27,7 @@ class PageTable:
         return self.on_device.device
 
     def update(self, rows: np.ndarray, columns: np.ndarray, pages: np.ndarray) -> None:
-        """Set cells, none of them twice; steps launched before still see the former ones."""
+        """Set cells, each to one page; steps launched before still see the former ones."""
         if not len(rows):
             return
         self.on_host[rows, columns] = pages
