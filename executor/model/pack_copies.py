@@ -67,5 +67,5 @@ class PackCopies:
             targets += (self._bytes[start : start + len(pack)], *self._table.place(copy.slot))
             sources += (pack, *staged)
         with self.stream():
-            _copy(targets, sources, non_blocking=True)
-        self.wait()
+            # Each is waited for inside: a call to wait for all would have to get the interpreter first.
+            _copy(targets, sources, non_blocking=False)
