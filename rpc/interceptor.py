@@ -4,7 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -96,7 +96,8 @@ def _wrap_unary(method: str, inner: Any, decoded: Callable[[Any], Any]) -> Any:
         try:
             return await inner(decoded(request), context)
         except BaseException as error:
-            await _fail(method, context, error)
+            status = _status_of(method, error)
+        return await _abort(context, status)
 
     return call
 
@@ -111,13 +112,29 @@ def _wrap_streaming(method: str, inner: Any, decoded: Callable[[Any], Any]) -> A
                     await context.write(response)
             else:
                 await responses
+            return
         except BaseException as error:
-            await _fail(method, context, error)
+            status = _status_of(method, error)
+        await _abort(context, status)
 
     return call
 
 
-async def _fail(method: str, context: grpc.aio.ServicerContext, error: BaseException) -> NoReturn:
+async def _abort(context: grpc.aio.ServicerContext, status: Any) -> None:
+    """Ends a call; to be called when its error has been handled, and returned after.
+
+    gRPC keeps what its abort raises with the call, and raises it again once the handler has returned. Were it
+    to come from here, its traceback and the error would tie call, handler and request together, of many
+    megabytes perhaps, until the garbage collector comes by.
+    """
+    try:
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    except grpc.aio.AbortError as raised:
+        raised.__traceback__ = None
+
+
+def _status_of(method: str, error: BaseException) -> Any:
+    """What a client is told of an error. Raises it where nobody is to be told."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, asyncio.CancelledError):
@@ -141,6 +158,4 @@ async def _fail(method: str, context: grpc.aio.ServicerContext, error: BaseExcep
         error = internal(
             "INTERNAL", f"internal error; the service's log has it as incident {incident}", incident=incident
         )
-    status = rpc_status.to_status(to_status(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
-    raise AssertionError("abort raises")
+    return rpc_status.to_status(to_status(error))

@@ -1,6 +1,8 @@
 """Errors survive the wire, and nothing of a crash reaches a client."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -131,6 +133,56 @@ async def test_unknown_error_is_internal_and_says_nothing(target: str, text: str
     assert error.code is grpc.StatusCode.INTERNAL
     assert "secret" not in error.message
     assert error.metadata["incident"] in error.message
+
+
+class _Request:
+    """A message that can be watched."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        _seen.append(weakref.ref(self))
+
+
+_seen: list[weakref.ref[_Request]] = []
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+async def test_nothing_of_a_refused_call_is_kept(kind: str) -> None:
+    def keep(request: _Request) -> None:
+        held = request  # noqa: F841 - in the frame that the error's traceback has
+        raise invalid_argument("BAD", "it is bad")
+
+    async def answer(request: _Request, context: Any) -> None:
+        keep(request)
+
+    async def answers(request: _Request, context: Any) -> AsyncIterator[bytes]:
+        yield b"first"
+        keep(request)
+
+    handler = {"unary_unary": answer, "unary_stream": answers}[kind]
+    method = getattr(grpc, f"{kind}_rpc_method_handler")(handler, _Request, bytes)
+    server = Server()
+    handlers = grpc.method_handlers_generic_handler("test", {"Call": method})
+    server.add("test", lambda _, at: at.add_generic_rpc_handlers((handlers,)), None)
+    target = await server.start("127.0.0.1:0")
+    _seen.clear()
+    gc.disable()
+    try:
+        async with open_channel(target) as channel:
+            call: Any = getattr(channel, kind)("/test/Call")
+            for _ in range(3):
+                begun = call(b"x", timeout=WAIT_SECONDS)
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await (_all(begun) if kind == "unary_stream" else begun)
+        await server.drain(0)
+        assert [ref() for ref in _seen] == [None] * 3
+    finally:
+        gc.enable()
+
+
+async def _all(call: Any) -> None:
+    async for _ in call:
+        pass
 
 
 async def test_an_answer_that_cannot_be_sent_is_no_incident(
