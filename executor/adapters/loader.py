@@ -8,26 +8,23 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic
 
 import grpc
 
-from executor.adapters.arena_view import ArenaView, StalePackError
+from executor.adapters.arena_view import ArenaView
+from executor.adapters.bringing import Bringer, Errand
 from executor.adapters.copier import Copier
 from executor.adapters.lease_client import Lease, LeaseClient
-from executor.adapters.pool import PackCopy, Pool, Row
+from executor.adapters.pool import Pool, Row
 from executor.control.loader import UNIT_BYTES, Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
-from rpc.errors import LorikeetError, code_number, failed_precondition, internal, unavailable
+from rpc.errors import LorikeetError, code_number, internal, unavailable
 
 log = logging.getLogger(__name__)
 
-Done = TypeVar("Done")
-
 _COPY_ATTEMPTS = 4
 _PATIENCE_SECONDS = 0.01
-# Beyond these, packs are copied in turns, so that the first need not wait for the last.
-_MOST_TOGETHER, _MOST_BYTES_TOGETHER = 8, 8 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -48,26 +45,6 @@ class _Load:
     is_over: bool = False
 
 
-class _Copy(NamedTuple):
-    """What the copier's thread is to do for a load; `fetched` where the bytes came through gRPC."""
-
-    load: _Load
-    lease: Lease
-    fetched: bytearray | None = None
-
-    def check(self) -> None:
-        """Raises StalePackError where the pack is no longer what was granted."""
-        if self.fetched is None:
-            assert self.lease.view is not None, "neither mapped nor fetched"
-            self.lease.view.check(self.lease.header_offset, self.lease.generation)
-
-    def pack(self) -> bytearray | memoryview:
-        if self.fetched is not None:
-            return self.fetched
-        assert self.lease.view is not None, "neither mapped nor fetched"
-        return self.lease.view.pack(self.lease.pack_offset, self.lease.manifest.total_bytes).data
-
-
 @dataclass(frozen=True, slots=True)
 class _Report(Generic[Row]):
     """An event on its way to the engine; dropped there when `load` is no longer the digest's current one."""
@@ -81,9 +58,8 @@ class StoreLoader(Generic[Row]):
     """Implements `executor.control.loader.AdapterLoader` with packs of the adapter store.
 
     The port's methods come from the engine's thread and hand over to the event loop, which speaks with the
-    store, and to the copier's thread, which copies bytes and prepares slots' rows: the engine only shows
-    them. Reports come back through a queue that holds at most a few entries per adapter, and `wake` tells
-    the engine.
+    store, and to the copier's thread, which brings bytes and slots' rows: the engine only shows them. Reports
+    come back through a queue that holds at most a few entries per adapter, and `wake` tells the engine.
     """
 
     def __init__(
@@ -99,14 +75,12 @@ class StoreLoader(Generic[Row]):
         self._client = client
         self._pool = pool
         self._copier = copier
+        self._bringer = Bringer(pool, copier, brought=self._brought, moved=self._moved, failed=self._fail)
         self._wake = wake
         self._reports: deque[_Report[Row]] = deque()
         # For the loop's thread, by any.
         self._calls: deque[Callable[[], None]] = deque()
         self._is_told = self._is_told_soon = False
-        # For the copier's thread, by any but itself.
-        self._copies: deque[_Copy] = deque()
-        self._is_handed = False
         # The engine's thread owns these two.
         self._current: dict[str, _Load] = {}
         self._rows: dict[str, Row] = {}
@@ -256,64 +230,20 @@ class StoreLoader(Generic[Row]):
 
     # The copier's thread.
 
-    def _make_copies(self) -> None:
-        """Those that wait, together."""
-        self._is_handed = False  # first, so that what comes too late for this turn is handed over again
-        while self._copies:
-            copies, size = [self._copies.popleft()], 0
-            while self._copies and len(copies) < _MOST_TOGETHER and size < _MOST_BYTES_TOGETHER:
-                size += copies[-1].lease.manifest.total_bytes
-                copies.append(self._copies.popleft())
-            self._bring(copies)
+    def _brought(self, load: _Load, row: Row) -> None:
+        self._end(load, _Report(Copied(digest=load.digest), load, row))
 
-    def _bring(self, copies: Sequence[_Copy]) -> None:
-        """A pack counts only if it was what had been granted before it was copied and still is after."""
-        prepared = [(copy, made) for copy in copies if (made := self._try(copy, self._prepare)) is not None]
-        try:
-            self._pool.write([made for _, made in prepared])
-        except Exception as error:
-            for copy, _ in prepared:
-                self._fail(copy.load, error)
-            return
-        for copy, made in prepared:
-            if self._try(copy, partial(self._complete, made)):
-                self._end(copy.load, _Report(Copied(digest=copy.load.digest), copy.load, made.row))
-
-    def _prepare(self, copy: _Copy) -> PackCopy[Row]:
-        load, manifest = copy.load, copy.lease.manifest
-        copy.check()
-        row = self._pool.prepare(load.unit_offset, manifest, copy.lease.places)
-        return PackCopy(load.slot, load.unit_offset, copy.pack(), row)
-
-    def _complete(self, made: PackCopy[Row], copy: _Copy) -> bool:
-        copy.check()
-        self._pool.complete(made.unit_offset, copy.lease.manifest, made.row)
-        return True
-
-    def _try(self, copy: _Copy, do: Callable[[_Copy], Done]) -> Done | None:
-        """None where that ends the load, or begins it anew."""
-        try:
-            return do(copy)
-        except StalePackError as error:
-            log.info("pack %s moved while it was copied: %s", copy.load.digest, error)
-            self._tell(partial(self._ask_again, copy.load))
-        except ValueError as error:
-            self._fail(copy.load, failed_precondition("ADAPTER_DOES_NOT_FIT_BASE", str(error)))
-        except Exception as error:
-            self._fail(copy.load, error)
-        return None
+    def _moved(self, load: _Load) -> None:
+        self._tell(partial(self._ask_again, load))
 
     # All of them, or two.
 
     def _hand_over(self, load: _Load, lease: Lease, fetched: bytearray | None = None) -> None:
-        """Has the copier's thread copy a pack, together with others that wait for it then."""
+        """Has the copier's thread bring a pack, once its bytes are here."""
         if lease.view is None and fetched is None:
             self._tell(partial(self._begin_fetch, load, lease))
             return
-        self._copies.append(_Copy(load, lease, fetched))
-        if not self._is_handed:
-            self._is_handed = True
-            self._copier.submit(self._make_copies)
+        self._bringer.bring(Errand(load, lease, load.slot, load.unit_offset, fetched))
 
     def _fail(self, load: _Load, error: Exception) -> None:
         if not isinstance(error, LorikeetError):
