@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from cli import adapters, auth, bench, models
-from cli.adapter_upload import upload
-from cli.chat import chat
-from cli.generate import generate
-from cli.options import remember
-from cli.serve import serve
+from cli.commands import adapters, auth, bench, models
+from cli.commands.adapter_upload import upload
+from cli.commands.chat import chat
+from cli.commands.generate import generate
+from cli.commands.options import remember
+from cli.commands.serve import serve
 
 SERVING = "Serve"
 USING = "Use a server"
@@ -97,7 +97,7 @@ def store(context: typer.Context) -> None:
 
 
 def _service(name: str, arguments: list[str]) -> None:
-    from cli.services import service_app
+    from cli.commands.services import service_app
 
     service_app(name)(args=arguments, prog_name=f"lorikeet {name}")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import grpc
 from cli.errors import CliError, usage_error
 from cli.interrupts import end_in_order, waking
 from cli.standard_streams import while_read
-from lorikeet.v1 import adapters_pb2_grpc, generation_pb2_grpc
+from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import LorikeetError, from_rpc
 from rpc.tls import ClientTls
@@ -168,3 +168,16 @@ def _transport_message(error: LorikeetError, connection: Connection) -> str:
 
 def _is_lost(error: LorikeetError) -> bool:
     return any(word in error.message for word in _LOST)
+
+
+async def all_adapters(client: Client) -> AsyncIterator[adapters_pb2.Adapter]:
+    """Every adapter, page after page. Raises grpc.RpcError."""
+    token = ""
+    while True:
+        request = adapters_pb2.ListAdaptersRequest(page_size=1000, page_token=token)
+        page = await client.adapters.ListAdapters(request, timeout=client.connection.deadline)
+        for adapter in page.adapters:
+            yield adapter
+        token = page.next_page_token
+        if not token:
+            return

@@ -21,8 +21,8 @@ from cli.client import Client, Connection
 from cli.errors import CliError
 from cli.interrupts import waking
 from cli.requests import Sampling, chat_prompt, stream
-from cli.serving import Running, Services
-from cli.settings import Settings
+from cli.serving.settings import Settings
+from cli.serving.stack import Running, Services
 from lorikeet.v1 import generation_pb2 as pb
 
 FOLDER = Path(__file__).resolve().parent

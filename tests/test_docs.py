@@ -18,8 +18,8 @@ from adapter_store.service.metrics import StoreMetrics
 from adapter_store.service.statistics import StoreStatistics
 from adapter_store.tiers.counters import Counters
 from cli.app import app
-from cli.services import service_app
-from cli.settings import Settings
+from cli.commands.services import service_app
+from cli.serving.settings import Settings
 from executor.config import ExecutorConfig
 from executor.service.metrics import ExecutorMetrics
 from frontend.adapters.catalog import Catalog

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.settings import Settings
+from cli.serving.settings import Settings
 from tests.support.cli_serving import DEMO, MODEL
 
 ROOT = DEMO.parent

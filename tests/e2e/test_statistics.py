@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.places import reserve
+from cli.serving.places import reserve
 from lorikeet.v1 import adapters_pb2 as pb
 from lorikeet.v1 import store_pb2, store_pb2_grpc
 from rpc.channel import open_channel

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cli.places import reserve
+from cli.serving.places import reserve
 from lorikeet.v1 import (
     adapters_pb2,
     adapters_pb2_grpc,

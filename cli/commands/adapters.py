@@ -1,13 +1,12 @@
 """`lorikeet adapters`: which adapters a server serves under which names."""
 
 import math
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import top
-from cli.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
+from cli.commands import top
+from cli.commands.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
 from cli.output import (
     human_bytes,
     print_fields,
@@ -151,7 +150,7 @@ def list_adapters(
         from cli import client
 
         async def call(opened: "Client") -> "list[pb.Adapter]":
-            return [adapter async for adapter in all_adapters(opened)]
+            return [adapter async for adapter in client.all_adapters(opened)]
 
         listed = client.run(connection(target, timeout, config), call)
         if as_json:
@@ -252,21 +251,6 @@ def prefetch(
         response = client.run(connection(target, timeout, config), call)
         if as_json:
             print_json(to_json(response))
-
-
-async def all_adapters(client: "Client") -> "AsyncIterator[pb.Adapter]":
-    """Every adapter, page after page. Raises grpc.RpcError."""
-    from lorikeet.v1 import adapters_pb2 as pb
-
-    token = ""
-    while True:
-        request = pb.ListAdaptersRequest(page_size=1000, page_token=token)
-        page = await client.adapters.ListAdapters(request, timeout=client.connection.deadline)
-        for adapter in page.adapters:
-            yield adapter
-        token = page.next_page_token
-        if not token:
-            return
 
 
 def state_name(adapter: "pb.Adapter") -> str:

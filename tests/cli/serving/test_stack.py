@@ -12,13 +12,13 @@ import grpc
 import pytest
 from rich.console import Console
 
-import cli.places
+import cli.serving.places
 from cli.client import Client, Connection
 from cli.errors import CliError
 from cli.output import progress
-from cli.processes import Child, ChildSpec
-from cli.serving import Plan, Screen, Services, load_until, make_plan
-from cli.settings import Settings
+from cli.serving.processes import Child, ChildSpec
+from cli.serving.settings import Settings
+from cli.serving.stack import Plan, Screen, Services, load_until, make_plan
 from cli.standard_streams import Unfailing
 from tests.support.cli_fake_server import fake_server
 from tests.support.cli_serving import MODEL
@@ -77,7 +77,7 @@ def test_an_admin_address_gets_its_port_too(tmp_path: Path) -> None:
 async def test_an_arena_elsewhere_needs_no_room_in_shared_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.places, "_SHORT", tmp_path)
+    monkeypatch.setattr(cli.serving.places, "_SHORT", tmp_path)
 
     def services(**store: object) -> Services:
         return Services(Settings.load({"store": {"arena_bytes": "16TiB", **store}}), Console())

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cli.child_progress import parse_progress
 from cli.errors import EXIT_USAGE, CliError
-from cli.restarts import RestartPolicy, advice, ending
+from cli.serving.child_progress import parse_progress
+from cli.serving.restarts import RestartPolicy, advice, ending
 from rpc.channel import open_channel
 
 _POLL_SECONDS = 0.05

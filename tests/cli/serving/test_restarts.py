@@ -1,6 +1,6 @@
 import pytest
 
-from cli.restarts import DELAYS, SETTLED_SECONDS, RestartPolicy, advice, ending
+from cli.serving.restarts import DELAYS, SETTLED_SECONDS, RestartPolicy, advice, ending
 
 
 def test_waits_longer_each_time_and_then_gives_up() -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from cli.commands.options import ConfigFile, Target, Timeout, connection
 from cli.errors import CliError
 from cli.interrupts import end_in_order, waking
-from cli.options import ConfigFile, Target, Timeout, connection
 from cli.output import print_error, print_line, printable, reporting, write
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ async def _get_adapter(client: "Client", name: str) -> None:
 
 
 async def _list_adapters(client: "Client") -> list[str]:
-    from cli.adapters import all_adapters
+    from cli.client import all_adapters
 
     return [adapter.name async for adapter in all_adapters(client)]
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from cli.errors import CliError
-from cli.settings import Settings
+from cli.serving.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import AsJson
+from cli.commands.options import AsJson
 from cli.output import print_json, print_line, reporting
 
 app = typer.Typer(help="Make tokens for a server's auth_file.", no_args_is_help=True, rich_markup_mode="rich")

@@ -15,13 +15,12 @@ from rich.progress import Progress
 
 from adapter_store.config import StoreConfig
 from adapter_store.sources.urls import SourceUrl, is_url, parse_url
-from cli.adapters import all_adapters
-from cli.client import Client, Connection, explain
+from cli.client import Client, Connection, all_adapters, explain
 from cli.errors import usage_error
 from cli.flags import to_flags
 from cli.loading import load_adapter
 from cli.output import print_error, progress
-from cli.places import (
+from cli.serving.places import (
     PrivateFolder,
     arena_folder,
     default_data_dir,
@@ -29,8 +28,8 @@ from cli.places import (
     reserve,
     runtime_folder,
 )
-from cli.processes import ChildSpec, Supervisor
-from cli.settings import Settings
+from cli.serving.processes import ChildSpec, Supervisor
+from cli.serving.settings import Settings
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
 from lorikeet.v1 import adapters_pb2

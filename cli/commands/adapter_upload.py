@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
+from cli.commands.options import AsJson, ConfigFile, Expect, Pin, Target, Tenant, Timeout, connection
 from cli.output import reporting
 
 if TYPE_CHECKING:

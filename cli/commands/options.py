@@ -77,7 +77,7 @@ def connection(target: str | None, timeout: float | None, config: Path | None) -
     """Where to call, from flags, environment and file. Raises CliError."""
     from cli.client import Connection
     from cli.errors import usage_error
-    from cli.settings import Settings
+    from cli.serving.settings import Settings
     from rpc.addresses import check_address
 
     settings = Settings.load({"target": target, "timeout": timeout, **_before_command.get()}, config)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.commands.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.errors import CliError, usage_error, why
-from cli.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.output import print_error, print_json, print_line, print_table, reporting
 
 if TYPE_CHECKING:
@@ -188,8 +188,8 @@ def _check_places(*paths: Path | None) -> None:
 
 async def _look(opened: "Client", patterns: list[str]) -> "tuple[pb.GetModelResponse, list[str]]":
     """The model, and the adapters that patterns select."""
-    from cli.adapters import all_adapters
     from cli.benchmark.workload import matching
+    from cli.client import all_adapters
     from lorikeet.v1 import generation_pb2 as pb
 
     deadline = opened.connection.deadline

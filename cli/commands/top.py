@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import AsJson, ConfigFile, Target, Timeout, connection
+from cli.commands.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.output import counted, human_bytes, print_json, print_line, print_table, reporting, to_json
 
 if TYPE_CHECKING:

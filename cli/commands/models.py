@@ -2,7 +2,7 @@
 
 import typer
 
-from cli.options import AsJson, ConfigFile, Target, Timeout, connection
+from cli.commands.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.output import print_fields, print_json, reporting, to_json
 
 app = typer.Typer(

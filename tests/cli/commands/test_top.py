@@ -1,6 +1,6 @@
 import json
 
-from cli.top import rows
+from cli.commands.top import rows
 from lorikeet.v1 import adapters_pb2 as pb
 from tests.support.cli_fake_server import DIGEST, fake_server
 from tests.support.cli_runner import lorikeet

@@ -33,7 +33,7 @@ from pydantic_settings import (
 
 from adapter_store.config import StoreConfig
 from cli.errors import CliError, usage_error, why
-from cli.places import DEFAULT_TARGET
+from cli.serving.places import DEFAULT_TARGET
 from executor.config import ExecutorConfig
 from frontend.config import FrontendConfig
 from rpc.strict_yaml import load_yaml

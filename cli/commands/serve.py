@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.commands.options import AsJson, ConfigFile
 from cli.errors import usage_error
-from cli.options import AsJson, ConfigFile
 from cli.output import counted, print_json, print_line, reporting
-from cli.places import DEFAULT_TARGET
+from cli.serving.places import DEFAULT_TARGET
 from cli.standard_streams import Unfailing
 
 if TYPE_CHECKING:
-    from cli.serving import Running
-    from cli.settings import Settings
+    from cli.serving.settings import Settings
+    from cli.serving.stack import Running
 
 SETTINGS = "More settings"
 
@@ -92,7 +92,7 @@ def serve(
         lorikeet serve --config lorikeet.yaml --set executor.max_running=128
     """
     with reporting(as_json=as_json):
-        from cli.settings import Settings
+        from cli.serving.settings import Settings
 
         flags: dict[str, Any] = {
             "model": model,
@@ -128,7 +128,7 @@ async def _serve(settings: "Settings", *, as_json: bool) -> None:
     """Until SIGINT, SIGTERM or SIGHUP, which drain; a second one does not wait. Raises CliError."""
     from rich.console import Console
 
-    from cli.serving import Services
+    from cli.serving.stack import Services
 
     # Should it fail, nobody would read on what services write, and they would stand still.
     stderr: Any = Unfailing(sys.stderr)

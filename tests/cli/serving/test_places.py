@@ -9,9 +9,9 @@ from typing import IO
 
 import pytest
 
-import cli.places
+import cli.serving.places
 from cli.errors import CliError
-from cli.places import (
+from cli.serving.places import (
     PrivateFolder,
     arena_folder,
     default_data_dir,
@@ -100,7 +100,7 @@ def test_where_no_folder_can_be_made_is_said(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").touch()
     with pytest.raises(CliError, match=r"cannot make a folder in .*: Not a directory"):
         PrivateFolder(tmp_path / "file")
-    monkeypatch.setattr(cli.places, "_SHORT", tmp_path / "nowhere")
+    monkeypatch.setattr(cli.serving.places, "_SHORT", tmp_path / "nowhere")
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
     monkeypatch.setattr(tempfile, "tempdir", None)
     with pytest.raises(CliError, match="TMPDIR"):

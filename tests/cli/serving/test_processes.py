@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import cli.processes
+import cli.serving.processes
 from cli.errors import CliError
-from cli.processes import ChildSpec, Supervisor
+from cli.serving.processes import ChildSpec, Supervisor
 from tests.support.waiting import WAIT_SECONDS
 
 PYTHON = sys.executable
@@ -178,7 +178,7 @@ async def test_a_child_that_hangs_is_killed(tmp_path: Path) -> None:
 async def test_what_a_child_leaves_behind_goes_and_hides_no_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.processes, "_LEFT_SECONDS", 0.1)
+    monkeypatch.setattr(cli.serving.processes, "_LEFT_SECONDS", 0.1)
     lock = tmp_path / "lock"
     code = f"""
 import fcntl, subprocess

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.commands.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.errors import CliError, usage_error
-from cli.options import AsJson, ConfigFile, Target, Timeout, connection
 from cli.output import print_error, print_json, print_line, printable, reporting, to_json, write
 
 if TYPE_CHECKING:

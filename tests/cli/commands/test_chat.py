@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cli.chat import Conversation
+from cli.commands.chat import Conversation
 from tests.support.cli_fake_server import FakeServer, fake_server
 from tests.support.cli_runner import lorikeet
 

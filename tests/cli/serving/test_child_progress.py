@@ -1,6 +1,6 @@
 import pytest
 
-from cli.child_progress import parse_progress, print_progress
+from cli.serving.child_progress import parse_progress, print_progress
 
 
 def test_what_is_printed_is_understood(capsys: pytest.CaptureFixture[str]) -> None:

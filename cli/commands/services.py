@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.child_progress import print_progress
+from cli.commands.options import ConfigFile
 from cli.errors import CliError, usage_error
 from cli.flags import with_flags
-from cli.options import ConfigFile
 from cli.output import reporting
+from cli.serving.child_progress import print_progress
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def service_app(name: str) -> typer.Typer:
 
     def command(config: ConfigFile = None, supervised: _Supervised = False, **flags: Any) -> None:
         with reporting():
-            from cli.settings import Settings
+            from cli.serving.settings import Settings
 
             settings = service.build(Settings.load({name: flags}, config))
             _run(name, service, settings, supervised=supervised)

@@ -1,0 +1,1 @@
+"""The services as processes: planned from the settings, started, watched, started again, stopped."""
