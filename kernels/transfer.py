@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _ALIGNMENT = 16
+_LANDING_BYTES = 1 << 13
 _DTYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 
 
@@ -52,16 +53,52 @@ def _offsets(arrays: Sequence[np.ndarray]) -> list[int]:
 
 
 class Download:
-    """Tensors on their way to the host. Made as soon as they are computed; `arrays` waits for them."""
+    """Tensors on their way to the host. Made as soon as they are computed; `arrays` waits for them.
+
+    What is small lands in memory that is used again and again, as its event is: to make them anew takes more
+    calls of CUDA's than the copy itself.
+    """
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._hosts = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
-        self._done: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in tensors):
-            self._done = torch.cuda.Event()
-            self._done.record()
+        device = tensors[0].device
+        self._free = _landings.setdefault(device, [])
+        self._landing: _Landing | None = self._free.pop() if self._free else _Landing(device)
+        self._hosts: list[Tensor] = []
+        offset = 0
+        for tensor in tensors:
+            end = offset + tensor.nbytes
+            if end > _LANDING_BYTES:
+                self._hosts.append(tensor.to("cpu", non_blocking=True))
+                continue
+            host = self._landing.memory[offset:end].view(tensor.dtype).view(tensor.shape)
+            self._hosts.append(host.copy_(tensor, non_blocking=True))
+            offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        if self._landing.done is not None:
+            self._landing.done.record()
+        self._arrays: tuple[np.ndarray, ...] = ()
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        if self._done is not None:
-            self._done.synchronize()
-        return tuple(host.numpy() for host in self._hosts)
+        if self._landing is None:
+            return self._arrays
+        # To ask gives no other thread the interpreter, as to wait does.
+        if (done := self._landing.done) is not None and not done.query():
+            done.synchronize()
+        self._arrays = tuple(host.numpy().copy() for host in self._hosts)
+        self._free.append(self._landing)
+        self._landing = None
+        self._hosts.clear()
+        return self._arrays
+
+
+class _Landing:
+    """Where one download at a time arrives, and what says that it has."""
+
+    def __init__(self, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        with torch.inference_mode(False):  # so that it may be written to outside
+            self.memory = torch.empty(_LANDING_BYTES, dtype=torch.uint8, pin_memory=on_gpu)
+        self.done = torch.cuda.Event() if on_gpu else None
+
+
+# By device, those that nothing is on its way to. One that is never asked what has arrived does not come back.
+_landings: dict[torch.device, list[_Landing]] = {}
