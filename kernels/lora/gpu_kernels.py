@@ -214,7 +214,9 @@ def expand_kernel(
 @triton.jit
 def sum_splits(row_T, r_R, inside_TR, stride, K_SPLITS: tl.constexpr):
     sum_TR = tl.zeros(inside_TR.shape, tl.float32)
-    for split in tl.static_range(K_SPLITS):
+    # Not unrolled: each load's layout would become that of the product's operand by itself, through shared
+    # memory, and the next would only begin when the one before it is there.
+    for split in range(K_SPLITS):
         place_TR = row_T[:, None] + split * stride + r_R[None, :]
         sum_TR += tl.load(place_TR, mask=inside_TR, other=0.0, cache_modifier=".cg").to(tl.float32)
     return sum_TR
