@@ -47,5 +47,5 @@ class FirstMessages:
 
 def _silent(seconds: float) -> LorikeetError:
     return invalid_argument(
-        "NO_HELLO", f"the stream's first message did not come within {seconds:g} s: open it again and begin"
+        "NO_HELLO", f"nothing came on this stream for {seconds:g} s: open it again, and say at once what for"
     )

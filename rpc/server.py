@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from rpc.addresses import binding_error, try_binding
 from rpc.channel import SERVER_OPTIONS
+from rpc.health import Health
 from rpc.interceptor import ErrorInterceptor
+from rpc.reflection import SERVICE as REFLECTION
+from rpc.reflection import Reflection
 from rpc.tuning import give_way, give_way_as_session
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ class Server:
             options=[*SERVER_OPTIONS, *options],
             maximum_concurrent_rpcs=maximum_concurrent_rpcs,
         )
-        self._health = HealthServicer()
+        self._health = Health()
+        self._reflection: Reflection | None = None
         self._by_name: Any = _ByName(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._by_name)
         self._names: list[str] = []
@@ -66,9 +69,8 @@ class Server:
                 _remove_stale_socket(Path(address.removeprefix("unix:")))
             except OSError as error:
                 raise binding_error(f"cannot listen on {address}", error) from error
-        reflection.enable_server_reflection(
-            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
-        )
+        self._reflection = Reflection([*self._names, health.SERVICE_NAME, REFLECTION])
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(self._reflection, self._by_name)
         await self.set_serving(False)
         try:
             port = (
@@ -83,15 +85,14 @@ class Server:
 
     async def set_serving(self, serving: bool) -> None:
         """Tells health checks of the whole server and of each service."""
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
         for name in ("", *self._names):
-            await self._health.set(name, status)
+            self._health.set(name, serving)
 
     async def drain(self, grace_seconds: float) -> None:
         """Health NOT_SERVING, no new calls, calls in flight get `grace_seconds`, then they are cancelled."""
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
+        if self._reflection is not None:
+            self._reflection.end()
         await self._server.stop(grace_seconds)
 
 

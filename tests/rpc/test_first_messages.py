@@ -27,7 +27,7 @@ async def test_the_rest_of_a_stream_is_left_for_later() -> None:
 
 
 async def test_a_peer_that_says_nothing_is_cut_off() -> None:
-    with pytest.raises(LorikeetError, match=r"NO_HELLO.*within 0\.01 s"):
+    with pytest.raises(LorikeetError, match=r"NO_HELLO.*for 0\.01 s"):
         await FirstMessages(0.01).read(says_nothing())
 
 
