@@ -127,6 +127,8 @@ class AdapterAdmin:
         self, request: adapters_pb2.WatchAdaptersRequest
     ) -> AsyncGenerator[adapters_pb2.AdapterEvent]:
         """The store's events. A slow client slows the store's stream down, which the store bounds."""
+        if self._closed:
+            raise _shutting_down()
         call = self.store.Watch(request)
         self._watches.add(call)
         try:
@@ -142,10 +144,10 @@ class AdapterAdmin:
             self._watches.discard(call)
             call.cancel()
         if self._closed:
-            raise unavailable("SHUTTING_DOWN", "the frontend is shutting down: watch again when it is back")
+            raise _shutting_down()
 
     def end_watches(self) -> None:
-        """Ends all watching, which would go on for ever; a shutdown must not wait for it."""
+        """Ends all watching, which a shutdown would wait for for ever, and refuses it from now on."""
         self._closed = True
         for call in self._watches:
             call.cancel()
@@ -172,6 +174,10 @@ async def _write(call: Any, message: adapters_pb2.UploadAdapterRequest) -> bool:
 
 async def _answer(call: Any) -> adapters_pb2.LoadAdapterResponse:
     return await call
+
+
+def _shutting_down() -> LorikeetError:
+    return unavailable("SHUTTING_DOWN", "the frontend is shutting down: watch again when it is back")
 
 
 def _store_error(error: grpc.aio.AioRpcError) -> LorikeetError:

@@ -6,7 +6,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lorikeet.v1 import adapters_pb2
+from frontend.adapters.admin import AdapterAdmin
+from frontend.adapters.catalog import Catalog
+from lorikeet.v1 import adapters_pb2, store_pb2_grpc
+from rpc.channel import open_channel
 from rpc.errors import LorikeetError, from_rpc
 from tests.support.frontend_fake_store import FakeStore, digest_of
 from tests.support.frontend_harness import Rig, running_rig, serve_store
@@ -84,6 +87,14 @@ async def test_a_shutdown_does_not_wait_for_watchers(model_folder: Path):
                 await call.read()
             await rig.store.until(lambda: rig.store.watchers == 0)
         assert from_rpc(caught.value).reason == "SHUTTING_DOWN"
+
+
+async def test_a_watcher_whose_call_begins_after_the_shutdown_did_is_not_waited_for():
+    async with open_channel("127.0.0.1:1") as channel:
+        admin = AdapterAdmin(stub=store_pb2_grpc.CatalogServiceStub(channel), catalog=Catalog(has_store=True))
+        admin.end_watches()
+        with pytest.raises(LorikeetError, match="SHUTTING_DOWN"):
+            await anext(admin.watch(adapters_pb2.WatchAdaptersRequest()))
 
 
 async def test_a_watcher_that_leaves_is_gone_from_the_store(model_folder: Path):
