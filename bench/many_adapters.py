@@ -5,7 +5,8 @@
 
 Store, executor and frontend are three processes. Adapters are random; what each must answer is computed first
 by transformers with the adapter merged into the base. Requests draw adapters from Zipf(1.0); the executor's
-pool has room for 64 of them and the store's memory for 500. The same traffic to one adapter is the yardstick:
+pool has room for 64 of them and the store's memory for 500. The same traffic to one adapter is the yardstick,
+in turns with theirs, and shares are of medians, since one run differs from the next by a tenth:
 
 * with the model: every answer is checked;
 * without the LoRA arithmetic (and without the model): the runner takes a fixed time for each step, as a GPU
@@ -15,6 +16,7 @@ pool has room for 64 of them and the store's memory for 500. The same traffic to
 import argparse
 import asyncio
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,6 @@ from tests.support.service_stack import DEMO, Stack, stack_at
 MODEL = DEMO / "qwen3-tiny"
 # Tokens that the model has no firm opinion about, so that adapters differ.
 PROMPT: tuple[int, ...] = tuple(np.random.default_rng(6).integers(40, 600, 32).tolist())
-SETTLE_REQUESTS = 512
 ALIGNMENT = 128
 
 
@@ -207,12 +208,15 @@ async def measure(options: argparse.Namespace, crowd: Crowd, *, arithmetic: bool
             seconds = await load_all(stack, crowd.folder, options.adapters)
             print(f"loaded {options.adapters} adapters of {pack >> 10} KiB in {seconds:.1f} s", flush=True)
             traffic = Traffic(stack, tokens=options.tokens, concurrency=options.clients, expected=expected)
-            draws = zipf(options.requests + SETTLE_REQUESTS, options.adapters, seed=1)
-            await traffic.run("settle", draws[:SETTLE_REQUESTS])
+            draws = zipf(options.requests + options.settle, options.adapters, seed=1)
+            await traffic.run("settle", draws[: options.settle])
             kind = "no arithmetic" if arithmetic else "model"
-            many = await traffic.run(f"{kind}, {options.adapters} adapters", draws[SETTLE_REQUESTS:])
-            one = await traffic.run(f"{kind}, one adapter", [0] * options.requests)
-            return [one, many]
+            runs: list[Run] = []
+            for crowd_draws in np.array_split(draws[options.settle :], options.turns):
+                many = crowd_draws.tolist()
+                runs.append(await traffic.run(f"{kind}, one adapter", [0] * len(many)))
+                runs.append(await traffic.run(f"{kind}, {options.adapters} adapters", many))
+            return runs
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> Crowd:
@@ -255,10 +259,12 @@ def report(runs: Sequence[Run]) -> None:
     for run in runs:
         cpu = ", ".join(f"{name} {ms:.2f}" for name, ms in run.cpu_ms.items())
         print(f"{run.name:<32}{run.loads:>9}{run.tokens_per_step:>15.1f}   {cpu}")
-    for one, many in zip(runs[::2], runs[1::2], strict=True):
-        print(
-            f"{many.name}: {many.tokens_per_second / one.tokens_per_second:.1%} of one adapter's throughput"
-        )
+    for one, many in dict.fromkeys(
+        (one.name, many.name) for one, many in zip(runs[::2], runs[1::2], strict=True)
+    ):
+        speeds = {name: [run.tokens_per_second for run in runs if run.name == name] for name in (one, many)}
+        share = statistics.median(speeds[many]) / statistics.median(speeds[one])
+        print(f"{many}: {share:.1%} of one adapter's throughput, medians of {len(speeds[many])}")
 
 
 def main() -> None:
@@ -269,7 +275,14 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--slots", type=int, default=64, help="adapters that the executor's pool holds")
     parser.add_argument("--memory", type=int, default=500, help="adapters that the store's memory holds")
-    parser.add_argument("--requests", type=int, default=6000)
+    parser.add_argument("--requests", type=int, default=6000, help="of each traffic, in all turns together")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--settle",
+        type=int,
+        default=512,
+        help="requests before the first turn; a GPU records its graphs then",
+    )
     parser.add_argument("--rows", type=int, default=64, help="requests that run at once")
     parser.add_argument("--clients", type=int, default=128, help="requests that run or wait")
     parser.add_argument("--only", choices=("model", "no arithmetic"), help="one of the two kinds of run")
