@@ -16,6 +16,8 @@ _TILES = (1, 4, 8, 16)
 _LARGE_BLOCK = 64
 _FEW_TOKENS, _MUCH_RANK = 256, 768 * 16
 """Up to so many tokens, or tokens times rank, small tiles of adapters are faster; measured for rank 16."""
+_NEARLY_FREE, _HARDLY_MORE = 256, 1.5
+"""Padded to so many tokens, or times its own, a step takes no longer than launched kernel by kernel."""
 _SHORT_CHUNK = 8
 """Tokens of chunks on average for which there are tiles of attention enough."""
 
@@ -68,6 +70,27 @@ def mixed(tokens: int, rows: int, *, decodes: bool, most_rows: int, queries: int
     # A row's last tile may have few tokens.
     chunks = size // queries + min(size // _SHORT_CHUNK, rows)
     return StepShape(tokens=size, rows=rows, decodes=rows if decodes else 0, chunks=chunks, lora=None)
+
+
+def covers(larger: StepShape, shape: StepShape) -> bool:
+    """Whether the graph of one shape computes steps of another, too, and in not much more time."""
+    if not shape.tokens <= larger.tokens <= max(_HARDLY_MORE * shape.tokens, _NEARLY_FREE):
+        return False
+    theirs, ours = larger.lora, shape.lora
+    if theirs is None or ours is None:
+        is_alike = theirs is ours
+    else:
+        # What may be beside the base's products need not be.
+        is_alike = theirs == ours._replace(
+            tiles=max(ours.tiles, theirs.tiles), beside=ours.beside and theirs.beside
+        )
+    return (
+        is_alike
+        and shape.rows <= larger.rows
+        and shape.decodes <= larger.decodes
+        and shape.chunks <= larger.chunks
+        and bool(shape.chunks) == bool(larger.chunks)
+    )
 
 
 def largest(most_rows: int, queries: int) -> StepShape:

@@ -5,12 +5,14 @@ Page table, slot table, pool and cache are where they always are, so that a repl
 and evicted since.
 
 To record a step takes longer than to run it kernel by kernel, and streams wait for it. So a shape is recorded
-when it comes again, and only some steps after the last one was; while there are no steps, what came once is,
-and what usual adapters want.
+when it comes again, and only some steps after the last one was; where there is a graph of a slightly larger
+one, that does until then, and until the shape has come often. While there are no steps, what came once is
+recorded, and what usual adapters want.
 """
 
 import logging
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from executor.graphs.shapes import (
     LoraShape,
     StepShape,
     block_of,
+    covers,
     decoding,
     largest,
     mixed,
@@ -52,6 +55,8 @@ MOST_GRAPHS = 128
 _USUAL_RANKS = (16, 64)
 _STEPS_APART = 8
 """From one recording to the next while there is traffic."""
+_OFTEN = 8
+"""So many times a shape comes before it gets a graph of its own, where another's does."""
 _PROJECTIONS = 4
 """Products of a layer that adapters are beside: q,k,v; o; gate,up; down."""
 
@@ -104,7 +109,8 @@ class StepGraphs:
         self._staging = Staging(numbers, last_sampled.device, nobody=rows)
         self._logits_NV = adapters.pool.new_empty(self._sizes[-1], decoder.config.vocab_size)
         self._graphs: dict[StepShape, Callable[[], Computed]] = {}  # the one used last comes last
-        self._met: set[StepShape] = set()
+        self._met: Counter[StepShape] = Counter()  # without a graph, so many times
+        self._ran: set[StepShape] = set()  # kernel by kernel, so that these are compiled
         self._refused: set[StepShape] = set()
         self._since = _STEPS_APART  # steps since a recording
         self._usual = self._usual_shapes(max_rank)
@@ -182,6 +188,7 @@ class StepGraphs:
             return None
         slots_T = slots if all_decode else np.repeat(slots, spans.lengths)
         shape, tiles = self._adapted(shape, slots_T, traits)
+        shape = self._at_hand(shape)
         inputs = self._staging.begin(shape)
         self._write_tokens(inputs.tokens, spans, input_ids, all_decode)
         changes = self._page_table.take(inputs.changes.shape[1])
@@ -231,13 +238,21 @@ class StepGraphs:
         )
         return shape._replace(lora=made), tiles
 
+    def _at_hand(self, shape: StepShape) -> StepShape:
+        """In what shape a step is computed: a larger one, while that has a graph and its own is rare."""
+        self._since += 1
+        if shape in self._graphs:
+            return shape
+        self._met[shape] += 1
+        if self._met[shape] > _OFTEN and self._is_time_to_record(shape):
+            return shape
+        return min((other for other in self._graphs if covers(other, shape)), default=shape)
+
     def _replay(self, shape: StepShape) -> Computed:
         replay = self._graphs.pop(shape, None)
-        self._since += 1
         if replay is None:
-            is_known = shape in self._met
-            self._met.add(shape)
-            if not is_known or self._since < _STEPS_APART or not self._can_be_recorded(shape):
+            if shape not in self._ran or not self._is_time_to_record(shape):
+                self._ran.add(shape)
                 return self._run(shape)
             self._since = 0
             try:
@@ -250,6 +265,9 @@ class StepGraphs:
                 del self._graphs[next(iter(self._graphs))]
         self._graphs[shape] = replay
         return replay()
+
+    def _is_time_to_record(self, shape: StepShape) -> bool:
+        return self._since >= _STEPS_APART and self._can_be_recorded(shape)
 
     def _can_be_recorded(self, shape: StepShape) -> bool:
         return shape not in self._graphs and shape not in self._refused

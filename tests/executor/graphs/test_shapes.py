@@ -2,7 +2,19 @@
 
 import pytest
 
-from executor.graphs.shapes import MOST_TOKENS, block_of, decoding, least, mixed, rank_of, sizes, tiles_of
+from executor.graphs.shapes import (
+    MOST_TOKENS,
+    LoraShape,
+    StepShape,
+    block_of,
+    covers,
+    decoding,
+    least,
+    mixed,
+    rank_of,
+    sizes,
+    tiles_of,
+)
 
 
 def test_padding_is_at_most_a_third_and_of_many_tokens_an_eighth() -> None:
@@ -66,3 +78,51 @@ def test_decoding_sizes_reach_the_most_rows() -> None:
     for rows in (1, 3, 24, 128, 300):
         assert sizes(rows)[-1] >= rows
         assert list(sizes(rows)) == sorted(set(sizes(rows)))
+
+
+LORA = LoraShape(tiles=16, block=16, rank=16, routers=False, ends=False, beside=True)
+CHUNKED = StepShape(tokens=320, rows=32, decodes=32, chunks=20, lora=LORA)
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        CHUNKED,
+        CHUNKED._replace(tokens=480, rows=48, decodes=48, chunks=30, lora=LORA._replace(tiles=32)),
+        CHUNKED._replace(lora=LORA._replace(beside=False)),
+    ],
+    ids=["itself", "all larger", "what may be beside products, after them"],
+)
+def test_a_graph_covers_what_is_no_larger_in_anything(larger: StepShape) -> None:
+    assert covers(larger, CHUNKED)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CHUNKED._replace(tokens=288),
+        CHUNKED._replace(tokens=512),
+        CHUNKED._replace(rows=8),
+        CHUNKED._replace(decodes=0),
+        CHUNKED._replace(chunks=19),
+        CHUNKED._replace(lora=None),
+        CHUNKED._replace(lora=LORA._replace(tiles=8)),
+        CHUNKED._replace(lora=LORA._replace(block=64)),
+        CHUNKED._replace(lora=LORA._replace(rank=64)),
+        CHUNKED._replace(lora=LORA._replace(ends=True)),
+        CHUNKED._replace(lora=LORA._replace(vectors=True)),
+        decoding(320, LORA),
+    ],
+    ids=str,
+)
+def test_a_graph_covers_nothing_that_it_does_not_compute_or_that_is_much_less(other: StepShape) -> None:
+    assert not covers(other, CHUNKED)
+
+
+def test_what_cannot_be_beside_products_is_not() -> None:
+    assert not covers(CHUNKED, CHUNKED._replace(lora=LORA._replace(beside=False)))
+
+
+def test_few_tokens_may_be_padded_to_many_times_as_many() -> None:
+    assert covers(decoding(256), decoding(1))
+    assert not covers(decoding(272), decoding(8))

@@ -122,6 +122,19 @@ def test_a_shape_is_recorded_when_it_comes_again(recordings: Recordings) -> None
     assert list(recordings.replays.values()) == [2]
 
 
+def test_a_larger_graph_does_until_a_shape_has_come_often(recordings: Recordings) -> None:
+    graphs, expected = rig(triton=True), rig(triton=False)
+    for seed in range(21, 24):
+        graphs.serve([ask(40, output=1, seed=seed)])
+    (larger,) = recordings.replays
+    for seed in range(1, 12):
+        check(graphs.serve([ask(20, output=1, seed=seed)]), expected.serve([ask(20, output=1, seed=seed)]))
+    (own,) = set(recordings.steps) - {larger}
+    assert recordings.replays[larger] == 2 + 8
+    assert recordings.steps[own] - recordings.replays[own] == 1, "its kernels were to be compiled"
+    assert recordings.replays[own] == 2
+
+
 def test_another_rows_unscored_prompt_does_not_matter(recordings: Recordings) -> None:
     """One that was aborted, say; no step of others scores it."""
     graphs = rig(triton=True)
