@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -72,10 +73,11 @@ Heads: TypeAlias = tuple[Head, ...]
 
 
 class TensorFiles:
-    """All tensors of an adapter folder that we own, mapped read-only.
+    """All tensors of an adapter folder that we own, mapped read-only while their bytes are asked for.
 
     Maps the files, so hand it only folders that nobody else writes to: a file that shrinks under a map ends
-    the process.
+    the process. A map keeps the bytes of a file that has been deleted, so none outlives `close`, nor are any
+    left once the headers have been read.
 
     Args:
         known: the entries of files with these heads, if they have been read before.
@@ -92,12 +94,22 @@ class TensorFiles:
         data = _index_bytes(folder)
         index = None if data is None else parse_index(data)
         heads = [] if data is None else [Head(INDEX_NAME, data, len(data))]
-        for name in [SINGLE_NAME] if index is None else sorted(set(index.values())):
-            self._maps[name] = mapped = _map(folder / name)
-            heads.append(Head(name, mapped[: header_end(mapped)], len(mapped)))
-        self.heads: Heads = tuple(heads)
-        entries = known(self.heads)
-        self.entries = _read_headers(self._maps, index) if entries is None else entries
+        try:
+            for name in [SINGLE_NAME] if index is None else sorted(set(index.values())):
+                mapped = self._mapped(name)
+                heads.append(Head(name, mapped[: header_end(mapped)], len(mapped)))
+            self.heads: Heads = tuple(heads)
+            entries = known(self.heads)
+            self.entries = _read_headers(self._maps, index) if entries is None else entries
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the maps, those of arrays with the arrays; what is asked for later is mapped again."""
+        for mapped in self._maps.values():
+            with suppress(BufferError):
+                mapped.close()
+        self._maps.clear()
 
     def path_of(self, entry: TensorEntry) -> Path:
         """The file that the tensor lies in, as long as nobody has moved the folder."""
@@ -105,14 +117,18 @@ class TensorFiles:
 
     def bytes_of(self, entry: TensorEntry) -> memoryview:
         """The tensor's raw bytes; no copy."""
-        return memoryview(self._maps[entry.file])[entry.begin : entry.begin + entry.nbytes]
+        return memoryview(self._mapped(entry.file))[entry.begin : entry.begin + entry.nbytes]
 
     def array(self, entry: TensorEntry) -> np.ndarray:
         """The tensor as an array of its own dtype (one of NUMPY_DTYPES); no copy."""
         dtype = NUMPY_DTYPES[entry.dtype]
         count = entry.nbytes // dtype.itemsize
-        flat = np.frombuffer(self._maps[entry.file], dtype=dtype, count=count, offset=entry.begin)
+        flat = np.frombuffer(self._mapped(entry.file), dtype=dtype, count=count, offset=entry.begin)
         return flat.reshape(entry.shape)
+
+    def _mapped(self, file: str) -> mmap.mmap:
+        mapped = self._maps.get(file)
+        return mapped if mapped is not None else self._maps.setdefault(file, _map(self._folder / file))
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -258,8 +258,8 @@ class Loader:
         """None where there is no room, which is an error if it `must`. All in one visit to a thread."""
         if not must and self._disk.missing_bytes(staged, checked.digest):
             return None
-        is_new = self._disk.commit_object(staged, checked.digest)
         version = report_version(checked, notes, crew=self._crew)
+        is_new = self._disk.commit_object(staged, checked.digest)
         return _Kept(version, recipe_of(checked.plan) if is_new else None)
 
 

@@ -1,6 +1,7 @@
 """What a load tells of an adapter, module by module; of experts, of all of a layer at once."""
 
 from collections.abc import Iterable
+from contextlib import closing
 
 from adapter_store.catalog.versions import ModuleReport, Version
 from adapter_store.concurrency.crew import ALONE, Crew
@@ -10,12 +11,14 @@ from adapter_store.packs.reading import CheckedAdapter
 
 
 def report_version(checked: CheckedAdapter, notes: tuple[str, ...], *, crew: Crew = ALONE) -> Version:
-    """All that is known of a version. Reads its tensors, with the crew's help: for a worker thread.
+    """All that is known of a version. Reads its tensors, with the crew's help: for a worker thread, while the
+    files are where they were opened.
 
     Args:
         notes: of its source.
     """
-    norms = delta_norms(checked.slices, checked.files, crew=crew)
+    with closing(checked.files):
+        norms = delta_norms(checked.slices, checked.files, crew=crew)
     return Version(
         digest=checked.digest,
         pack_bytes=checked.manifest.total_bytes,

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import shutil
 import threading
@@ -259,6 +260,32 @@ async def test_files_that_the_machine_fails_are_said_and_leave_nothing(running, 
     assert (error.code.name, error.reason) == ("UNAVAILABLE", "FILES_FAILED")
     (running.config.data_dir / "incoming").mkdir()
     assert (await running.load("a", toy_adapter(running))).changed
+
+
+@pytest.mark.parametrize("how", ["truncated", "shape", "nan", None])
+async def test_a_load_that_is_over_keeps_no_file_open(running, how):
+    """What is open stays on the disk, deleted or not."""
+
+    async def load() -> None:
+        if how is None:
+            await running.load("a", folder)
+        else:
+            await refusal(running.load("a", folder))
+        await running.settled()
+
+    folder = toy_adapter(running)
+    if how is not None:
+        spoil(folder, how)
+    await load()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/dev/fd"))
+        for _ in range(5):
+            await load()
+        await eventually(lambda: len(os.listdir("/dev/fd")) <= before)
+    finally:
+        gc.enable()
 
 
 async def test_a_load_that_cannot_clear_up_still_says_what_was_wrong(running, monkeypatch):
