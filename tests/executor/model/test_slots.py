@@ -173,6 +173,25 @@ def test_what_is_written_together_is_what_the_next_steps_read(config: ModelConfi
             assert written.numpy().tobytes() == copy.pack
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_copies_wait_for_no_step_and_the_next_one_finds_them(config: ModelConfig) -> None:
+    device = torch.device("cuda")
+    pack = random_pack(config, rank=16, dtype=torch.float32)
+    units = len(pack.data) // 128
+    pool = AdapterPool(config, units=2 * units, slots=2, dtype=torch.float32, device=device)
+    running = torch.cuda.Event()
+    torch.cuda._sleep(1 << 31)  # a step of a second or so
+    running.record()
+    rows = [bring(pool, slot, units * slot, pack) for slot in range(2)]
+    assert not running.query(), "neither a copy nor its end was put behind the step"
+    for slot, row in enumerate(rows):
+        pool.install_slot(slot, row)
+        assert np.array_equal(pool.table.rows_SL6[slot].cpu().numpy(), row.fields)
+        assert np.array_equal(pool.table.scaling_SL[slot].cpu().numpy(), row.scaling)
+    content = pool.table.pool.view(torch.uint8).cpu().numpy().tobytes()
+    assert content == 2 * bytes(pack.data)
+
+
 class Operations(TorchDispatchMode):
     """Notes what torch is asked for, but for views."""
 
