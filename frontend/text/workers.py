@@ -45,7 +45,11 @@ class TextWorkers:
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: self._tell_done(loop))
         self._jobs.put((work, future))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            # An error that the future has leads here: the text would wait for the garbage collector.
+            del work, future
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

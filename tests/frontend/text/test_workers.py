@@ -1,9 +1,11 @@
 """The threads that long texts are worked on in."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import grpc
 import pytest
@@ -26,6 +28,32 @@ async def test_too_many_long_texts_are_refused_and_places_come_back():
     assert await waiting[0]
     assert await workers.run(lambda: 5) == 5
     assert workers.statistics() == {"texts_waiting": 0}
+    workers.close()
+
+
+async def test_a_text_that_is_refused_is_let_go():
+    class Text:
+        pass
+
+    def refused(text: Text) -> None:
+        raise ValueError("too long")
+
+    async def ask() -> "weakref.ref[Text]":
+        text = Text()
+        with pytest.raises(ValueError, match="too long"):
+            await workers.run(lambda: refused(text))
+        return weakref.ref(text)
+
+    workers = TextWorkers(threads=1)
+    gc.collect()
+    gc.disable()
+    try:
+        texts = [await ask() for _ in range(3)]
+        # The thread has the last one until it has put the work away.
+        await workers.run(lambda: None)
+        assert [text() for text in texts] == [None] * 3
+    finally:
+        gc.enable()
     workers.close()
 
 
