@@ -80,8 +80,8 @@ def _error(
         del freed
         arrivals.begin()
         if ahead and gated and lora.can_be_gated(tiled, table):
-            shrunk = lora.shrink(x, slices=packed, batch=tiled, table=table)
             y = torch.nn.functional.linear(x, weight, bias)
+            shrunk = lora.shrink(x, slices=packed, batch=tiled, table=table)
             found = lora.silu_mul(y, shrunk, slices=packed, batch=tiled, table=table)
         elif ahead:
             found = lora.ahead(x, bias, slices=packed, batch=tiled, table=table).addmm_(x, weight.t())

@@ -110,8 +110,8 @@ class Case:
                 gated=self.is_gated,
             )
         elif self.is_gated and lora.can_be_gated(self._batch, self._table):
-            shrunk = lora.shrink(self._x, slices=slices, batch=self._batch, table=self._table)
             y = steps.linear(self._x, weight, None)
+            shrunk = lora.shrink(self._x, slices=slices, batch=self._batch, table=self._table)
             return lora.silu_mul(y, shrunk, slices=slices, batch=self._batch, table=self._table)
         else:
             y = self.ahead(copy).addmm_(self._x, weight.t())

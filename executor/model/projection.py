@@ -52,8 +52,9 @@ def project_gated(
         )
         return steps.silu_mul(y, x_TK.dtype) if y.dim() == 3 else y
     if lora.can_be_gated(batch, adapters):
-        shrunk = lora.shrink(x_TK, slices=slices, batch=batch, table=adapters)
+        # The product first: programs of the last step start while a shrink ends, but not beside a product.
         y_TN = steps.linear(x_TK, layer.weight, layer.bias)
+        shrunk = lora.shrink(x_TK, slices=slices, batch=batch, table=adapters)
         return lora.silu_mul(y_TN, shrunk, slices=slices, batch=batch, table=adapters)
     y_TN = project(x_TK, layer, slices, batch, adapters=adapters, steps=steps)
     return steps.silu_mul(y_TN, x_TK.dtype)

@@ -47,7 +47,13 @@ _H100_MANY = {
     (32, 6144, 4096): Beside(Tile(64, 32, 128, 4, 3, 2, 512), 4, 1024),
     (32, 24576, 4096): Beside(Tile(64, 32, 128, 4, 3, 1, 512), 4, 2048),
 }
-_WIDE_RANK, _MANY_PAIRS = 64, 1024
+# And for so few that a slice's are one group: every program has a processor of its own.
+_H100_FEW = {
+    (8, 24576, 4096): Beside(Tile(64, 16, 128, 4, 6, 1, 512), 8, 512),
+    (32, 6144, 4096): Beside(Tile(64, 32, 128, 4, 5, 1, 512), 4, 512),
+    (32, 4096, 4096): Beside(Tile(64, 32, 128, 4, 5, 1, 512), 8, 256),
+}
+_FEW_PAIRS, _WIDE_RANK, _MANY_PAIRS = 64, 64, 1024
 _PROGRAMS = 128
 
 
@@ -56,7 +62,9 @@ def choose(tokens: int, outputs: int, inputs: int, *, rank: int, tiles: int) -> 
     size = 1 if tokens == 1 else 8 if tokens <= 16 else 32
     key = size, outputs, inputs
     found = None
-    if rank >= _WIDE_RANK:
+    if rank * tiles <= _FEW_PAIRS:
+        found = _H100_FEW.get(key)
+    elif rank >= _WIDE_RANK:
         found = (_H100_MANY.get(key) if rank * tiles >= _MANY_PAIRS else None) or _H100_WIDE.get(key)
     found = found or _H100.get(key)
     if found is not None:

@@ -24,7 +24,7 @@ from kernels.launch import overlapping
 from kernels.lora import prompt_shrink
 from kernels.lora.batch import PackedSlice, check_packed
 from kernels.lora.gpu_kernels import FILLED, expand_kernel, shrink_kernel
-from kernels.lora.gpu_tiles import Cut, choose, is_prompt
+from kernels.lora.gpu_tiles import Cut, choose
 from kernels.lora.rows import UNIT_BYTES
 from kernels.lora.table import SlotTable
 from kernels.lora.tiles import Tiles
@@ -74,13 +74,13 @@ def ahead(
 
 
 def shrink(x_TK: Tensor, *, slices: Sequence[PackedSlice], tiles: Tiles, table: SlotTable) -> Tensor:
-    """What each token's lora_a makes of x, scaled: float32 `[C, T, L, R]`, to be summed over C; of untouched
+    """What each token's lora_a makes of x, in half precision, scaled: float32 `[1, T, L, R]`; of untouched
     slices, and of tokens that are nobody's, whatever was there.
 
     Raises ValueError as `apply` does.
     """
     check_packed(tuple(slices), slices[-1].stop, most=_MAX_SLICES)
-    return _shrink(x_TK, slices, tiles, table, _cut(x_TK, tiles, table))
+    return prompt_shrink.shrink(x_TK, slices=slices, tiles=tiles, table=table)
 
 
 def embed(y_TD: Tensor, ids_T: Tensor, *, slice_index: int, tiles: Tiles, table: SlotTable) -> None:
@@ -107,7 +107,7 @@ def _shrink(x_TK: Tensor, slices: Sequence[PackedSlice], tiles: Tiles, table: Sl
     """Float32 `[C, T, L, R]`, which are still to be summed."""
     if x_TK.stride(1) != 1:
         raise ValueError("x needs a contiguous last dimension")
-    if is_prompt(len(x_TK), halves=x_TK.dtype.itemsize == 2, fixed_order=table.fixed_order):
+    if cut.is_pipelined:
         return prompt_shrink.shrink(x_TK, slices=slices, tiles=tiles, table=table)
     columns = len(slices) * -(-tiles.rank // cut.block_r)
     rank_CTLR = x_TK.new_empty((cut.splits, len(x_TK), len(slices), tiles.rank), dtype=torch.float32)

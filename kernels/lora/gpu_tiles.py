@@ -7,7 +7,7 @@ in loops.
 
 from typing import NamedTuple
 
-_FEW_TOKENS = 256
+_BESIDE_TOKENS, _FEW_TOKENS = 32, 256
 MOST_GATED_RANK = 64
 """Of gate and up that are expanded by their SiLU's step: wider ranks have not been tried."""
 _SHARE_OF_K = 1024
@@ -16,14 +16,17 @@ _MOST_SPLITS, _MOST_LOOPED_SPLITS, _MOST_SPLITS_OF_PROMPTS = 32, 16, 16
 _PROGRAMS = 264  # that occupy a GPU
 # Tiles from which on programs of an expand may be fewer and larger, of wide ranks, too.
 _MANY_TILES, _VERY_MANY_TILES = 8, 64
+_NARROW_RANK = 16
 
 
 class Cut(NamedTuple):
     """A program of a shrink computes `block_r` ranks, `block_k` inputs at a time, all of its inputs if
     `is_one_pass`; one of an expand `block_n` outputs, `block_e` ranks at a time. Inputs are split `splits`
-    times; an expand sums the splits.
+    times; an expand sums the splits. What `is_pipelined` is shrunk as a prompt is, cut by `choose_prompt`:
+    many tokens, or as much to be read of lora_a.
     """
 
+    is_pipelined: bool
     block_r: int
     block_k: int
     splits: int
@@ -44,11 +47,6 @@ class PromptCut(NamedTuple):
     splits: int
     stages: int
     warps: int
-
-
-def is_prompt(tokens: int, *, halves: bool, fixed_order: bool) -> bool:
-    """Whether a shrink is cut by `choose_prompt`."""
-    return tokens > _FEW_TOKENS and halves and not fixed_order
 
 
 def choose_prompt(inputs: int, *, slices: int, block: int, count: int, rank: int) -> PromptCut:
@@ -90,7 +88,9 @@ def choose(
     else:
         is_wide = is_one_pass and not is_added and count >= _VERY_MANY_TILES and 32 < rank <= wide
         block_n = 128 if block == 64 else 512 if block == wide == 16 or is_wide else 256
+    is_much = tokens > _BESIDE_TOKENS and (rank > _NARROW_RANK or count >= _VERY_MANY_TILES)
     return Cut(
+        is_pipelined=(tokens > _FEW_TOKENS or is_much) and halves and not fixed_order,
         block_r=16 if few else wide,
         block_k=block_k,
         splits=min(_MOST_SPLITS if is_one_pass else _MOST_LOOPED_SPLITS, -(-inputs // share)),

@@ -1,4 +1,5 @@
-"""A shrink of many tokens: all slices of a packed projection in one program, which reads its input once.
+"""A shrink of many tokens, or of much to be read: lora_a comes in a pipeline, and all slices of a packed
+projection are one program's where ranks are small, so that it reads its input once.
 
 Semantics: `rank[t, l] = scaling[l] * x[t] @ lora_a[l].T`; beyond a slice's rank whatever was there, or zeros.
 Programs share the inputs of a tile; the last of them to end adds up what all have left.

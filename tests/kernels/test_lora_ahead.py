@@ -37,6 +37,13 @@ def test_a_prompt_of_one_and_base_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     check(torch.float16, [0] * 70, None, bias=False)
 
 
+@pytest.mark.parametrize("slots", [[-1, 0, 0, 2, 3, 4], BATCHES["untouched"]], ids=["mixed", "untouched"])
+def test_few_tokens_of_wide_ranks(slots: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are shrunk as prompts are; so that they do in a test, beyond two tokens and not 32."""
+    monkeypatch.setattr(gpu_tiles, "_BESIDE_TOKENS", 2)
+    check(torch.float16, slots, 2, bias=True, times=2)
+
+
 def check(dtype: torch.dtype, slots: list[int], spare: int | None, *, bias: bool, times: int = 1) -> None:
     table, batch = make_table(dtype), LoraBatch.of_tokens(slots)
     if spare is None:

@@ -95,9 +95,12 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 8, 9, 16, 17, 32])
-@pytest.mark.parametrize(("outputs", "inputs"), [(4096, 12288), (4096, 4096), (100, 64), (24576, 5120)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(4096, 12288), (4096, 4096), (100, 64), (24576, 5120), (6144, 4096)]
+)
 def test_every_product_finds_a_cut(tokens: int, outputs: int, inputs: int) -> None:
-    tile, chunks, span = choose(tokens, outputs, inputs, rank=64, tiles=tokens)
-    assert tile.tokens >= tokens
-    assert span % 128 == 0
-    assert chunks >= 1
+    for rank, tiles in ((64, tokens), (16, 1)):
+        tile, chunks, span = choose(tokens, outputs, inputs, rank=rank, tiles=tiles)
+        assert tile.tokens >= tokens
+        assert span % 128 == 0
+        assert chunks >= 1

@@ -7,7 +7,7 @@ import torch
 
 from kernels import lora
 from kernels.fused import reference as fused
-from kernels.lora import LoraBatch, PackedSlice, gated, gpu_tiles, reference
+from kernels.lora import LoraBatch, PackedSlice, gated, reference
 from kernels.lora.gpu_tiles import GatedCut
 from tests.kernels.test_lora_beside import tiles_of
 from tests.kernels.test_lora_gpu import DEVICE, IN, TOLERANCE, make_table
@@ -28,8 +28,6 @@ CASES = {
 def test_gate_and_up_have_their_adapters(
     slots: list[int], spare: int | None, cut: GatedCut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for share in ("_SHARE_OF_K", "_LOOPED_SHARE_OF_K"):
-        monkeypatch.setattr(gpu_tiles, share, 50)  # so that sums are split at this size too
     monkeypatch.setattr(gated, "choose_gated", lambda *_, **__: cut)
     monkeypatch.setattr(gated, "_MOST_PLAIN", 2)
     monkeypatch.setattr(gated, "_PLAIN_COLUMNS", 64)

@@ -146,8 +146,8 @@ def lora(
     )
 
 
-def prompt(inputs: int, slices: int, *, rank: int) -> None:
-    cut = lora_tiles.choose_prompt(inputs, slices=slices, block=64, count=16, rank=rank)
+def prompt(inputs: int, slices: int, *, rank: int, block: int = 64, count: int = 16) -> None:
+    cut = lora_tiles.choose_prompt(inputs, slices=slices, block=block, count=count, rank=rank)
     compile_kernel(
         prompt_shrink.prompt_shrink_kernel,
         {"num_warps": cut.warps, "num_stages": cut.stages},
@@ -155,7 +155,7 @@ def prompt(inputs: int, slices: int, *, rank: int) -> None:
         UNIT=64,
         SLICES=slices,
         TOGETHER=cut.together,
-        PARTS=64 // cut.tokens,
+        PARTS=block // cut.tokens,
         BLOCK_T=cut.tokens,
         BLOCK_R=cut.ranks,
         BLOCK_K=cut.block_k,
@@ -264,6 +264,7 @@ def main() -> None:
     gated("bf16", block=64, rank=64)
     prompt(4096, 3, rank=16)
     prompt(4096, 2, rank=64)
+    prompt(12_288, 1, rank=64, block=16, count=64)
 
 
 if __name__ == "__main__":
