@@ -63,6 +63,8 @@ class Placement:
         self._cache = cache
         self._policy = policy
         self._foresight = foresight
+        # Who waits for what drains, and the state of the slots in which that was found to be the way.
+        self._awaited: tuple[str, int] | None = None
 
     def handle(self, event: LoaderEvent) -> None:
         """Takes a report of the loader."""
@@ -129,15 +131,19 @@ class Placement:
     def _place(self) -> None:
         accounts = self._accounts
         staged = accounts.waiting_while(Residency.STAGED)
-        victims = self._victims() if np.count_nonzero(staged) else None
-        while victims is not None and np.count_nonzero(staged):
+        victims: _Victims | None = None
+        while np.count_nonzero(staged):
             account = self._policy.choose(accounts, staged)
             digest = accounts.digest(account)
+            if self._awaited == (digest, self._slots.changes):
+                return
+            victims = victims or self._victims()
             evicted = self._slots.place(digest, victims.unwanted)
-            if evicted is None:
+            if evicted is None and victims.idle:
                 evicted = self._slots.place(digest, victims.unwanted + victims.idle)
             if evicted is None:
-                self._drain_for(digest, victims)
+                will_fit = self._drain_for(digest, victims)
+                self._awaited = (digest, self._slots.changes) if will_fit else None
                 return
             staged[account] = False
             victims = victims.without(evicted)
@@ -166,13 +172,16 @@ class Placement:
                 (victims.idle if wanted else victims.unwanted).append(adapter)
         return victims
 
-    def _drain_for(self, digest: str, victims: _Victims) -> None:
-        """Drains busy adapters until there will be room, those served most first; none if all are too few."""
+    def _drain_for(self, digest: str, victims: _Victims) -> bool:
+        """Drains busy adapters until there will be room, those served most first; none, and False, if all are
+        too few.
+        """
         accounts = self._accounts
+        draining, served = accounts.draining.tolist(), accounts.served.tolist()
 
         def cost(candidate: tuple[int, Adapter]) -> tuple[bool, int]:
             account, _ = candidate
-            return not accounts.draining[account], -int(accounts.served[account])
+            return not draining[account], -served[account]
 
         leaving = victims.unwanted + victims.idle
         busy: dict[str, int] = {}
@@ -183,7 +192,8 @@ class Placement:
             if window is not None:
                 accounts.draining[:] = False
                 accounts.draining[[busy[gone.digest] for gone in window if gone.digest in busy]] = True
-                return
+                return True
+        return False
 
     def _fail_waiting(self, digest: str, code: Code, reason: str, message: str) -> None:
         account = self._accounts.find(digest)

@@ -80,6 +80,8 @@ class AdapterSlots:
         self._clock = 0
         self.loads = 0
         self.evictions = 0
+        self.changes = 0
+        """Counts what may make room: adapters that have moved, or that nothing pins any more."""
 
     @property
     def units(self) -> int:
@@ -229,6 +231,7 @@ class AdapterSlots:
         adapter = self._resident[digest]
         adapter.pins -= 1
         assert adapter.pins >= 0, f"{digest} is unpinned more often than pinned"
+        self.changes += not adapter.pins
         self._use(adapter)
 
     def retire(self, digest: str) -> None:
@@ -260,6 +263,7 @@ class AdapterSlots:
         """Returns the adapter after the transition; raises LifecycleError where it is illegal."""
         adapter = self._find(digest) or Adapter(digest)
         adapter.move(trigger)
+        self.changes += 1
         self._moves.append(Move(digest, adapter.residency))
         return adapter
 
