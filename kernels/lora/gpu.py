@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kernels.launch import overlapping
-from kernels.lora import prompt_shrink
+from kernels.lora import prompt_shrink, streamed_expand
 from kernels.lora.batch import PackedSlice, check_packed
 from kernels.lora.gpu_kernels import FILLED, expand_kernel, shrink_kernel
 from kernels.lora.gpu_tiles import Cut, choose
@@ -69,7 +69,10 @@ def ahead(
     cut = _cut(x_TK, tiles, table, is_added=False)
     fills = 0 if covers else -(-len(x_TK) // FILLED)
     shrunk = _shrink(x_TK, slices, tiles, table, cut)
-    _expand(y_TN, shrunk, slices, tiles, table, cut, is_added=False, bias_N=bias_N, fills=fills)
+    if cut.is_streamed:
+        streamed_expand.expand(y_TN, shrunk[0], bias_N, slices=slices, tiles=tiles, table=table, fills=fills)
+    else:
+        _expand(y_TN, shrunk, slices, tiles, table, cut, is_added=False, bias_N=bias_N, fills=fills)
     return y_TN
 
 

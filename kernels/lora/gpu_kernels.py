@@ -149,7 +149,7 @@ def expand_kernel(
             bias_N = tl.zeros([BLOCK_N], tl.float32)
             if HAS_BIAS:
                 bias_N = tl.load(bias_ptr + start + n_N, mask=inside_N, other=0.0).to(tl.float32)
-            _fill(y_ptr + start + n_N, bias_N, inside_N, places_ptr, tile - tiles, tiles, tokens, stride_y_t)
+            fill(y_ptr + start + n_N, bias_N, inside_N, places_ptr, tile - tiles, tiles, tokens, stride_y_t)
             return
     slot = tl.load(places_ptr + tile).to(tl.int64)
     count = tl.load(places_ptr + 2 * tiles + tile)
@@ -252,7 +252,7 @@ def adapted_tokens(places_ptr, tiles):
 
 
 @triton.jit
-def _fill(y_N, value_N, inside_N, places_ptr, part, tiles, tokens, stride_y_t):
+def fill(y_N, value_N, inside_N, places_ptr, part, tiles, tokens, stride_y_t):
     first, last = adapted_tokens(places_ptr, tiles)
     for begin in range(part * 128, tl.minimum((part + 1) * 128, tokens), 8):
         t_T = begin + tl.arange(0, 8)

@@ -23,10 +23,11 @@ class Cut(NamedTuple):
     """A program of a shrink computes `block_r` ranks, `block_k` inputs at a time, all of its inputs if
     `is_one_pass`; one of an expand `block_n` outputs, `block_e` ranks at a time. Inputs are split `splits`
     times; an expand sums the splits. What `is_pipelined` is shrunk as a prompt is, cut by `choose_prompt`:
-    many tokens, or as much to be read of lora_a.
+    many tokens, or as much to be read of lora_a. What `is_streamed` is expanded by `streamed_expand`.
     """
 
     is_pipelined: bool
+    is_streamed: bool
     block_r: int
     block_k: int
     splits: int
@@ -86,11 +87,12 @@ def choose(
     if fixed_order or (block < 64 and count < _MANY_TILES):
         block_n = 64
     else:
-        is_wide = is_one_pass and not is_added and count >= _VERY_MANY_TILES and 32 < rank <= wide
-        block_n = 128 if block == 64 else 512 if block == wide == 16 or is_wide else 256
-    is_much = tokens > _BESIDE_TOKENS and (rank > _NARROW_RANK or count >= _VERY_MANY_TILES)
+        block_n = 128 if block == 64 else 512 if block == wide == 16 else 256
+    is_many = count >= _VERY_MANY_TILES
+    is_much = tokens > _BESIDE_TOKENS and (rank > _NARROW_RANK or is_many)
     return Cut(
         is_pipelined=(tokens > _FEW_TOKENS or is_much) and halves and not fixed_order,
+        is_streamed=is_much and is_many and is_one_pass and not is_added and 32 < rank <= wide,
         block_r=16 if few else wide,
         block_k=block_k,
         splits=min(_MOST_SPLITS if is_one_pass else _MOST_LOOPED_SPLITS, -(-inputs // share)),

@@ -20,6 +20,7 @@ KERNELS = {
         "expand_kernel",
         "silu_mul_kernel",
         "prompt_shrink_kernel",
+        "streamed_expand_kernel",
         "_add_norm_kernel",
         "_rotate_store_kernel",
         "_silu_mul_kernel",

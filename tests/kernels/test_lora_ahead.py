@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import lora
-from kernels.lora import LoraBatch, can_be_ahead, gpu_tiles, reference
+from kernels.lora import LoraBatch, can_be_ahead, gpu, gpu_tiles, reference
 from tests.kernels.test_lora_beside import tiles_of
 from tests.kernels.test_lora_gpu import BATCHES, DEVICE, IN, PACKED, TOLERANCE, make_table
 
@@ -44,12 +44,26 @@ def test_few_tokens_of_wide_ranks(slots: list[int], monkeypatch: pytest.MonkeyPa
     check(torch.float16, slots, 2, bias=True, times=2)
 
 
-def check(dtype: torch.dtype, slots: list[int], spare: int | None, *, bias: bool, times: int = 1) -> None:
+def test_many_adapters_of_wide_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From two tiles on, that is, of ranks up to 64."""
+    for name, value in {"_BESIDE_TOKENS": 2, "_VERY_MANY_TILES": 2, "_NARROW_RANK": 8}.items():
+        monkeypatch.setattr(gpu_tiles, name, value)
+    chosen: list[gpu_tiles.Cut] = []
+    choose = gpu_tiles.choose
+    monkeypatch.setattr(gpu, "choose", lambda *a, **k: chosen.append(choose(*a, **k)) or chosen[-1])
+    for bias in (False, True):
+        check(torch.float16, [-1, 0, 0, 2, 4], 2, bias=bias, rank=64)
+    assert all(cut.is_streamed for cut in chosen)
+
+
+def check(
+    dtype: torch.dtype, slots: list[int], spare: int | None, *, bias: bool, times: int = 1, rank: int = 72
+) -> None:
     table, batch = make_table(dtype), LoraBatch.of_tokens(slots)
     if spare is None:
         tiled = batch.tiled(table)
     else:
-        tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles_of(slots, spare=spare, rank=72)[1])
+        tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles_of(slots, spare=spare, rank=rank)[1])
     tiled = replace(tiled, has_vectors=False)
     assert can_be_ahead(tiled, table) == bool(tiled.tiles and tiled.tiles.rank)
     x = (torch.randn(len(slots), IN, device=DEVICE) * IN**-0.5).to(dtype)

@@ -20,6 +20,7 @@ from kernels.linear.tiles import choose
 from kernels.lora import beside_matrix, beside_vector, gpu_kernels, prompt_shrink
 from kernels.lora import gated as lora_gated
 from kernels.lora import gpu_tiles as lora_tiles
+from kernels.lora import streamed_expand as lora_streamed
 from kernels.lora.beside_tiles import choose as choose_beside
 from kernels.sampling import largest
 
@@ -164,6 +165,23 @@ def prompt(inputs: int, slices: int, *, rank: int, block: int = 64, count: int =
     )
 
 
+def streamed_expand(slices: int) -> None:
+    compile_kernel(
+        lora_streamed.streamed_expand_kernel,
+        {"num_warps": 4, "num_stages": 3},
+        LORA | dict.fromkeys(("y_ptr", "bias_ptr", "pool_ptr"), "*bf16"),
+        UNIT=64,
+        SLICES=slices,
+        BLOCK_T=16,
+        BLOCK_R=64,
+        BLOCK_N=128,
+        BLOCKS=4,
+        STAGES=3,
+        HAS_BIAS=True,
+        PDL=True,
+    )
+
+
 def gated(dtype: str, *, block: int, rank: int) -> None:
     cut = lora_tiles.choose_gated(block=block, rank=rank)
     types = LORA | dict.fromkeys(("out_ptr", "gate_up_ptr", "pool_ptr"), f"*{dtype}")
@@ -265,6 +283,7 @@ def main() -> None:
     prompt(4096, 3, rank=16)
     prompt(4096, 2, rank=64)
     prompt(12_288, 1, rank=64, block=16, count=64)
+    streamed_expand(3)
 
 
 if __name__ == "__main__":
