@@ -36,6 +36,9 @@ class TritonPlan:
     window: int | None
 
 
+_NO_CHUNKS = np.empty((4, 0), dtype=np.int32)
+
+
 class TritonAttention:
     """Grouped-query attention for a GPU; any window, any mix of chunks and decodes."""
 
@@ -70,8 +73,12 @@ class TritonAttention:
 
     def cut(self, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
         """The places of tiles of decoding rows, and those of tiles of chunks: int32 `[4, N]` each."""
-        is_decoding = spans.lengths == 1
         firsts = spans.splits[:-1]
+        if spans.splits[-1] == len(firsts):  # a token each, as in most steps
+            decodes = np.empty((4, len(firsts)), dtype=np.int32)
+            decodes[0], decodes[1], decodes[2], decodes[3] = spans.rows, firsts, spans.starts, 1
+            return decodes, _NO_CHUNKS
+        is_decoding = spans.lengths == 1
         (decoding,) = is_decoding.nonzero()
         decodes = np.empty((4, len(decoding)), dtype=np.int32)
         decodes[0], decodes[1], decodes[2], decodes[3] = (
