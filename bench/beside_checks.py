@@ -5,6 +5,7 @@ for others.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -63,9 +64,9 @@ def _error(
     tiles = Tiles(
         places=torch.from_numpy(places).to(table.pool.device), block=BLOCK, rank=table.traits(range(5)).rank
     )
-    tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles, arrivals=arrivals)
+    tiled = LoraBatch(slots=(), splits=(0,), tiles=tiles, has_vectors=False, arrivals=arrivals)
     if not recorded:
-        tiled = batch.tiled(table)
+        tiled = replace(batch.tiled(table), has_vectors=False)
     x = (torch.randn(tokens, _INPUTS, device="cuda") * _INPUTS**-0.5).to(dtype)
     packed = _GATED if gated else _PACKED
     weight = (torch.randn(packed[-1].stop, _INPUTS, device="cuda") * _INPUTS**-0.5).to(dtype)

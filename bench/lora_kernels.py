@@ -69,12 +69,13 @@ class Case:
         self._weights = torch.randn(self.copies, sum(sizes), inputs, device="cuda", dtype=torch.bfloat16)
         self._x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16) * inputs**-0.5
         batch = LoraBatch.of_tokens(np.sort(np.arange(tokens) % adapters).tolist())
-        self._segments, self._batch = batch, batch.tiled(self._table)
+        # Without gains and shifts, as a step knows: with them, gate and up would be expanded by themselves.
+        self._segments, self._batch = batch, replace(batch.tiled(self._table), has_vectors=False)
         if tokens <= MOST_RECORDED:
             block = block_of(StepShape(tokens=tokens, rows=1, decodes=0, chunks=1, lora=None), rank)
             places, _ = cut(batch.slots, batch.splits, blocks=(block,))
             tiles = Tiles(places=torch.from_numpy(places).cuda(), block=block, rank=rank)
-            self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles)
+            self._batch = LoraBatch(slots=(), splits=(0,), tiles=tiles, has_vectors=False)
         if tokens <= MOST_TOKENS:
             arrivals = Arrivals(max(self.copies, replays.LEAST_CALLS), torch.device("cuda"))
             self._batch = replace(self._batch, arrivals=arrivals)
