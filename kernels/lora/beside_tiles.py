@@ -61,10 +61,8 @@ def choose(tokens: int, outputs: int, inputs: int, *, rank: int, tiles: int) -> 
     """For 1 to `MOST_TOKENS` tokens in so many tiles of adapters of ranks up to `rank`."""
     size = 1 if tokens == 1 else 8 if tokens <= 16 else 32
     key = size, outputs, inputs
-    found = None
-    if rank * tiles <= _FEW_PAIRS:
-        found = _H100_FEW.get(key)
-    elif rank >= _WIDE_RANK:
+    found = _H100_FEW.get(key) if rank * tiles <= _FEW_PAIRS else None
+    if found is None and rank >= _WIDE_RANK:
         found = (_H100_MANY.get(key) if rank * tiles >= _MANY_PAIRS else None) or _H100_WIDE.get(key)
     found = found or _H100.get(key)
     if found is not None:
