@@ -1,16 +1,10 @@
-"""The deterministic mode's kernels: right, and the same bits whatever else is computed beside.
-
-Triton's interpreter leaves a tile's product to a library whose sums depend on where in a tile a column
-stands, as those of tensor cores do not: here they are taken in float64, and rounded.
-"""
+"""The deterministic mode's kernels: right, and the same bits whatever else is computed beside."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from triton.runtime import interpreter
 
 from kernels import lora
 from kernels.attention import fixed, reference
@@ -20,16 +14,9 @@ from kernels.linear.fixed import multiply
 from kernels.lora import LoraBatch, PackedSlice, SliceEntry, SliceShape, SlotTable
 from kernels.lora.tiles import Tiles
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.fixture(autouse=True)
-def _exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> interpreter.TensorHandle:
-        product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64)) + d.data
-        return interpreter.TensorHandle(product.astype(d.data.dtype), d.dtype.scalar)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_embed(dtype: torch.dtype, slots: list[int]) -> None:
     torch.testing.assert_close(y, expected, rtol=TOLERANCE[dtype], atol=3 * scale, msg=lambda m: f"y: {m}")
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_a_token_does_not_depend_on_its_neighbours() -> None:
     """Bit for bit, whatever the largest rank of the batch."""
     table = make_table(torch.float32)
