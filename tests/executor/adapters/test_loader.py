@@ -15,7 +15,7 @@ from executor.adapters.placements import Placements
 from executor.adapters.pool import PackCopy, PlainPool
 from executor.control.loader import Copied, Granted, LoaderEvent, LoadFailed, Retire
 from executor.control.request import Code
-from lorikeet.v1 import layout_pb2
+from lorikeet.v1 import layout_pb2, store_pb2
 from rpc.channel import open_channel
 from rpc.digests import layout_digest
 from tests.support.executor_store import SmallStore, small_layout
@@ -311,11 +311,12 @@ async def test_a_bug_on_the_copiers_thread_ends_the_load(tmp_path: Path) -> None
 
 
 async def test_a_refusal_reaches_the_engine_word_for_word(tmp_path: Path) -> None:
-    async with store_at(tmp_path) as (_, address), engine_of(address, tmp_path) as engine:
-        event = await engine.load("f" * 64, unit_offset=0, slot=0)
-        assert event == LoadFailed(
-            digest="f" * 64, code=Code.NOT_FOUND, reason="PACK_NOT_FOUND", message="no such pack"
-        )
+    async with store_at(tmp_path) as (store, address), engine_of(address, tmp_path) as engine:
+        for number, code in enumerate((Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.DATA_LOSS)):
+            digest = f"{number}" * 64
+            store.refusals[digest] = store_pb2.LeaseRefusal(code=int(code), reason="WHY", message="as it is")
+            event = await engine.load(digest, unit_offset=0, slot=0)
+            assert event == LoadFailed(digest=digest, code=code, reason="WHY", message="as it is")
 
 
 async def test_a_lying_manifest_is_refused_before_anything_is_copied(tmp_path: Path) -> None:
