@@ -70,8 +70,8 @@ class GenerationServiceServicer:
 
         Codes: INVALID_ARGUMENT (the request can never work as written), NOT_FOUND (no such adapter), FAILED_PRECONDITION
         (the adapter cannot be served as things are), UNIMPLEMENTED (a field kept for later is set),
-        RESOURCE_EXHAUSTED (queues are full: retry after the RetryInfo delay), UNAVAILABLE (no executor: retry),
-        DEADLINE_EXCEEDED, CANCELLED. Anyone may retry RESOURCE_EXHAUSTED and UNAVAILABLE; generation has no side effects.
+        RESOURCE_EXHAUSTED (queues are full: retry after the RetryInfo delay), UNAVAILABLE (no executor: retry), DATA_LOSS (the
+        adapter's files are damaged or gone: load it again), DEADLINE_EXCEEDED, CANCELLED. Anyone may retry RESOURCE_EXHAUSTED and UNAVAILABLE; generation has no side effects.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
