@@ -54,7 +54,7 @@ async def counters(stack: Stack) -> dict[str, Any]:
     executor = await stack.until_empty()
     listed = await stack.adapters.ListAdapters(adapters_pb2.ListAdaptersRequest())
     data = stack.store.log.parent / "data"
-    packs = await stack.pack_statistics()
+    packs = await stack.until_unleased()
     return {
         **{name: getattr(executor, name) for name in HELD},
         "adapters": [(adapter.name, adapter.digest, adapter.state) for adapter in listed.adapters],
@@ -63,7 +63,6 @@ async def counters(stack: Stack) -> dict[str, Any]:
             for path in data.rglob("*")
             if not path.name.endswith(("-wal", "-shm"))
         ),
-        "store leases": packs.leases,
         "arena": packs.arena_bytes_used,
         "packs": (packs.packs_warm, packs.packs_cold),
     }

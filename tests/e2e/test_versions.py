@@ -72,6 +72,7 @@ def started(stack: Stack, adapter: str, **sampling: Any) -> Begun:
 @pytest.mark.parametrize("force", [False, True])
 async def test_an_unload_gives_everything_back(stack: Stack, folder: Path, force: bool) -> None:
     counters = Counters(stack, folder)
+    await stack.until_unleased()
     before = await counters.read()
     old = await stack.load("guest", ADAPTERS / "mlp")
     # Those that are aborted must not have ended before.

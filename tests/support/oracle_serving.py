@@ -13,7 +13,7 @@ from executor.control.config import SchedulerConfig
 from executor.control.engine import Engine, InFlight
 from executor.control.mailbox import Mailbox, Submit
 from executor.control.outputs import Admitted, Failed, Finished, Outputs, PromptLogprobsReady
-from executor.control.plan import StepPlan
+from executor.control.plan import StepPlan, StepResult
 from executor.control.request import FinishReason, Request, SamplingParams, no_ids
 from executor.control.scheduler import Scheduler
 from executor.model.config import ModelConfig
@@ -74,13 +74,15 @@ class _WatchedRunner:
 
     def __init__(self, runner: TorchRunner) -> None:
         self._runner = runner
-        self.collect = runner.collect
         self.most_rows = self.most_slots = 0
 
     def launch(self, plan: StepPlan) -> PendingStep:
         self.most_rows = max(self.most_rows, len(plan.rows))
         self.most_slots = max(self.most_slots, len(np.unique(plan.slots)))
         return self._runner.launch(plan)
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        return self._runner.collect(pending)
 
 
 class Server:

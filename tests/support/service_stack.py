@@ -201,6 +201,13 @@ class Stack:
                 await asyncio.sleep(0.005)
         return statistics
 
+    async def until_unleased(self) -> store_pb2.PackStatistics:
+        """Waits until the store has heard of every lease's end, which is told it a little later."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (statistics := await self.pack_statistics()).leases:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.005)
+        return statistics
+
     async def until_empty(self) -> executor_pb2.ExecutorStatistics:
         """Waits until nothing is held for any request."""
         return await self.until(lambda statistics: not any(getattr(statistics, name) for name in EMPTY))
