@@ -30,6 +30,8 @@ from tests.support.engine_rig import PAGE_SIZE, bring, random_pack
 ROWS, COLUMNS = 128, 20
 SHARED = 3
 """Slot of an adapter whose experts share lora_b, as all of its slices do."""
+MANY = 64
+"""Further slots, that show it as well."""
 OPTIONS = {"num_warps", "num_stages", "launch_pdl", "maxnreg"}
 LAUNCHED: set[str] = set()
 
@@ -83,14 +85,15 @@ def make_runner(shape: dict[str, Any], *, deterministic: bool) -> TorchRunner:
     pool = AdapterPool(
         model,
         units=offsets[-1],
-        slots=len(packs),
+        slots=len(packs) + MANY,
         dtype=dtype,
         triton=True,
         parameters=parameters,
         deterministic=deterministic,
     )
-    for slot, pack in enumerate(packs):
-        pool.install_slot(slot, bring(pool, slot, offsets[slot], pack))
+    for slot in range(len(packs) + MANY):
+        shown = min(slot, SHARED)
+        pool.install_slot(slot, bring(pool, slot, offsets[shown], packs[shown]))
     config = RunnerConfig(
         max_rows=ROWS,
         pages=ROWS * COLUMNS,
@@ -162,6 +165,7 @@ def main() -> None:
                         for used in ([-1] * len(slots), slots if len(slots) > 1 else [adapters - 1]):
                             step(runner, lengths, used)
                 step(runner, [300], [SHARED])
+                step(runner, [1] * 100, [SHARED + 1 + row % MANY for row in range(100)])
     print("\n".join(sorted(all_kernels() - LAUNCHED)))
 
 
