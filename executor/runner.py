@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from executor.graphs.recorder import CudaRecorder
     from executor.graphs.step_graphs import StepGraphs  # imports Triton
 
-Argument = TypeVar("Argument")
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _COLUMNS = 16
@@ -98,16 +98,16 @@ class _Computed(NamedTuple):
 
 
 def _ending_what_fails(
-    method: "Callable[[TorchRunner, Argument], Result]",
-) -> "Callable[[TorchRunner, Argument], Result]":
+    method: "Callable[Concatenate[TorchRunner, Arguments], Result]",
+) -> "Callable[Concatenate[TorchRunner, Arguments], Result]":
     """Adapters of a step that has failed may be overwritten, which a part of it may have been launched to
     read.
     """
 
     @wraps(method)
-    def checked(self: "TorchRunner", argument: Argument) -> Result:
+    def checked(self: "TorchRunner", *args: Arguments.args, **named: Arguments.kwargs) -> Result:
         try:
-            return method(self, argument)
+            return method(self, *args, **named)
         except Exception:
             with suppress(RuntimeError):  # of a device that does nothing any more
                 self.settle()
