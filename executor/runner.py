@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from executor.model.kv_cache import KvCache
 from executor.model.page_table import PageTable
 from executor.model.parameters import Parameters
 from executor.model.slots import AdapterPool
-from executor.prompt_scoring import PromptScorer, ScoredPrompt
+from executor.pending import Computed, PendingStep
+from executor.prompt_scoring import PromptScorer
 from executor.sampling.sampler import Draw, Sampler
 from kernels.fused import FusedSteps, reference
 from kernels.lora import LoraBatch
@@ -63,38 +64,6 @@ class RunnerConfig:
     deterministic: bool = False
     max_rank: int = 0
     rehearses: bool = False
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class PendingStep:
-    """A forward whose rows wait to be sampled; `draw` once they are, `result` once the host has them.
-
-    `logits` is `[N, V]`, greedy their argmax and rows_on_device both int64 `[N]`, padding after the first S;
-    rows int32[S], positions int64[S] and order (each row's place in the plan's order) are the host's.
-    `is_kept`: the rows' next step will read `greedy`, unless options choose something else.
-    """
-
-    step: int
-    logits: Tensor | None
-    greedy: Tensor
-    rows_on_device: Tensor
-    is_kept: bool
-    rows: np.ndarray
-    positions: np.ndarray
-    order: np.ndarray
-    prompts: tuple[ScoredPrompt, ...]
-    draw: Draw | None = None
-    result: StepResult | None = None
-
-
-class _Computed(NamedTuple):
-    """What a forward leaves for the sampler, as in `PendingStep`."""
-
-    logits: Tensor
-    tokens: Tensor
-    rows: Tensor
-    is_kept: bool = False
-    prompts: tuple[ScoredPrompt, ...] = ()
 
 
 def _ending_what_fails(
@@ -194,7 +163,7 @@ class TorchRunner:
         """Launch what computes a plan's logits, and nothing else."""
         self._compute(plan, np.argsort(plan.slots, kind="stable"))
 
-    def _compute(self, plan: StepPlan, by_slot: np.ndarray) -> "tuple[Spans, np.ndarray, _Computed]":
+    def _compute(self, plan: StepPlan, by_slot: np.ndarray) -> "tuple[Spans, np.ndarray, Computed]":
         """The plan's spans in the given order, which of them are sampled, and what comes of them."""
         spans, slots, input_ids = _flatten(plan, by_slot)
         (sampled,) = plan.samples[by_slot].nonzero()
@@ -205,16 +174,16 @@ class TorchRunner:
 
     def _by_graph(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
-    ) -> "_Computed | None":
+    ) -> "Computed | None":
         """Where the step has one, and scores no prompt."""
         if self._graphs is None or self._prompts.owes(spans.rows):
             return None
         computed = self._graphs.compute(spans, slots, input_ids, sampled)
-        return None if computed is None else _Computed(*computed, is_kept=True)
+        return None if computed is None else Computed(*computed, is_kept=True)
 
     def _forward(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
-    ) -> "_Computed":
+    ) -> "Computed":
         if self._one_by_one:
             return self._forward_one_by_one(spans, slots, input_ids, sampled)
         lora = self._pool.batch(slots, spans.lengths)
@@ -224,11 +193,11 @@ class TorchRunner:
             x_TD = x_TD.index_select(0, chosen.tokens)
             lora = self._pool.batch(slots[sampled], np.ones(len(sampled), dtype=np.int64))
         logits = self._decoder.logits(x_TD, lora)
-        return _Computed(logits, self._steps.greedy(logits), chosen.rows, prompts=prompts)
+        return Computed(logits, self._steps.greedy(logits), chosen.rows, prompts=prompts)
 
     def _forward_one_by_one(
         self, spans: Spans, slots: np.ndarray, input_ids: np.ndarray, sampled: np.ndarray
-    ) -> "_Computed":
+    ) -> "Computed":
         """Each token in a batch of its own, so that every operation has the same shapes for it, always."""
         parts, one = [], np.ones(1, dtype=np.int64)
         loras = [self._pool.batch(slots[i : i + 1], one) for i in range(len(slots))]
@@ -250,7 +219,7 @@ class TorchRunner:
         ]
         logits_NV = torch.cat(logits) if logits else x_TD.new_empty(0, self._decoder.config.vocab_size)
         rows = torch.from_numpy(spans.rows[sampled].astype(np.int64))
-        return _Computed(logits_NV, self._steps.greedy(logits_NV), rows, prompts=prompts)
+        return Computed(logits_NV, self._steps.greedy(logits_NV), rows, prompts=prompts)
 
     def _run_layers(
         self, spans: Spans, lora: LoraBatch, input_ids: np.ndarray, sampled: np.ndarray

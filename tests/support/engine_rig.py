@@ -25,7 +25,8 @@ from executor.model.config import ModelConfig
 from executor.model.layout import named_slices
 from executor.model.parameters import Parameters
 from executor.model.slots import AdapterPool
-from executor.runner import PendingStep, RunnerConfig, TorchRunner
+from executor.pending import PendingStep
+from executor.runner import RunnerConfig, TorchRunner
 from kernels.lora import SlotRow
 from lorikeet.v1 import layout_pb2
 

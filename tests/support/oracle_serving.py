@@ -20,7 +20,8 @@ from executor.model.config import ModelConfig
 from executor.model.layout import build_layout
 from executor.model.slots import AdapterPool
 from executor.model.weights import load_parameters
-from executor.runner import PendingStep, RunnerConfig, TorchRunner
+from executor.pending import PendingStep
+from executor.runner import RunnerConfig, TorchRunner
 from rpc.digests import layout_digest
 from tests.support.engine_rig import PackLoader
 from tests.support.oracle_adapters import pack_adapter
